@@ -1,0 +1,210 @@
+"""One YAML file -> frozen models.
+
+Parsed once, at start-up; nothing reads the environment or a global later. Every error names the file, the
+field, the value and what is allowed. ``deploy/config.example.yaml`` is the manual: a test keeps its
+defaults equal to those here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from node.errors import ConfigError
+
+
+def _ae_title(value: str) -> str:
+    """PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, not only spaces."""
+    title = value.strip()
+    if not 1 <= len(title) <= 16 or not all(" " <= c <= "~" and c != "\\" for c in title):
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return title
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReceiveConfig(Model):
+    """The C-STORE listener."""
+
+    ae_title: AETitle = "PACSNODE"
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    allowed_calling_ae_titles: tuple[AETitle, ...] = ()
+    allow_any_calling_ae_title: bool = False
+    require_called_ae_title: bool = True
+    max_associations: int = Field(default=50, ge=1, le=1000)
+    max_pdu_bytes: int = Field(default=131072, ge=4096, le=1048576)
+    network_timeout_seconds: Seconds = 60.0
+    acse_timeout_seconds: Seconds = 30.0
+    accept_unknown_sop_classes: bool = True
+    free_disk_floor_bytes: int = Field(default=2_000_000_000, ge=0)
+
+
+class SeriesConfig(Model):
+    """When a series is judged complete."""
+
+    quiet_seconds: Seconds = 30.0
+    released_quiet_seconds: Seconds = 5.0
+    hard_limit_seconds: Seconds = 3600.0
+
+
+class TritonConfig(Model):
+    """Where inference happens. Without ``url`` the node starts the embedded server itself."""
+
+    url: str | None = Field(default=None, pattern=r"^[^/\s:]+:\d+$")
+    model_repository: Path | None = None
+    start_timeout_seconds: Seconds = 120.0
+    request_timeout_seconds: Seconds = 120.0
+    shared_memory: Literal["auto", "off"] = "auto"
+
+
+class RunConfig(Model):
+    """Workers and the durable job engine."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    max_attempts: int = Field(default=5, ge=1, le=100)
+    retry_seconds: Seconds = 5.0
+    step_timeout_seconds: Seconds = 1800.0
+
+
+class WebConfig(Model):
+    """Health, metrics and ops pages."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8042
+
+
+class ResultsConfig(Model):
+    """What result objects say about themselves."""
+
+    clinical_use: bool = False
+    uid_root: str | None = Field(default=None, pattern=r"^[0-2](\.(0|[1-9][0-9]*))+$", max_length=32)
+
+
+class LogConfig(Model):
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class CStoreDestination(Model):
+    """A DICOM storage SCP."""
+
+    type: Literal["cstore"]
+    ae_title: AETitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    calling_ae_title: AETitle | None = None
+    timeout_seconds: Seconds = 60.0
+    max_attempts: int = Field(default=50, ge=1)
+    retry_seconds: Seconds = 5.0
+    max_retry_seconds: Seconds = 900.0
+
+
+class FolderDestination(Model):
+    """A folder: one subfolder a series, files written atomically."""
+
+    type: Literal["folder"]
+    path: Path
+    max_attempts: int = Field(default=50, ge=1)
+    retry_seconds: Seconds = 5.0
+    max_retry_seconds: Seconds = 900.0
+
+
+Destination = Annotated[CStoreDestination | FolderDestination, Field(discriminator="type")]
+
+
+class RouteConfig(Model):
+    """A rule -> a pipeline -> destinations. The rule's language is in ``node/route/rules.py``."""
+
+    name: Name
+    pipeline: str
+    when: dict[str, Any]
+    destinations: tuple[Name, ...] = Field(min_length=1)
+    priority: int = Field(default=100, ge=1, le=1000)
+
+
+class NodeConfig(Model):
+    """The whole configuration file."""
+
+    data_dir: Path = Path("var")
+    receive: ReceiveConfig = ReceiveConfig()
+    series: SeriesConfig = SeriesConfig()
+    triton: TritonConfig = TritonConfig()
+    run: RunConfig = RunConfig()
+    web: WebConfig = WebConfig()
+    results: ResultsConfig = ResultsConfig()
+    log: LogConfig = LogConfig()
+    destinations: dict[Name, Destination] = Field(default_factory=dict)
+    routes: tuple[RouteConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> NodeConfig:
+        names = [route.name for route in self.routes]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"routes: the name {sorted(twice)[0]!r} is used twice; names must be unique")
+        for route in self.routes:
+            for destination in route.destinations:
+                if destination not in self.destinations:
+                    raise ValueError(
+                        f"routes[{route.name}].destinations: {destination!r} is not defined; "
+                        f"defined are {sorted(self.destinations) or 'none'}"
+                    )
+        return self
+
+
+def load_config(path: Path) -> NodeConfig:
+    """Read and check a configuration file. Relative paths in it are relative to the file's folder.
+
+    Raises ConfigError for anything wrong, naming file, field, value and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", hint="start from deploy/config.example.yaml"
+        ) from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, got {type(raw).__name__}")
+    return parse_config(raw, source=str(path), base=path.resolve().parent)
+
+
+def parse_config(raw: dict[str, Any], *, source: str, base: Path) -> NodeConfig:
+    """Check an already parsed mapping; ``source`` names it in errors, ``base`` anchors relative paths."""
+    try:
+        config = NodeConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, source), hint="see deploy/config.example.yaml") from error
+    updates: dict[str, Any] = {"data_dir": base / config.data_dir}
+    if config.triton.model_repository is not None:
+        repository = base / config.triton.model_repository
+        updates["triton"] = config.triton.model_copy(update={"model_repository": repository})
+    updates["destinations"] = {
+        name: d.model_copy(update={"path": base / d.path}) if isinstance(d, FolderDestination) else d
+        for name, d in config.destinations.items()
+    }
+    return config.model_copy(update=updates)
+
+
+def _describe(error: ValidationError, source: str) -> str:
+    lines = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"]) or "file"
+        value = item.get("input")
+        shown = f" (got {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+        lines.append(f"{source}: {field}: {item['msg']}{shown}")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""The node's own state, in one SQL database (SQLite, WAL, synchronous=FULL).
+
+Bytes are in the spool; this says what they are and what became of them. SQLAlchemy Core, so that the same
+tables serve PostgreSQL when several workers share them. Times are seconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+)
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+metadata = MetaData()
+
+#: One row an acknowledged instance. ``state``: stored | quarantined | duplicate.
+#: Every row ends explained (DESIGN I3): in a series version with its jobs or its reason, or with ``reason``.
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("study_instance_uid", String(64)),
+    Column("series_instance_uid", String(64)),
+    Column("series_version", Integer),
+    Column("path", String, nullable=False, unique=True),  # relative to data_dir
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("association_id", String(64), nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason_code", String(64)),
+    Column("reason", String),
+    Column("received_at", Float, nullable=False),
+    Index("instances_by_uid", "sop_instance_uid"),
+    Index("instances_by_series", "series_instance_uid", "series_version"),
+)
+
+#: One row a series version. ``state``: open -> complete -> routed. ``evidence``: why it was judged complete.
+#: ``decision``: what the router said, route by route (also the recorded reason why nothing matched).
+series = Table(
+    "series",
+    metadata,
+    Column("series_instance_uid", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("study_instance_uid", String(64), nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("instance_count", Integer, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("last_instance_at", Float, nullable=False),
+    Column("released_at", Float),  # last association that sent to it ended; null while one is open
+    Column("completed_at", Float),
+    Column("evidence", JSON),
+    Column("decision", JSON),
+    Index("series_by_state", "state", "last_instance_at"),
+)
+
+#: One row a job: one (series version, pipeline). ``job_id`` is a hash of both, so that a job exists once.
+#: ``state``: queued -> running -> delivering -> done, or failed | cancelled.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("series_instance_uid", String(64), nullable=False),
+    Column("series_version", Integer, nullable=False),
+    Column("study_instance_uid", String(64), nullable=False),
+    Column("pipeline", String(64), nullable=False),
+    Column("route", String(64), nullable=False),
+    Column("destinations", JSON, nullable=False),  # list of names
+    Column("priority", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("reason_code", String(64)),
+    Column("reason", String),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("result_dir", String),  # relative to data_dir
+    Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_by_series", "series_instance_uid", "series_version"),
+)
+
+#: One row a (job, destination). ``state``: pending -> delivered, or failed.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("destination", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("last_error", String),
+    Column("updated_at", Float, nullable=False),
+)
+
+
+def open_database(data_dir: Path) -> Engine:
+    """Open (and create if new) ``data_dir/node.sqlite``. Safe to call from several threads."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{data_dir / 'node.sqlite'}", connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    metadata.create_all(engine)
+    return engine

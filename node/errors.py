@@ -1,0 +1,78 @@
+"""Exceptions of the node.
+
+    NodeError
+    ├── ConfigError          the configuration file; names file, field, value and what is allowed; exit code 2
+    ├── SpoolError           an instance couldn't be made durable
+    │   └── OutOfSpace       the disk is below its floor; C-STORE answers 0xA700
+    ├── InstanceRejected     an instance can't be filed; quarantined with ``code``
+    ├── TritonStartError     the embedded Triton didn't become ready
+    ├── WorkerCrashed        the pipeline process died; retried
+    └── DeliveryError        a destination didn't take an object; ``retryable`` says whether to try again
+
+Every error has a stable ``code``, a ``hint`` (what to do) and ``retryable``.
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """Base of all node errors."""
+
+    code = "node_error"
+    retryable = False
+
+    def __init__(
+        self, message: str, *, hint: str = "", code: str | None = None, retryable: bool | None = None
+    ) -> None:
+        super().__init__(message)
+        self.hint = hint
+        if code is not None:
+            self.code = code
+        if retryable is not None:
+            self.retryable = retryable
+
+
+class ConfigError(NodeError):
+    """The configuration is unusable."""
+
+    code = "configuration"
+
+
+class SpoolError(NodeError):
+    """Received bytes couldn't be stored durably."""
+
+    code = "spool_error"
+    retryable = True
+
+
+class OutOfSpace(SpoolError):
+    """Free disk space is below the configured floor."""
+
+    code = "out_of_space"
+
+
+class InstanceRejected(NodeError):
+    """An instance can't be filed under a series; it goes to quarantine with this code."""
+
+    code = "instance_rejected"
+
+
+class TritonStartError(NodeError):
+    """The embedded Triton server didn't start or didn't become ready."""
+
+    code = "triton_start"
+    retryable = True
+
+
+class WorkerCrashed(NodeError):
+    """The process that runs pipelines ended in the middle of a job."""
+
+    code = "worker_crashed"
+    retryable = True
+
+
+class DeliveryError(NodeError):
+    """A destination refused an object or couldn't be reached."""
+
+    code = "delivery_failed"
+    retryable = True
