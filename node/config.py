@@ -66,7 +66,6 @@ class TritonConfig(Model):
     model_repository: Path | None = None
     start_timeout_seconds: Seconds = 120.0
     request_timeout_seconds: Seconds = 120.0
-    shared_memory: Literal["auto", "off"] = "auto"
 
 
 class RunConfig(Model):
