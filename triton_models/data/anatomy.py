@@ -126,7 +126,7 @@ class Anatomy:
         """LPS mm of the lung root; side is -1 (right) or +1 (left)."""
         carina = self.carina()
         reach = self.habitus.mediastinum_half_width + 17.0
-        return np.asarray(carina + [side * reach, 4.0, -26.0 if side < 0 else -22.0])
+        return np.asarray(carina + np.array([side * reach, 4.0, -26.0 if side < 0 else -22.0]))
 
     def distances(self, x: Array, y: Array, z: Array) -> dict[str, Array]:
         """Approximate signed distances in mm (negative inside) at broadcastable LPS points.
@@ -239,7 +239,9 @@ class Anatomy:
         for side, lift in ((-1.0, 0.0), (1.0, -h.right_dome_lift)):
             across = (x - side * 0.52 * half_width) / (0.50 * half_width)
             along = (y + 0.15 * half_depth) / (1.05 * half_depth)
-            fall = across**2 + np.where(along > 0, 1.25 * along**2, 0.35 * along**2)
+            # the dome runs on over the midline (central tendon) and barely falls off in front
+            medial = np.where(side * across < 0, 0.3, 1.0)
+            fall = medial * across**2 + np.where(along > 0, 1.25, 0.2) * along**2
             domes[side] = (lift - h.sulcus_depth * np.clip(fall, 0.0, 2.2)).astype(np.float32)
         return domes
 

@@ -268,10 +268,11 @@ class _Builder:
                 lumen = lumen + grow_tree(
                     rng, root, reach[: rng.integers(10, 22)], tip_radius_mm=0.9, root_radius_mm=5.0
                 )
-            count = int(rng.integers(150, 260))
+            count = int(rng.integers(160, 330))
+            tip = rng.uniform(0.55, 0.85)
             for part in (inside[:count], inside[count : 2 * count]):
                 start = root + rng.normal(0.0, 4.0, 3)
-                vessels.append(grow_tree(rng, start, part, tip_radius_mm=0.55, root_radius_mm=6.5))
+                vessels.append(grow_tree(rng, start, part, tip_radius_mm=tip, root_radius_mm=7.5))
             if rng.random() < 0.3:
                 spot = inside[-int(rng.integers(1, 4)) :]
                 nodules.append(Tubes(spot, spot + 0.1, rng.uniform(1.5, 4.0, len(spot))))
