@@ -6,11 +6,14 @@ tables serve PostgreSQL when several workers share them. Times are seconds since
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import (
     JSON,
     Column,
+    Connection,
     Engine,
     Float,
     ForeignKey,
@@ -124,3 +127,16 @@ def open_database(data_dir: Path) -> Engine:
 
     metadata.create_all(engine)
     return engine
+
+
+@contextmanager
+def write_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that may read and then write: committed on leaving, rolled back on an exception.
+
+    SQLite takes its write lock at the start. A transaction that read first and asked for the lock later
+    would fail at once, whatever the timeout, when someone else wrote in between.
+    """
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection

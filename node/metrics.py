@@ -1,0 +1,151 @@
+"""Every Prometheus metric of the node, with its unit and the values its labels can take.
+
+In: what the services count and measure. Out: ``Metrics.expose()``, the text that ``/metrics`` answers.
+Names start with ``pacsnode_``, units are base units, counters end in ``_total``. Labels are bounded: names
+from the configuration, codes from our own tables; never a UID, an AE title of a peer or free text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SECONDS_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """The node's metrics on a registry of their own; make one for a process (or one for a test)."""
+
+    def __init__(self, version: str) -> None:
+        registry = CollectorRegistry()
+        self.registry = registry
+        ProcessCollector(namespace="pacsnode", registry=registry)
+        Info("pacsnode_build", "The running software.", registry=registry).info({"version": version})
+
+        # receive
+        self.associations_open = Gauge(
+            "pacsnode_associations_open", "Associations accepted and not yet ended.", registry=registry
+        )
+        self.associations_accepted = Counter(
+            "pacsnode_associations_accepted_total", "Associations accepted.", registry=registry
+        )
+        self.associations_rejected = Counter(
+            "pacsnode_associations_rejected_total",
+            "Associations rejected. reason: calling_ae_title, called_ae_title, too_many_associations, other.",
+            ["reason"],
+            registry=registry,
+        )
+        self.associations_ended = Counter(
+            "pacsnode_associations_ended_total",
+            "Accepted associations that ended. how: released, aborted (also: connection lost, timed out).",
+            ["how"],
+            registry=registry,
+        )
+        self.instances = Counter(
+            "pacsnode_instances_total",
+            "C-STORE requests answered. outcome: stored, duplicate, quarantined, refused; "
+            "code: none, or why it was quarantined or refused.",
+            ["outcome", "code"],
+            registry=registry,
+        )
+        self.received_bytes = Counter(
+            "pacsnode_received_bytes_total", "Data set bytes received by C-STORE.", registry=registry
+        )
+        self.c_store_seconds = Histogram(
+            "pacsnode_c_store_duration_seconds",
+            "From the whole C-STORE request being read to its bytes being durable and indexed.",
+            buckets=_SECONDS_SHORT,
+            registry=registry,
+        )
+        self.free_disk_bytes = Gauge(
+            "pacsnode_free_disk_bytes", "Free space where data_dir lies.", registry=registry
+        )
+
+        # series and routing
+        self.series_opened = Counter(
+            "pacsnode_series_opened_total", "Series versions opened by a first instance.", registry=registry
+        )
+        self.series_completed = Counter(
+            "pacsnode_series_completed_total",
+            "Series versions judged complete. rule: association_release, quiet_time, hard_limit.",
+            ["rule"],
+            registry=registry,
+        )
+        self.series = Gauge(
+            "pacsnode_series",
+            "Series versions now. state: open, complete, routed.",
+            ["state"],
+            registry=registry,
+        )
+        self.routing = Counter(
+            "pacsnode_routing_total",
+            "Series versions routed. outcome: matched, unmatched; reason: none, no_routes, "
+            "unreadable, or the fact that kept the nearest route from matching.",
+            ["outcome", "reason"],
+            registry=registry,
+        )
+
+        # run
+        self.jobs = Gauge(
+            "pacsnode_jobs",
+            "Jobs now. state: queued, running, delivering, done, failed, cancelled.",
+            ["state"],
+            registry=registry,
+        )
+        self.jobs_finished = Counter(
+            "pacsnode_jobs_finished_total",
+            "Jobs ended. state: done, failed, cancelled; code: none, or the error's code.",
+            ["pipeline", "state", "code"],
+            registry=registry,
+        )
+        self.queue_wait_seconds = Histogram(
+            "pacsnode_job_queue_wait_seconds",
+            "From a job's creation to its start.",
+            ["pipeline"],
+            buckets=_SECONDS_LONG,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "pacsnode_stage_duration_seconds",
+            "One stage of a pipeline.",
+            ["pipeline", "stage"],
+            buckets=_SECONDS_LONG,
+            registry=registry,
+        )
+        self.turnaround_seconds = Histogram(
+            "pacsnode_turnaround_seconds",
+            "From a series' last instance to its result set being delivered everywhere.",
+            ["pipeline"],
+            buckets=_SECONDS_LONG,
+            registry=registry,
+        )
+        self.triton_ready = Gauge(
+            "pacsnode_triton_ready", "1 when Triton answers ready, else 0.", registry=registry
+        )
+
+        # deliver
+        self.deliveries = Counter(
+            "pacsnode_deliveries_total",
+            "Attempts to deliver a result set. outcome: delivered, retried, failed.",
+            ["destination", "outcome"],
+            registry=registry,
+        )
+        self.delivery_seconds = Histogram(
+            "pacsnode_delivery_duration_seconds",
+            "One attempt to deliver one result set.",
+            ["destination"],
+            buckets=_SECONDS_LONG,
+            registry=registry,
+        )
+
+    def watch_disk(self, folder: Path) -> None:
+        """Measure free space under ``folder`` at every scrape."""
+        self.free_disk_bytes.set_function(lambda: float(shutil.disk_usage(folder).free))
+
+    def expose(self) -> bytes:
+        """The current values in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,378 @@
+"""The DICOM listener: Verification and Storage SCP.
+
+In: associations over TCP. Out: instances in the spool, and the tracker being told how each association
+ended. pynetdicom owns the upper layer, negotiation and the services; nothing here decodes a data set.
+
+C-STORE statuses that we answer (PS3.4 B.2.3; 0xCxxx is "cannot understand"):
+    0x0000  stored, or already stored with identical content
+    0xA700  out of resources: below the free-space floor, or disk or database failed; nothing was kept
+    0xA900  the data set's SOP Class or Instance UID isn't the command's; kept under quarantine
+    0xC000  the data set can't be understood, or lacks a UID that filing needs; kept under quarantine
+    0xC001  the SOP Instance UID is stored with different content; the new one is kept under quarantine
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import socketserver
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, UID_dictionary
+from pynetdicom import (
+    AE,
+    ALL_TRANSFER_SYNTAXES,
+    AllStoragePresentationContexts,
+    MediaStoragePresentationContexts,
+    NonPatientObjectPresentationContexts,
+    build_context,
+    evt,
+)
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification
+from pynetdicom.transport import ThreadedAssociationServer
+
+from node.config import ReceiveConfig
+from node.errors import SpoolError
+from node.metrics import Metrics
+from node.receive.part10 import is_uid
+from node.receive.series import SeriesTracker
+from node.receive.spool import Incoming, Spool
+
+log = structlog.get_logger("node.receive.listener")
+
+STATUS_STORED = 0x0000
+STATUS_OUT_OF_RESOURCES = 0xA700
+STATUS_BY_QUARANTINE_CODE = {
+    "uid_mismatch": 0xA900,
+    "unreadable_dataset": 0xC000,
+    "missing_uid": 0xC000,
+    "invalid_uid": 0xC000,
+    "duplicate_different": 0xC001,
+}
+
+#: (result, source, diagnostic) of an A-ASSOCIATE-RJ (PS3.8 9.3.4) -> the metric's reason
+_REJECTIONS = {
+    (1, 1, 3): "calling_ae_title",
+    (1, 1, 7): "called_ae_title",
+    (2, 3, 2): "too_many_associations",
+}
+
+_STORAGE_SERVICE_CLASS_UID = "1.2.840.10008.4.2"
+_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+#: In our order of preference for a context that offers several: explicit VR first, because it keeps the
+#: VRs of private attributes.
+TRANSFER_SYNTAXES = (
+    _EXPLICIT_VR_LITTLE_ENDIAN,
+    *(uid for uid in ALL_TRANSFER_SYNTAXES if uid != _EXPLICIT_VR_LITTLE_ENDIAN),
+)
+
+
+def _standard_storage_classes() -> frozenset[str]:
+    """Every storage SOP class that pynetdicom or pydicom's dictionary knows, retired ones included.
+
+    Not the objects without a patient (PS3.4 GG) and media directories: they belong to no series.
+    """
+    current = {context.abstract_syntax for context in AllStoragePresentationContexts}
+    retired = {
+        uid
+        for uid, (_name, kind, _info, retired, keyword) in UID_dictionary.items()
+        if kind == "SOP Class" and retired and "Storage" in keyword and "Commitment" not in keyword
+    }
+    without_series = {
+        context.abstract_syntax
+        for context in (*NonPatientObjectPresentationContexts, *MediaStoragePresentationContexts)
+    }
+    return frozenset(str(uid) for uid in (current | retired) - without_series)
+
+
+STANDARD_STORAGE_CLASSES = _standard_storage_classes()
+
+
+def is_accepted_storage(abstract_syntax: str, *, accept_unknown: bool) -> bool:
+    """Whether C-STORE is accepted under this abstract syntax.
+
+    ``accept_unknown`` also takes UIDs that the standard's dictionary doesn't know: private classes and
+    classes newer than us, which can only be storage when they come in a C-STORE.
+    """
+    if abstract_syntax in STANDARD_STORAGE_CLASSES:
+        return True
+    return accept_unknown and is_uid(abstract_syntax) and abstract_syntax not in UID_dictionary
+
+
+@dataclass
+class _Live:
+    """An accepted association that hasn't ended."""
+
+    association_id: str
+    calling_ae_title: str
+    released: bool = False
+    stored: int = 0
+    quarantined: int = 0
+    refused: int = 0
+
+
+class Listener:
+    """Accepts associations between ``start`` and ``stop``."""
+
+    def __init__(self, config: ReceiveConfig, spool: Spool, series: SeriesTracker, metrics: Metrics) -> None:
+        self._config = config
+        self._spool = spool
+        self._series = series
+        self._metrics = metrics
+        self._live: dict[Any, _Live] = {}  # pynetdicom Association -> ours
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is listened on; tells which was chosen for port 0."""
+        if self._server is None:
+            raise RuntimeError("the listener isn't started")
+        return int(self._server.server_address[1])
+
+    @property
+    def is_listening(self) -> bool:
+        return self._server is not None
+
+    @property
+    def open_associations(self) -> int:
+        with self._lock:
+            return len(self._live)
+
+    def start(self) -> None:
+        """Bind and accept. Raises OSError when the address can't be bound."""
+        config = self._config
+        ae = AE(ae_title=config.ae_title)
+        ae.maximum_pdu_size = config.max_pdu_bytes
+        ae.maximum_associations = config.max_associations
+        ae.network_timeout = config.network_timeout_seconds
+        ae.dimse_timeout = config.network_timeout_seconds
+        ae.acse_timeout = config.acse_timeout_seconds
+        ae.require_called_aet = config.require_called_ae_title
+        if not config.allow_any_calling_ae_title:
+            # pynetdicom reads an empty list as "anyone": a title that nobody can know stands for "no one".
+            ae.require_calling_aet = list(config.allowed_calling_ae_titles) or [secrets.token_hex(8)]
+            if not config.allowed_calling_ae_titles:
+                log.warning(
+                    "no_calling_ae_title_allowed",
+                    hint="name the senders in receive.allowed_calling_ae_titles; until then all are rejected",
+                )
+        server: _Server = ae.make_server(
+            (config.host, config.port),
+            contexts=[build_context(Verification)],
+            evt_handlers=[
+                (evt.EVT_REQUESTED, self._on_requested),
+                (evt.EVT_SOP_COMMON, self._on_sop_common),
+                (evt.EVT_ESTABLISHED, self._on_established),
+                (evt.EVT_REJECTED, self._on_rejected),
+                (evt.EVT_RELEASED, self._on_released),
+                (evt.EVT_C_ECHO, lambda _event: STATUS_STORED),
+                (evt.EVT_C_STORE, self._on_c_store),
+            ],
+            server_class=partial(_Server, on_idle=self._end_dead_associations),
+        )
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
+        log.info("listening", ae_title=config.ae_title, host=config.host, port=self.port)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Accept no more, let running associations finish within the grace, then abort them."""
+        server = self._server
+        if server is None:
+            return
+        server.shutdown()
+        deadline = time.monotonic() + grace_seconds
+        while server.active_associations and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for association in server.active_associations:
+            association.abort(block=False)
+        server.disconnect_all(after_seconds=0.2)
+        for association in server.active_associations:
+            association.join(timeout=5.0)
+        self._end_dead_associations()
+        self._server = None
+        log.info("listener_stopped")
+
+    def _on_requested(self, event: Any) -> None:
+        """Support what was asked for and is acceptable: negotiation then costs what the request is long."""
+        contexts: list[PresentationContext] = [build_context(Verification)]
+        for uid in self._requested_storage(event.assoc):
+            contexts.append(build_context(uid, list(TRANSFER_SYNTAXES)))
+        event.assoc.acceptor.supported_contexts = contexts
+
+    def _on_sop_common(self, event: Any) -> dict[UID, SOPClassCommonExtendedNegotiation]:
+        """Tell pynetdicom that the classes it doesn't know belong to the Storage service.
+
+        It looks up the service by SOP class; this is its one way of extending the look-up for a single
+        association instead of the whole process. Nothing of it goes over the wire (PS3.7 D.3.3.6).
+        """
+        items = {}
+        for uid in self._requested_storage(event.assoc):
+            item = SOPClassCommonExtendedNegotiation()
+            item.sop_class_uid = uid
+            item.service_class_uid = _STORAGE_SERVICE_CLASS_UID
+            items[UID(uid)] = item
+        return items
+
+    def _requested_storage(self, association: Any) -> list[str]:
+        primitive = association.requestor.primitive
+        if not isinstance(primitive, A_ASSOCIATE):
+            return []
+        requested = {str(cx.abstract_syntax) for cx in primitive.presentation_context_definition_list}
+        accept_unknown = self._config.accept_unknown_sop_classes
+        return sorted(uid for uid in requested if is_accepted_storage(uid, accept_unknown=accept_unknown))
+
+    def _on_established(self, event: Any) -> None:
+        live = _Live(uuid.uuid4().hex, str(event.assoc.requestor.ae_title).strip())
+        with self._lock:
+            self._live[event.assoc] = live
+        self._metrics.associations_accepted.inc()
+        self._metrics.associations_open.inc()
+        log.info(
+            "association_accepted",
+            association_id=live.association_id,
+            calling_ae_title=live.calling_ae_title,
+            contexts=len(event.assoc.accepted_contexts),
+            contexts_rejected=len(event.assoc.rejected_contexts),
+        )
+
+    def _on_rejected(self, event: Any) -> None:
+        primitive = event.assoc.acceptor.primitive
+        key = (primitive.result, primitive.result_source, primitive.diagnostic)
+        reason = _REJECTIONS.get(key, "other")
+        self._metrics.associations_rejected.labels(reason=reason).inc()
+        log.warning(
+            "association_rejected",
+            reason=reason,
+            calling_ae_title=str(event.assoc.requestor.ae_title),
+            peer=event.assoc.requestor.address,
+        )
+
+    def _on_released(self, event: Any) -> None:
+        """Runs in the association's own thread, after its last C-STORE was answered."""
+        with self._lock:
+            live = self._live.pop(event.assoc, None)
+        if live is not None:
+            live.released = True
+            self._end(live)
+
+    def _end_dead_associations(self) -> None:
+        """End what didn't release: aborted, timed out, connection lost. Its thread is gone by then, so no
+        instance of it can still be on its way into the spool."""
+        with self._lock:
+            dead = [association for association in self._live if not association.is_alive()]
+            ended = [self._live.pop(association) for association in dead]
+        for live in ended:
+            self._end(live)
+
+    def _end(self, live: _Live) -> None:
+        self._metrics.associations_open.dec()
+        self._metrics.associations_ended.labels(how="released" if live.released else "aborted").inc()
+        log.info(
+            "association_released" if live.released else "association_aborted",
+            association_id=live.association_id,
+            calling_ae_title=live.calling_ae_title,
+            stored=live.stored,
+            quarantined=live.quarantined,
+            refused=live.refused,
+        )
+        self._series.association_ended(live.association_id, released=live.released)
+
+    def _on_c_store(self, event: Any) -> Dataset:
+        """Store one instance; runs in the association's thread."""
+        started = time.perf_counter()
+        with self._lock:
+            live = self._live[event.assoc]
+        request = event.request
+        incoming = Incoming(
+            sop_class_uid=str(request.AffectedSOPClassUID),
+            sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            dataset=event.encoded_dataset(include_meta=False),
+            association_id=live.association_id,
+            calling_ae_title=live.calling_ae_title,
+        )
+        self._metrics.received_bytes.inc(len(incoming.dataset))
+        try:
+            stored = self._spool.store(incoming)
+        except SpoolError as error:
+            live.refused += 1
+            self._metrics.instances.labels(outcome="refused", code=error.code).inc()
+            log.error(
+                "instance_refused",
+                code=error.code,
+                reason=str(error),
+                hint=error.hint,
+                association_id=live.association_id,
+            )
+            return _status(STATUS_OUT_OF_RESOURCES, error.code.replace("_", " "))
+        self._metrics.c_store_seconds.observe(time.perf_counter() - started)
+        self._metrics.instances.labels(outcome=stored.state, code=stored.code or "none").inc()
+        if stored.code is None:
+            live.stored += 1
+            return _status(STATUS_STORED)
+        live.quarantined += 1
+        return _status(STATUS_BY_QUARANTINE_CODE[stored.code], f"quarantined: {stored.code}")
+
+
+def _status(status: int, comment: str = "") -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    if comment:
+        answer.ErrorComment = comment[:64]
+    return answer
+
+
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]
+    """pynetdicom's server with our socket options and a hook that runs about twice a second."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+    def __init__(self, *args: Any, on_idle: Callable[[], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_idle = on_idle
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        # Nagle's algorithm against the peer's delayed ACK costs 40 ms an answer.
+        request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer that stops in the middle of a PDU would block its thread for ever.
+        request.settimeout(self.ae.network_timeout)
+        self._sockets.add(request)
+        return request, address
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self._on_idle()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 socketserver's hook
+        log.error("connection_failed", exc_info=True)
+
+    def shutdown(self) -> None:
+        """Stop accepting; running associations go on."""
+        socketserver.BaseServer.shutdown(self)
+        self.server_close()
+
+    def disconnect_all(self, *, after_seconds: float) -> None:
+        """Close what is still connected, leaving a moment for A-ABORTs to be sent."""
+        if not self.active_associations:
+            return
+        time.sleep(after_seconds)
+        for connection in list(self._sockets):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed already
