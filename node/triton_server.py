@@ -1,0 +1,205 @@
+"""The embedded Triton: NVIDIA's tritonserver binary from the nvidia-pytriton wheel, as a child process.
+
+It serves ``triton_models/repository`` with the Python-based backend in ``triton_models/backend/onnxruntime``,
+so the same config.pbtxt and model.onnx run here and in NVIDIA's container. Nothing of pytriton's own
+Python is imported: its wheel is the only place where the binary can be had from PyPI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections import deque
+from importlib import metadata
+from pathlib import Path
+from threading import Thread
+
+import structlog
+
+import triton_models
+from node import child
+from node.errors import TritonStartError
+from pipelines.triton import InferenceClient
+
+log = structlog.get_logger(__name__)
+
+MODELS_DIR = Path(triton_models.__file__).parent
+DEFAULT_REPOSITORY = MODELS_DIR / "repository"
+STOP_SECONDS = 10.0
+
+
+def _wheel_path(relative: str) -> Path:
+    try:
+        distribution = metadata.distribution("nvidia-pytriton")
+    except metadata.PackageNotFoundError:
+        raise TritonStartError(
+            "the package nvidia-pytriton, which carries tritonserver, isn't installed",
+            hint="pip install nvidia-pytriton, or set triton.url to an external server",
+            retryable=False,
+        ) from None
+    return Path(str(distribution.locate_file(relative)))
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago on the loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedTriton:
+    """Starts, watches and stops one tritonserver on the loopback.
+
+    grpc_port, http_port, metrics_port: 0 picks free ones. Use as a context manager or start/stop.
+    """
+
+    def __init__(
+        self,
+        repository: Path | None = None,
+        *,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        start_timeout_seconds: float = 120.0,
+    ) -> None:
+        self.repository = (repository or DEFAULT_REPOSITORY).resolve()
+        self._ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+        self._start_timeout = start_timeout_seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._tail: deque[str] = deque(maxlen=40)
+
+    def __enter__(self) -> EmbeddedTriton:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"127.0.0.1:{self._ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self._ports['metrics']}/metrics"
+
+    def start(self) -> None:
+        """Start the server and return once every model is ready.
+
+        Raises TritonStartError with the server's last lines if it ends or isn't ready in time.
+        """
+        if not self.repository.is_dir():
+            raise TritonStartError(f"the model repository {self.repository} isn't a folder", retryable=False)
+        self._ports = {name: port or free_port() for name, port in self._ports.items()}
+        self._folder = tempfile.TemporaryDirectory(prefix="pacsnode-triton-")
+        server, backends = _assemble(Path(self._folder.name))
+        started = time.monotonic()
+        self._process = subprocess.Popen(
+            child.command(*self._arguments(server, backends)),
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        Thread(target=self._drain, args=(self._process,), name="triton-log", daemon=True).start()
+        self._wait_ready(started)
+        log.info("triton_ready", url=self.url, seconds=round(time.monotonic() - started, 1))
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Stop the server; kills it if it doesn't end by itself."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _arguments(self, server: Path, backends: Path) -> list[str]:
+        ports = self._ports
+        return [
+            str(server),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            "--http-address=127.0.0.1",
+            "--grpc-address=127.0.0.1",
+            "--metrics-address=127.0.0.1",
+            f"--grpc-port={ports['grpc']}",
+            f"--http-port={ports['http']}",
+            f"--metrics-port={ports['metrics']}",
+            "--exit-on-error=true",
+            "--disable-auto-complete-config",
+            f"--backend-config=python,shm-region-prefix-name=pacsnode-{os.getpid()}-{ports['grpc']}",
+            "--log-verbose=0",
+        ]
+
+    def _drain(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None  # noqa: S101 - Popen was given PIPE
+        for line in process.stdout:
+            self._tail.append(line.rstrip())
+            if line[:1] in "WE" and line[1:5].isdigit():
+                log.warning("triton_says", line=line.rstrip()[:500])
+
+    def _wait_ready(self, started: float) -> None:
+        with InferenceClient(self.url, timeout_seconds=2.0) as client:
+            while not client.ready():
+                code = self._process.poll() if self._process is not None else 0
+                if code is None and time.monotonic() - started < self._start_timeout:
+                    time.sleep(0.1)
+                    continue
+                why = f"ended with code {code}" if code is not None else "isn't ready in time"
+                said = "\n".join(self._tail)
+                self.stop()
+                raise TritonStartError(f"the embedded Triton {why}; its last lines:\n{said}")
+
+
+def _assemble(folder: Path) -> tuple[Path, Path]:
+    """Lay out an executable server and a backend folder: the wheel's files aren't executable, may be
+    read-only, and lack the stub of this Python beside the Python backend."""
+    wheel = _wheel_path("pytriton/tritonserver")
+    server = folder / "tritonserver"
+    shutil.copyfile(wheel / "bin" / "tritonserver", server)
+    server.chmod(0o755)
+    backends = folder / "backends"
+    shutil.copytree(wheel / "backends" / "python", backends / "python")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = _wheel_path(f"pytriton/tritonserver/python_backend_stubs/{python}/triton_python_backend_stub")
+    if not stub.is_file():
+        raise TritonStartError(f"nvidia-pytriton has no backend stub for Python {python}", retryable=False)
+    target = backends / "python" / stub.name
+    shutil.copyfile(stub, target)
+    target.chmod(0o755)
+    shutil.copytree(MODELS_DIR / "backend" / "onnxruntime", backends / "onnxruntime")
+    return server, backends
+
+
+def _environment() -> dict[str, str]:
+    """The server's environment: its bundled libraries, libpython, and our packages for the backend."""
+    libraries = [
+        str(_wheel_path("nvidia_pytriton.libs")),
+        str(_wheel_path("pytriton/tritonserver/lib")),
+        str(sysconfig.get_config_var("LIBDIR")),
+    ]
+    inherited = os.environ.get("LD_LIBRARY_PATH")
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(libraries + ([inherited] if inherited else [])),
+        "PYTHONPATH": ":".join(p for p in sys.path if p),
+    }

@@ -1,0 +1,119 @@
+"""A process that runs pipelines: one JSON request a line on stdin, JSON events on stdout.
+
+``python -m pipelines.worker``. A process of its own, because a codec or a renderer that crashes must not
+take the listener along, and because pixels must not compete with it for the interpreter lock. Events:
+
+    {"event": "ready"}
+    {"event": "progress", "stage": …, "done": n, "total": n}        done == total == 0: the stage begins
+    {"event": "done", "summary": {…}}
+    {"event": "failed", "code": …, "message": …, "hint": …, "retryable": …}
+
+It ends when stdin closes, so it never outlives the node by more than the job that it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from pipelines.errors import PipelineError
+from pipelines.process import Request, process
+from pipelines.triton import InferenceClient
+
+
+def encode_request(request: Request, *, triton_url: str, timeout_seconds: float) -> str:
+    """One line for the worker's stdin."""
+    return json.dumps(
+        {
+            "pipeline": request.pipeline,
+            "paths": [str(path) for path in request.paths],
+            "out": str(request.out),
+            "software_version": request.software_version,
+            "content_datetime": request.content_datetime.isoformat(),
+            "clinical_use": request.clinical_use,
+            "uid_root": request.uid_root,
+            "triton_url": triton_url,
+            "timeout_seconds": timeout_seconds,
+        }
+    )
+
+
+def _decode_request(message: dict[str, Any]) -> Request:
+    return Request(
+        pipeline=message["pipeline"],
+        paths=tuple(Path(path) for path in message["paths"]),
+        out=Path(message["out"]),
+        software_version=message["software_version"],
+        content_datetime=datetime.fromisoformat(message["content_datetime"]),
+        clinical_use=message["clinical_use"],
+        uid_root=message["uid_root"],
+    )
+
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def _claim_stdout() -> Emit:
+    """Keep stdout for events alone: what native libraries print there goes to stderr instead."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def emit(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    return emit
+
+
+def _run(line: str, emit: Emit) -> None:
+    try:
+        message = json.loads(line)
+        with InferenceClient(message["triton_url"], timeout_seconds=message["timeout_seconds"]) as client:
+            summary = process(
+                _decode_request(message),
+                client,
+                lambda stage, done, total: emit(
+                    {"event": "progress", "stage": stage, "done": done, "total": total}
+                ),
+            )
+    except PipelineError as error:
+        failure = {
+            "code": error.code,
+            "message": str(error),
+            "hint": error.hint,
+            "retryable": error.retryable,
+        }
+        emit({"event": "failed", **failure})
+    except Exception as error:  # the worker's boundary: whatever happened is recorded with the job
+        traceback.print_tb(error.__traceback__)  # frames only: the message may quote patient data
+        failure = {"code": "internal", "message": f"unexpected {type(error).__name__}", "retryable": False}
+        emit({"event": "failed", **failure, "hint": "a defect of ours: the log has the traceback"})
+    else:
+        emit({"event": "done", "summary": summary})
+
+
+def _read_requests(requests: SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)  # the node is gone; whatever runs will be run again after its restart
+
+
+def main() -> None:
+    emit = _claim_stdout()
+    requests: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    emit({"event": "ready"})
+    while True:
+        _run(requests.get(), emit)
+
+
+if __name__ == "__main__":
+    main()
