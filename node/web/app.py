@@ -1,0 +1,182 @@
+"""Health, metrics and the ops page.
+
+In: the database, the metrics, and named readiness checks. Out: HTTP on one port.
+
+    /healthz      200 while the process answers
+    /readyz       200 when every check passes, else 503 with the failing checks and why
+    /metrics      Prometheus text
+    /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
+    /api/series   the newest series versions, ``?limit=`` up to 1000
+    /api/jobs     the newest jobs, ``?limit=`` up to 1000
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Query, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from sqlalchemy import Engine, Select, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from node.config import WebConfig
+from node.database import deliveries, instances, jobs, series, write_transaction
+from node.metrics import Metrics
+from node.web.page import render_page
+
+log = structlog.get_logger("node.web")
+
+#: Says why something isn't ready, or None when it is.
+Check = Callable[[], str | None]
+
+_SERIES_STATES = ("open", "complete", "routed")
+_JOB_STATES = ("queued", "running", "delivering", "done", "failed", "cancelled")
+_Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def database_writable(engine: Engine) -> Check:
+    """A readiness check: the database's write lock can be taken."""
+
+    def check() -> str | None:
+        try:
+            with write_transaction(engine):
+                return None
+        except SQLAlchemyError as error:
+            return f"the database can't be written: {type(error).__name__}"
+
+    return check
+
+
+def create_app(engine: Engine, metrics: Metrics, checks: Mapping[str, Check]) -> FastAPI:
+    """The ASGI application. ``checks``: readiness checks by name, besides the database's own."""
+    app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
+    all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
+
+    @app.get("/healthz")
+    def healthz() -> PlainTextResponse:
+        return PlainTextResponse("ok\n")
+
+    @app.get("/readyz")
+    def readyz() -> JSONResponse:
+        failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
+        body = {"ready": not failing, "checks": sorted(all_checks), "failing": failing}
+        return JSONResponse(body, status_code=503 if failing else 200)
+
+    @app.get("/metrics")
+    def metrics_text() -> Response:
+        _measure_states(engine, metrics)
+        return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/api/series")
+    def api_series(limit: _Limit = 100) -> list[dict[str, Any]]:
+        return list_series(engine, limit)
+
+    @app.get("/api/jobs")
+    def api_jobs(limit: _Limit = 100) -> list[dict[str, Any]]:
+        return list_jobs(engine, limit)
+
+    @app.get("/", response_class=HTMLResponse)
+    def page() -> str:
+        failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
+        return render_page(
+            failing=failing,
+            series=list_series(engine, 50),
+            jobs=list_jobs(engine, 50),
+            quarantined=list_quarantined(engine, 20),
+            now=time.time(),
+        )
+
+    return app
+
+
+def list_series(engine: Engine, limit: int) -> list[dict[str, Any]]:
+    """The newest series versions first."""
+    return _rows(engine, select(series).order_by(series.c.last_instance_at.desc()).limit(limit))
+
+
+def list_jobs(engine: Engine, limit: int) -> list[dict[str, Any]]:
+    """The newest jobs first, each with its ``deliveries``."""
+    rows = _rows(engine, select(jobs).order_by(jobs.c.created_at.desc()).limit(limit))
+    ids = [row["job_id"] for row in rows]
+    sent = _rows(engine, select(deliveries).where(deliveries.c.job_id.in_(ids)))
+    for row in rows:
+        row["deliveries"] = [delivery for delivery in sent if delivery["job_id"] == row["job_id"]]
+    return rows
+
+
+def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
+    """The newest quarantined instances first."""
+    columns = (
+        instances.c.sop_class_uid,
+        instances.c.path,
+        instances.c.bytes,
+        instances.c.calling_ae_title,
+        instances.c.reason_code,
+        instances.c.reason,
+        instances.c.received_at,
+    )
+    quarantined = select(*columns).where(instances.c.state == "quarantined")
+    return _rows(engine, quarantined.order_by(instances.c.received_at.desc()).limit(limit))
+
+
+def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def _measure_states(engine: Engine, metrics: Metrics) -> None:
+    """Read how many series and jobs are in each state; a gauge kept by hand would drift over a crash."""
+    with engine.connect() as connection:
+        for table, gauge, states in (
+            (series, metrics.series, _SERIES_STATES),
+            (jobs, metrics.jobs, _JOB_STATES),
+        ):
+            query = select(table.c.state, func.count()).group_by(table.c.state)
+            counts = {state: count for state, count in connection.execute(query)}
+            for name in states:
+                gauge.labels(state=name).set(counts.get(name, 0))
+
+
+class WebServer:
+    """Serves an application by uvicorn in a thread of its own."""
+
+    def __init__(self, config: WebConfig, app: FastAPI) -> None:
+        self._config = config
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
+        )
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is served; tells which was chosen for port 0."""
+        if self._socket is None:
+            raise RuntimeError("the web server isn't started")
+        return int(self._socket.getsockname()[1])
+
+    def start(self) -> None:
+        """Bind and serve. Raises OSError when the address can't be bound."""
+        family = socket.AF_INET6 if ":" in self._config.host else socket.AF_INET
+        self._socket = socket.create_server((self._config.host, self._config.port), family=family)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
+        )
+        self._thread.start()
+        log.info("web_listening", host=self._config.host, port=self.port)
+
+    def stop(self) -> None:
+        """Answer what is under way, then stop."""
+        if self._thread is None or self._socket is None:
+            return
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+        self._thread = None
+        log.info("web_stopped")
