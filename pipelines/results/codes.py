@@ -1,0 +1,111 @@
+"""Every coded concept that results carry, with where it comes from.
+
+"pydicom" marks a code that a test looks up in pydicom's dictionary of PS3.16 and SNOMED DICOM subset codes.
+The private scheme 99PACSNODE (PRIVATE_SCHEME) holds only what no standard scheme had when this was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from highdicom.sr import CodedConcept
+from pydicom.sr.coding import Code
+
+from pipelines.volume import NO_FINDING, Lesion, Lung
+
+PRIVATE_DESIGNATOR = "99PACSNODE"
+PRIVATE_SCHEME_NAME = "PACS inference node private codes"
+
+
+def concept(code: Code) -> CodedConcept:
+    """A new item for a code sequence. Always new: items are mutable, and one in two places is one too few."""
+    return CodedConcept.from_code(code)
+
+
+def _code(value: str, scheme: str, meaning: str) -> Code:
+    return Code(value, scheme, meaning)
+
+
+def _private(value: str, meaning: str) -> Code:
+    return _code(value, PRIVATE_DESIGNATOR, meaning)
+
+
+# Anatomy and findings
+LUNG = _code("39607008", "SCT", "Lung")  # CID 4; pydicom
+RIGHT = _code("24028007", "SCT", "Right")  # CID 244; pydicom
+LEFT = _code("7771000", "SCT", "Left")  # CID 244; pydicom
+LATERALITY: Mapping[Lung, Code] = {Lung.RIGHT: RIGHT, Lung.LEFT: LEFT}
+ANATOMICAL_STRUCTURE = _code("123037004", "SCT", "Anatomical Structure")  # CID 7150; pydicom
+ABNORMAL_STRUCTURE = _code("49755003", "SCT", "Morphologically Abnormal Structure")  # CID 7150; pydicom
+GROUND_GLASS = _code("112120", "DCM", "Ground glass opacity")  # CID 6104; pydicom
+# SNOMED CT morphologic abnormality; HL7 FHIR R6 BodyStructure example "right-lung-consolidation" uses it.
+CONSOLIDATION = _code("9656002", "SCT", "Consolidation")
+# Not "no abnormality detected" (SCT 281900007): only infection was looked for.
+NO_INFECTION_FOUND = _private("no-infection", "No infection found")
+LESION: Mapping[Lesion, Code] = {
+    Lesion.GROUND_GLASS: GROUND_GLASS,
+    Lesion.CONSOLIDATION: CONSOLIDATION,
+}
+#: finding type or case type (pipelines.volume) -> code
+FINDING: Mapping[str, Code] = {
+    "ground_glass": GROUND_GLASS,
+    "consolidation": CONSOLIDATION,
+    NO_FINDING: NO_INFECTION_FOUND,
+}
+
+# Measurements
+VOLUME = _code("118565006", "SCT", "Volume")  # CID 7469; pydicom
+MEAN_ATTENUATION = _code("112181", "DCM", "Mean Attenuation Coefficient")  # CID 6141; pydicom
+PROBABILITY = _code("122157", "DCM", "Probability")  # TID 3829; pydicom
+NUMBER_OF_LESIONS = _code("246206008", "SCT", "Number of lesions")  # pydicom
+LESION_VOLUME = _private("lesion-volume", "Volume of lesions in the lung")
+PERCENT_INVOLVED = _private("percent-involved", "Percentage of lung involved")
+RELATIVE_DISTANCE = _private("rel-distance", "Relative distance from edge")  # Xu et al. 2020
+NOISY_OR = _private("noisy-or", "Noisy-OR: 1 - product of (1 - p) over the regions of the type")
+CASE_TYPE = _private("case-type", "Case type: the finding with the largest Noisy-OR probability")
+#: per finding type: probability of the type in one region; the type's Noisy-OR over the case; its regions
+REGION_TYPE_PROBABILITY: Mapping[str, Code] = {
+    "ground_glass": _private("region-p-ggo", "Probability of ground glass opacity"),
+    "consolidation": _private("region-p-cons", "Probability of consolidation"),
+}
+CASE_TYPE_PROBABILITY: Mapping[str, Code] = {
+    "ground_glass": _private("noisy-or-ggo", "Noisy-OR probability of ground glass opacity"),
+    "consolidation": _private("noisy-or-cons", "Noisy-OR probability of consolidation"),
+}
+
+# Units (UCUM, CID 7181 and CID 7461)
+CUBIC_CENTIMETRE = _code("cm3", "UCUM", "Cubic centimeter")  # pydicom
+HOUNSFIELD = _code("[hnsf'U]", "UCUM", "Hounsfield unit")  # pydicom
+PERCENT = _code("%", "UCUM", "Percent")  # pydicom
+NO_UNITS = _code("1", "UCUM", "no units")  # pydicom
+PIXELS = _code("{pixels}", "UCUM", "Pixels")  # TID 1602
+MILLIMETRE = _code("mm", "UCUM", "millimeter")  # pydicom
+
+# Procedure, used only where the input names none
+CT_UNSPECIFIED = _code("25045-6", "LN", "CT unspecified body region")  # CID 100; pydicom
+
+# Provenance
+ARTIFICIAL_INTELLIGENCE = _code("123110", "DCM", "Artificial Intelligence")  # CID 7162; pydicom
+ACQUISITION_EQUIPMENT = _code("109101", "DCM", "Acquisition Equipment")  # CID 7005; pydicom
+PROCESSING_EQUIPMENT = _code("109102", "DCM", "Processing Equipment")  # CID 7005; pydicom
+SOURCE_IMAGE = _code("121322", "DCM", "Source image for image processing operation")  # CID 7202; pydicom
+VOLUME_RENDERING = _code("113074", "DCM", "Volume rendering")  # CID 7203; pydicom
+SURFACE_RENDERING = _code("113075", "DCM", "Surface rendering")  # CID 7203; pydicom
+MULTIPLANAR_REFORMATTING = _code("113072", "DCM", "Multiplanar reformatting")  # CID 7203; pydicom
+
+# Report structure (TID 1500, 1600, 1602); pydicom
+ENGLISH_US = _code("en-US", "RFC5646", "English (United States)")
+IMAGE_LIBRARY = _code("111028", "DCM", "Image Library")
+IMAGE_LIBRARY_GROUP = _code("126200", "DCM", "Image Library Group")
+QUALITATIVE_EVALUATIONS = _code("C0034375", "UMLS", "Qualitative Evaluations")
+CONCLUSION = _code("121077", "DCM", "Conclusion")
+IMAGING_MEASUREMENTS = _code("126010", "DCM", "Imaging Measurements")
+MODALITY = _code("121139", "DCM", "Modality")
+COMPUTED_TOMOGRAPHY = _code("CT", "DCM", "Computed Tomography")
+FRAME_OF_REFERENCE_UID = _code("112227", "DCM", "Frame of Reference UID")
+PIXEL_DATA_ROWS = _code("110910", "DCM", "Pixel Data Rows")
+PIXEL_DATA_COLUMNS = _code("110911", "DCM", "Pixel Data Columns")
+HORIZONTAL_PIXEL_SPACING = _code("111026", "DCM", "Horizontal Pixel Spacing")
+VERTICAL_PIXEL_SPACING = _code("111066", "DCM", "Vertical Pixel Spacing")
+SPACING_BETWEEN_SLICES = _code("112226", "DCM", "Spacing between slices")
+SOURCE = _code("260753009", "SCT", "Source")

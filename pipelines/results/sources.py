@@ -1,0 +1,193 @@
+"""The input series as result objects refer to it.
+
+In: a Volume, whose headers are whatever scanners and anonymisers left.  Out: small clean headers for
+highdicom, per-slice geometry taken from the source images, and references to every source instance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.uid import UID
+
+from pipelines.errors import SeriesRefused
+from pipelines.results import codes
+from pipelines.results.identity import result_uid
+from pipelines.volume import ResultContext, Volume
+
+_POSITION_TOLERANCE = 0.1  # of the slice spacing: more than rounding and jitter, less than any mix-up
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """Where the slices of a volume are, in the words of the source images (PS3.3 C.7.6.2.1.1).
+
+    orientation: ImageOrientationPatient, direction cosines of a row then of a column.
+    positions: ImagePositionPatient of each slice, LPS mm, in slice order.
+    pixel_spacing: mm between rows, mm between columns.  slice_spacing, slice_thickness: mm.
+    """
+
+    orientation: tuple[float, ...]
+    positions: tuple[tuple[float, float, float], ...]
+    pixel_spacing: tuple[float, float]
+    slice_spacing: float
+    slice_thickness: float
+
+
+def is_multiframe(volume: Volume) -> bool:
+    """Whether the input is enhanced multi-frame (one instance holds the slices)."""
+    return "SharedFunctionalGroupsSequence" in volume.sources[0]
+
+
+def slice_geometry(volume: Volume) -> SliceGeometry:
+    """Read each slice's plane from its source image or frame, and check it against the affine.
+
+    Raises SeriesRefused (``geometry_mismatch``) when an image's position and the affine disagree: a mask
+    drawn on the affine's grid would land elsewhere when a viewer overlays it on the image.
+    """
+    spacing = volume.spacing_mm
+    positions = [
+        tuple(float(x) for x in _plane_value(volume, s, "PlanePositionSequence", "ImagePositionPatient"))
+        for s in range(len(volume.source_frames))
+    ]
+    origins = np.zeros((len(positions), 3))
+    origins[:, 0] = np.arange(len(positions))
+    off = np.linalg.norm(volume.to_patient(origins) - np.asarray(positions), axis=1)
+    if off.max() > max(0.01, _POSITION_TOLERANCE * spacing[0]):
+        worst = int(off.argmax())
+        uid = volume.sources[volume.source_frames[worst][0]].SOPInstanceUID
+        raise SeriesRefused(
+            f"instance {uid}: ImagePositionPatient is {off[worst]:.3f} mm from where the volume has slice {worst}",
+            code="geometry_mismatch",
+            hint="results can only be placed on the planes of the source images",
+        )
+    orientation = _plane_value(volume, 0, "PlaneOrientationSequence", "ImageOrientationPatient")
+    pixel_spacing = _plane_value(volume, 0, "PixelMeasuresSequence", "PixelSpacing")
+    thickness = _plane_value(volume, 0, "PixelMeasuresSequence", "SliceThickness", default=spacing[0])
+    return SliceGeometry(
+        orientation=tuple(float(x) for x in orientation),
+        positions=tuple((p[0], p[1], p[2]) for p in positions),
+        pixel_spacing=(float(pixel_spacing[0]), float(pixel_spacing[1])),
+        slice_spacing=spacing[0],
+        slice_thickness=float(thickness) if float(thickness) > 0 else spacing[0],
+    )
+
+
+def _plane_value(
+    volume: Volume, slice_index: int, group: str, keyword: str, default: object = None
+) -> object:
+    """One attribute of a slice's plane, wherever classic or enhanced CT keeps it."""
+    index, frame = volume.source_frames[slice_index]
+    source = volume.sources[index]
+    places = [source]
+    if "SharedFunctionalGroupsSequence" in source:
+        places = [
+            *source.PerFrameFunctionalGroupsSequence[frame - 1].get(group, []),
+            *source.SharedFunctionalGroupsSequence[0].get(group, []),
+        ]
+    for place in places:
+        value = place.get(keyword)
+        if value not in (None, ""):
+            return value
+    if default is None:
+        raise SeriesRefused(
+            f"instance {source.SOPInstanceUID}: frame {frame} has no {keyword}", code="geometry_missing"
+        )
+    return default
+
+
+def frame_of_reference_uid(volume: Volume, context: ResultContext) -> UID:
+    """The input's Frame of Reference UID; where de-identification removed it, one for this input alone."""
+    value = volume.sources[0].get("FrameOfReferenceUID")
+    return UID(value) if value else result_uid(volume, context, "frame-of-reference")
+
+
+def clean_headers(volume: Volume, context: ResultContext) -> list[Dataset]:
+    """One small header a source instance, in slice order, with what highdicom reads and nothing else.
+
+    highdicom refuses or warns about values that real scanners and anonymisers write (PatientSex "U",
+    missing StudyID, odd character sets). It gets blanks; ``identity.stamp`` copies the real ones later.
+    """
+    geometry = slice_geometry(volume)
+    headers = []
+    for index, source in enumerate(volume.sources):
+        header = Dataset()
+        for keyword in (
+            "StudyInstanceUID",
+            "SeriesInstanceUID",
+            "SOPClassUID",
+            "SOPInstanceUID",
+            "Rows",
+            "Columns",
+        ):
+            setattr(header, keyword, source[keyword].value)
+        header.Modality = source.get("Modality") or "CT"
+        header.FrameOfReferenceUID = frame_of_reference_uid(volume, context)
+        header.PositionReferenceIndicator = source.get("PositionReferenceIndicator")
+        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if source.get(keyword):
+                header.add(source[keyword])
+        for keyword in ("PatientID", "PatientName", "PatientSex", "AccessionNumber", "StudyID"):
+            setattr(header, keyword, "")
+        header.PatientBirthDate = header.StudyDate = header.StudyTime = None
+        if is_multiframe(volume):
+            _add_frames(header, geometry)
+        else:
+            header.ImagePositionPatient = list(geometry.positions[index])
+            header.ImageOrientationPatient = list(geometry.orientation)
+            header.PixelSpacing = list(geometry.pixel_spacing)
+            header.SliceThickness = geometry.slice_thickness
+            header.SpacingBetweenSlices = geometry.slice_spacing
+        headers.append(header)
+    return headers
+
+
+def _add_frames(header: Dataset, geometry: SliceGeometry) -> None:
+    # One frame a slice, whatever else the instance holds (phases, stacks): highdicom wants no two frames in
+    # one place. ``segmentation`` puts the true frame numbers back.
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [Dataset()]
+    shared.PixelMeasuresSequence[0].PixelSpacing = list(geometry.pixel_spacing)
+    shared.PixelMeasuresSequence[0].SliceThickness = geometry.slice_thickness
+    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = geometry.slice_spacing
+    shared.PlaneOrientationSequence = [Dataset()]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = list(geometry.orientation)
+    frames = []
+    for position in geometry.positions:
+        frame = Dataset()
+        frame.PlanePositionSequence = [Dataset()]
+        frame.PlanePositionSequence[0].ImagePositionPatient = list(position)
+        frames.append(frame)
+    header.NumberOfFrames = len(frames)
+    header.SharedFunctionalGroupsSequence = [shared]
+    header.PerFrameFunctionalGroupsSequence = frames
+
+
+def source_image_sequence(volume: Volume) -> list[Dataset]:
+    """Items of Source Image Sequence (0008,2112): every source instance, with its frames if multi-frame."""
+    items = []
+    for index, source in enumerate(volume.sources):
+        item = Dataset()
+        item.ReferencedSOPClassUID = source.SOPClassUID
+        item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+        if is_multiframe(volume):
+            item.ReferencedFrameNumber = [frame for i, frame in volume.source_frames if i == index]
+        item.PurposeOfReferenceCodeSequence = [codes.concept(codes.SOURCE_IMAGE)]
+        items.append(item)
+    return items
+
+
+def referenced_series_sequence(volume: Volume) -> list[Dataset]:
+    """The item of Referenced Series Sequence (PS3.3 C.12.2) that lists the source instances."""
+    series = Dataset()
+    series.SeriesInstanceUID = volume.series_instance_uid
+    series.ReferencedInstanceSequence = []
+    for source in volume.sources:
+        item = Dataset()
+        item.ReferencedSOPClassUID = source.SOPClassUID
+        item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+        series.ReferencedInstanceSequence.append(item)
+    return [series]
