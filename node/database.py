@@ -76,7 +76,8 @@ series = Table(
 )
 
 #: One row a job: one (series version, pipeline). ``job_id`` is a hash of both, so that a job exists once.
-#: ``state``: queued -> running -> delivering -> done, or failed | cancelled.
+#: ``state``: queued -> running -> delivering -> done, or failed | cancelled; ``retry`` when ops ask for it again.
+#: ``generation`` counts how often they did.
 jobs = Table(
     "jobs",
     metadata,
@@ -89,7 +90,7 @@ jobs = Table(
     Column("destinations", JSON, nullable=False),  # list of names
     Column("priority", Integer, nullable=False),
     Column("state", String(16), nullable=False),
-    Column("attempt", Integer, nullable=False, default=0),
+    Column("generation", Integer, nullable=False, default=0),
     Column("reason_code", String(64)),
     Column("reason", String),
     Column("created_at", Float, nullable=False),

@@ -206,7 +206,7 @@ def _jobs(
                 "destinations": [],
                 "priority": route.priority,
                 "state": "queued",
-                "attempt": 0,
+                "generation": 0,
                 "created_at": now,
             },
         )

@@ -148,7 +148,7 @@ def _job_row(row: Mapping[str, Any], now: float) -> str:
         _uid(row["job_id"], f"series {row['series_instance_uid']} version {row['series_version']}"),
         _pill(row["state"]),
         escape(row["pipeline"]),
-        str(row["attempt"]),
+        str(row["generation"]),
         _age(row["created_at"], now),
         "<br>".join(line for line in lines if line),
     )

@@ -1,0 +1,117 @@
+"""What ops ask of jobs, through the database alone, so that it works beside a running node and without one.
+
+A retry is a request: the job goes to state ``retry``, and the node's ``RetryWatch`` enqueues it as a new
+generation. Results that were already made are delivered again, not made again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, delete, select, update
+
+from node.database import deliveries, jobs, write_transaction
+from node.errors import NodeError
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 1.0
+
+
+class JobNotFound(NodeError):
+    """No job's id begins so, or several do."""
+
+    code = "job_not_found"
+
+
+class JobStateConflict(NodeError):
+    """The job's state doesn't allow what was asked."""
+
+    code = "job_state"
+
+
+def list_jobs(engine: Engine, *, state: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    """The newest jobs first, as rows of the ``jobs`` table."""
+    query = select(jobs).order_by(jobs.c.created_at.desc()).limit(limit)
+    if state is not None:
+        query = query.where(jobs.c.state == state)
+    with engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
+    """One job with its deliveries; ``prefix`` is the beginning of its id. Raises JobNotFound."""
+    with engine.connect() as connection:
+        found = connection.execute(select(jobs).where(jobs.c.job_id.startswith(prefix, autoescape=True))).all()
+        if len(found) != 1:
+            raise JobNotFound(
+                f"{len(found)} jobs have an id that begins with {prefix!r}", hint="see `pacsnode jobs list`"
+            )
+        job = dict(found[0]._mapping)
+        rows = connection.execute(select(deliveries).where(deliveries.c.job_id == job["job_id"]))
+        job["deliveries"] = [dict(row._mapping) for row in rows]
+    return job
+
+
+def retry_job(engine: Engine, prefix: str) -> str:
+    """Ask for a failed, cancelled or done job again; returns its id."""
+    job = show_job(engine, prefix)
+    _require_state(job, "retry", ("failed", "cancelled", "done"))
+    with write_transaction(engine) as connection:
+        connection.execute(delete(deliveries).where(deliveries.c.job_id == job["job_id"]))
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.job_id == job["job_id"])
+            .values(state="retry", finished_at=None, reason_code=None, reason=None)
+        )
+    return str(job["job_id"])
+
+
+def cancel_job(engine: Engine, prefix: str) -> str:
+    """Cancel a job that hasn't ended: its next step does nothing; returns its id."""
+    job = show_job(engine, prefix)
+    _require_state(job, "cancel", ("queued", "retry", "running", "delivering"))
+    values = {"state": "cancelled", "finished_at": time.time(), "reason_code": "cancelled"}
+    with write_transaction(engine) as connection:
+        connection.execute(update(jobs).where(jobs.c.job_id == job["job_id"]).values(**values))
+    return str(job["job_id"])
+
+
+def _require_state(job: dict[str, Any], verb: str, allowed: tuple[str, ...]) -> None:
+    if job["state"] not in allowed:
+        raise JobStateConflict(
+            f"job {job['job_id']} is {job['state']}; only {', '.join(allowed)} jobs can be asked to {verb}"
+        )
+
+
+class RetryWatch:
+    """Hands jobs in state ``retry`` to the engine."""
+
+    def __init__(self, engine: Engine, enqueue: Callable[[str], object]) -> None:
+        self._engine = engine
+        self._enqueue = enqueue
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="retry-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(POLL_SECONDS):
+            for job in list_jobs(self._engine, state="retry", limit=1000):
+                with write_transaction(self._engine) as connection:
+                    connection.execute(
+                        update(jobs)
+                        .where(jobs.c.job_id == job["job_id"], jobs.c.state == "retry")
+                        .values(state="queued", generation=jobs.c.generation + 1)
+                    )
+                log.info("job_retry_requested", job_id=job["job_id"])
+                self._enqueue(job["job_id"])

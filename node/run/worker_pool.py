@@ -1,0 +1,153 @@
+"""Processes that run pipelines: a job's request in, its summary or a typed error out.
+
+Each worker is ``python -m pipelines.worker``, kept warm between jobs and replaced when it crashes or
+overruns its time. Workers end by themselves when the node does (their stdin closes).
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from node.errors import NodeError, WorkerCrashed
+from pipelines.process import Request
+from pipelines.worker import encode_request
+
+log = structlog.get_logger(__name__)
+
+#: called with (stage, done, total); total 0 announces the start of a stage
+OnProgress = Callable[[str, int, int], None]
+
+
+class PipelineFailed(NodeError):
+    """A pipeline ended with a typed failure; ``code``, ``hint`` and ``retryable`` are the pipeline's."""
+
+    code = "pipeline_failed"
+
+
+class _Worker:
+    """One process and the line protocol with it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self._events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="worker-events", daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - Popen was given PIPE
+        for line in self._process.stdout:
+            self._events.put(line)
+        self._events.put(None)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def run(self, line: str, on_progress: OnProgress, *, timeout_seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_seconds
+        assert self._process.stdin is not None  # noqa: S101 - Popen was given PIPE
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise WorkerCrashed(f"worker {self.pid} is gone") from error
+        while True:
+            try:
+                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self.kill()
+                raise WorkerCrashed(
+                    f"the pipeline took longer than {timeout_seconds:.0f} s",
+                    code="step_timeout",
+                    hint="raise run.step_timeout_seconds, or see which stage hangs in the log",
+                ) from None
+            if event is None:
+                raise WorkerCrashed(f"worker {self.pid} ended with code {self._process.wait()}")
+            message = json.loads(event)
+            match message["event"]:
+                case "progress":
+                    on_progress(message["stage"], message["done"], message["total"])
+                case "done":
+                    summary: dict[str, Any] = message["summary"]
+                    return summary
+                case "failed":
+                    raise PipelineFailed(
+                        message["message"],
+                        hint=message["hint"],
+                        code=message["code"],
+                        retryable=message["retryable"],
+                    )
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class WorkerPool:
+    """At most ``size`` pipelines at once; ``run`` blocks until one is free."""
+
+    def __init__(self, size: int) -> None:
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(size):
+            self._idle.put(None)
+        self._started: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(
+        self,
+        request: Request,
+        on_progress: OnProgress,
+        *,
+        triton_url: str,
+        request_timeout_seconds: float,
+        step_timeout_seconds: float,
+    ) -> dict[str, Any]:
+        """Run one request to its end and return its summary.
+
+        Raises PipelineFailed with the pipeline's own code, or WorkerCrashed.
+        """
+        line = encode_request(request, triton_url=triton_url, timeout_seconds=request_timeout_seconds)
+        worker = self._idle.get()
+        try:
+            worker = self._alive(worker)
+            return worker.run(line, on_progress, timeout_seconds=step_timeout_seconds)
+        finally:
+            self._idle.put(worker if worker is not None and worker.alive else None)
+
+    def _alive(self, worker: _Worker | None) -> _Worker:
+        if worker is not None and worker.alive:
+            return worker
+        with self._lock:
+            if self._stopped:
+                raise WorkerCrashed("the node is stopping")
+            worker = _Worker()
+            self._started = [w for w in self._started if w.alive] + [worker]
+        log.info("worker_started", pid=worker.pid)
+        return worker
+
+    def stop(self) -> None:
+        """Kill all workers: what they were doing is done again after the next start."""
+        with self._lock:
+            self._stopped = True
+            for worker in self._started:
+                if worker.alive:
+                    worker.kill()

@@ -1,0 +1,100 @@
+"""Keeps Triton within reach: starts the embedded server if none is configured, watches, restarts it."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from node.config import TritonConfig
+from node.errors import TritonStartError
+from node.metrics import Metrics
+from node.triton_server import EmbeddedTriton
+from pipelines.triton import InferenceClient
+
+log = structlog.get_logger(__name__)
+
+WATCH_SECONDS = 2.0
+RESTART_SECONDS = 5.0
+
+
+class TritonWatch:
+    """Owns the thread that starts and watches Triton.
+
+    The embedded server must be started from a thread that lives as long as the node (see ``node.child``);
+    that thread is this one.
+    """
+
+    def __init__(self, config: TritonConfig, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._embedded: EmbeddedTriton | None = None
+        if config.url is None:
+            self._embedded = EmbeddedTriton(
+                config.model_repository, start_timeout_seconds=config.start_timeout_seconds
+            )
+        self._ready = threading.Event()
+        self._failed: TritonStartError | None = None
+        self._first_try = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="triton-watch", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """host:port of the gRPC endpoint to use now."""
+        return self._embedded.url if self._embedded is not None else str(self._config.url)
+
+    def start(self) -> None:
+        """Start watching. With the embedded server, returns once it is ready or raises TritonStartError;
+        an external server may come and go."""
+        self._thread.start()
+        if self._embedded is not None:
+            self._first_try.wait()
+            if self._failed is not None:
+                raise self._failed
+
+    def why_not_ready(self) -> str | None:
+        """A readiness check: None, or the reason."""
+        return None if self._ready.is_set() else f"Triton at {self.url} isn't ready"
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._embedded is not None:
+            try:
+                self._embedded.start()
+            except TritonStartError as error:
+                self._failed = error
+                return
+            finally:
+                self._first_try.set()
+        while not self._stopping.is_set():
+            self._look()
+            self._stopping.wait(WATCH_SECONDS)
+        if self._embedded is not None:
+            self._embedded.stop()
+
+    def _look(self) -> None:
+        if self._embedded is not None and not self._embedded.alive():
+            log.error("triton_died", hint="its last lines are above; restarting it")
+            self._set_ready(False)
+            self._embedded.stop()
+            try:
+                self._embedded.start()
+            except TritonStartError as error:
+                log.error("triton_restart_failed", reason=str(error))
+                self._stopping.wait(RESTART_SECONDS)
+                return
+        with InferenceClient(self.url, timeout_seconds=WATCH_SECONDS) as client:
+            self._set_ready(client.ready())
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready != self._ready.is_set():
+            log.info("triton_state", url=self.url, ready=ready)
+        if ready:
+            self._ready.set()
+        else:
+            self._ready.clear()
+        self._metrics.triton_ready.set(1 if ready else 0)
