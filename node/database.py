@@ -76,8 +76,8 @@ series = Table(
 )
 
 #: One row a job: one (series version, pipeline). ``job_id`` is a hash of both, so that a job exists once.
-#: ``state``: queued -> running -> delivering -> done, or failed | cancelled; ``retry`` when ops ask for it again.
-#: ``generation`` counts how often they did.
+#: ``state``: queued -> running -> delivering -> done, or failed | cancelled; ``retry`` when ops asked for it
+#: again, which ``generation`` counts.
 jobs = Table(
     "jobs",
     metadata,

@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= build/demo
+DICOM ?=
+
+.PHONY: help demo test check format clean system-demo system-test venv venv-dev
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## Run the main job: C-STORE in, results back. DICOM=<folder>[ <folder>…] OUT=<folder>
+	$(BIN)/pacsnode demo --out "$(OUT)" $(foreach folder,$(DICOM),--dicom "$(folder)")
+
+test: $(VENV)/.dev ## Run everything that a developer's machine can check
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove build results and the virtual environment
+	rm -rf build $(VENV)
+
+$(VENV)/.demo: pyproject.toml deploy/install-system.sh
+	deploy/install-system.sh demo
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[validate]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml deploy/install-system.sh
+	deploy/install-system.sh test
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,validate,dev]'
+	touch $@ $(VENV)/.demo

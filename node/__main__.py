@@ -1,0 +1,320 @@
+"""The command line: ``pacsnode``.
+
+Exit codes: 0 ok, 1 failed work, 2 bad usage or configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sqlalchemy import Engine
+
+from node import __version__
+from node.app import routes_of, serve
+from node.config import NodeConfig, load_config
+from node.database import open_database
+from node.deliver import make_deliverer
+from node.demo import run_demo
+from node.errors import ConfigError, NodeError
+from node.log import configure_logging
+from node.route.defaults import default_routes
+from node.route.explain import explain as explain_path
+from node.route.explain import explain_text
+from node.route.router import compile_routes
+from node.run import operations
+from node.triton_server import EmbeddedTriton
+from pipelines.errors import PipelineError
+from pipelines.load import dicom_files
+from pipelines.process import Request, find_pipeline, process
+from pipelines.registry import PIPELINES
+from pipelines.triton import InferenceClient
+from triton_models.cli import app as models_app
+
+app = typer.Typer(
+    name="pacsnode",
+    help="A DICOM-native inference node: C-STORE in, Triton models, DICOM SEG + SR + secondary captures out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+jobs_app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(models_app, name="models", help="The models: list, train, export, evaluate.")
+
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="Configuration file; see deploy/config.example.yaml.")
+]
+OptionalConfig = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration file; without it, built-in defaults.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command()
+def run(config: ConfigOption) -> None:
+    """Run the node until SIGTERM."""
+    loaded = load_config(config)
+    configure_logging(loaded.log)
+    serve(loaded)
+    sys.stderr.flush()
+    os._exit(0)  # threads of the workflow engine that wait for a step must not hold the process back
+
+
+@app.command()
+def check(config: ConfigOption) -> None:
+    """Check the configuration, every destination (C-ECHO) and Triton's models."""
+    loaded = load_config(config)
+    routes_of(loaded)
+    console.print(
+        f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)"
+    )
+    failed = False
+    for name, destination in loaded.destinations.items():
+        try:
+            make_deliverer(name, destination, calling_ae_title=loaded.receive.ae_title).check()
+            console.print(f"destination {name}: reachable")
+        except NodeError as error:
+            failed = True
+            _complain(error)
+    failed |= not _check_models(loaded)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _check_models(config: NodeConfig) -> bool:
+    names = sorted({route.pipeline for route in config.routes})
+    ok = True
+    with _triton(config) as url, InferenceClient(url, timeout_seconds=10.0) as client:
+        for spec in [spec for name in names for spec in PIPELINES[name].models]:
+            try:
+                served = client.check(spec)
+                console.print(
+                    f"model {spec.name} version {spec.version}: served, sha256 {served.identity.sha256[:12]}"
+                )
+            except PipelineError as error:
+                ok = False
+                _complain(error)
+    return ok
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to leave the results.")] = Path("build/demo"),
+    dicom: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder(s) of DICOM to send; default: a generated chest CT phantom."),
+    ] = None,
+) -> None:
+    """Send a chest CT by C-STORE through a whole node into an archive, and show what came back."""
+    raise typer.Exit(run_demo(dicom or [], out, console))
+
+
+@app.command(name="process")
+def process_folder(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder with one CT series.")],
+    out: Annotated[Path, typer.Option(help="Where to write the result set and summary.json.")],
+    pipeline: Annotated[str, typer.Option(help="Which pipeline to run.")] = "chest_ct_pneumonia",
+    config: OptionalConfig = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a pipeline on a folder, without DICOM networking."""
+    loaded = load_config(config) if config is not None else NodeConfig()
+    find_pipeline(pipeline)
+    out.mkdir(parents=True, exist_ok=True)
+    request = Request(
+        pipeline=pipeline,
+        paths=tuple(dicom_files(folder)),
+        out=out,
+        software_version=__version__,
+        content_datetime=datetime.now(UTC).replace(microsecond=0),
+        clinical_use=loaded.results.clinical_use,
+        uid_root=loaded.results.uid_root,
+    )
+    timeout = loaded.triton.request_timeout_seconds
+    with (
+        _triton(loaded) as url,
+        InferenceClient(url, timeout_seconds=timeout) as client,
+        _StageBars() as bars,
+    ):
+        summary = process(request, client, bars.report)
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    table = Table("modality", "SOP Class UID", "file")
+    for result in summary["results"]:
+        table.add_row(result["modality"], result["sop_class_uid"], str(out / result["path"]))
+    console.print(table)
+    probabilities = ", ".join(f"{name} {p:.3f}" for name, p in summary["noisy_or"].items())
+    console.print(f"{summary['case_type']} (Noisy-OR: {probabilities}; {len(summary['findings'])} region(s))")
+
+
+class _StageBars:
+    """A progress bar a stage, on a terminal; nothing is drawn where stderr isn't one."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description:>10}"), BarColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=errors, disable=not errors.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _StageBars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=None)
+        if total:
+            self._progress.update(self._tasks[stage], completed=done, total=total)
+
+
+@app.command()
+def explain(
+    path: Annotated[Path, typer.Argument(help="A DICOM file or folder.")],
+    config: OptionalConfig = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which routes match the series in PATH and why the others don't."""
+    if not path.exists():
+        raise typer.BadParameter(f"{path}: no such file or folder")
+    loaded = load_config(config) if config is not None else NodeConfig()
+    routes = routes_of(loaded) if config is not None else compile_routes(default_routes(["pacs"]))
+    explanation = explain_path(path, routes)
+    if as_json:
+        print(json.dumps(explanation.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print(explain_text(explanation), end="")
+
+
+@app.command()
+def triton(config: OptionalConfig = None) -> None:
+    """Run the embedded Triton alone (gRPC 8001, HTTP 8000, metrics 8002) until SIGTERM."""
+    loaded = load_config(config) if config is not None else NodeConfig()
+    configure_logging(loaded.log)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    server = EmbeddedTriton(
+        loaded.triton.model_repository,
+        grpc_port=8001,
+        http_port=8000,
+        metrics_port=8002,
+        start_timeout_seconds=loaded.triton.start_timeout_seconds,
+    )
+    with server:
+        console.print(f"Triton is ready: gRPC {server.url}, metrics {server.metrics_url}")
+        while server.alive() and not stopping.wait(1.0):
+            pass
+        raise typer.Exit(0 if stopping.is_set() else 1)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    config: ConfigOption,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10000)] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List the newest jobs."""
+    found = operations.list_jobs(_database(config), state=state, limit=limit)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table("job", "state", "pipeline", "created", "series", "reason")
+    for job in found:
+        table.add_row(
+            job["job_id"][:12],
+            job["state"],
+            job["pipeline"],
+            _time(job["created_at"]),
+            job["series_instance_uid"],
+            job["reason"] or "",
+        )
+    console.print(table)
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Show one job and its deliveries; JOB_ID may be shortened."""
+    job = operations.show_job(_database(config), job_id)
+    if as_json:
+        print(json.dumps(job, indent=2))
+        return
+    table = Table(show_header=False)
+    for key, value in job.items():
+        shown = _time(value) if key.endswith("_at") and value is not None else value
+        if key == "deliveries":
+            shown = "\n".join(
+                f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {d['last_error'] or ''}"
+                for d in value
+            )
+        table.add_row(key, "" if shown is None else str(shown))
+    console.print(table)
+
+
+@jobs_app.command("retry")
+def jobs_retry(job_id: str, config: ConfigOption) -> None:
+    """Ask for a job again; a running node picks it up within a second."""
+    console.print(f"job {operations.retry_job(_database(config), job_id)}: retry requested")
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, config: ConfigOption) -> None:
+    """Cancel a job: its next step isn't begun."""
+    console.print(f"job {operations.cancel_job(_database(config), job_id)}: cancelled")
+
+
+def _database(config: Path) -> Engine:
+    return open_database(load_config(config).data_dir)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@contextmanager
+def _triton(config: NodeConfig) -> Iterator[str]:
+    """The URL of the configured Triton, or of an embedded one for as long as the block lasts."""
+    if config.triton.url is not None:
+        yield config.triton.url
+        return
+    with EmbeddedTriton(config.triton.model_repository) as server:
+        yield server.url
+
+
+def _complain(error: NodeError | PipelineError) -> None:
+    errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if error.hint:
+        errors.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point of ``pacsnode``."""
+    try:
+        app(args=arguments)
+    except ConfigError as error:
+        _complain(error)
+        sys.exit(2)
+    except (NodeError, PipelineError) as error:
+        _complain(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
