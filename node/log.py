@@ -53,14 +53,14 @@ def configure_logging(config: LogConfig, *, stream: TextIO | None = None) -> Non
         logging.getLogger(name).setLevel(config.level.upper())
     for name in _LIBRARY_LOGGERS:
         library = logging.getLogger(name)
-        library.handlers[:] = [
-            handler
-        ]  # not by propagation: DBOS adds a handler of its own where it finds none
+        # attached, not propagated to: DBOS brings a handler of its own where it finds none
+        library.handlers[:] = [handler]
         library.propagate = False
         library.setLevel(logging.WARNING)
     # pydicom's warnings quote the attribute value that it finds odd: patient data, so none of them is shown.
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    for name in ("py.warnings", "pydicom"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -51,6 +51,11 @@ def is_uid(text: str) -> bool:
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
+def printable(text: str) -> str:
+    """Text from a peer as at most 64 printable ASCII characters, ? for each other one."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:64])
+
+
 def read_filing_uids(dataset: bytes, transfer_syntax_uid: str) -> FilingUids:
     """Read the UIDs of an encoded data set.
 
@@ -113,13 +118,13 @@ def encode_header(
     The source AE title (0002,0016) is kept so that a file can be indexed again from itself alone.
     """
     meta = create_file_meta(
-        sop_class_uid=UID(sop_class_uid),
-        sop_instance_uid=UID(sop_instance_uid),
+        sop_class_uid=UID(printable(sop_class_uid)),
+        sop_instance_uid=UID(printable(sop_instance_uid)),
         transfer_syntax=UID(transfer_syntax_uid),
         implementation_uid=PYNETDICOM_IMPLEMENTATION_UID,
         implementation_version=PYNETDICOM_IMPLEMENTATION_VERSION,
     )
-    meta.SourceApplicationEntityTitle = calling_ae_title
+    meta.SourceApplicationEntityTitle = printable(calling_ae_title)[:16]
     header: bytes = bytes(128) + b"DICM" + encode_file_meta(meta)
     return header
 

@@ -112,10 +112,20 @@ class SeriesTracker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Mark associations that were open at the last exit as lost, then watch in a thread."""
-        self._forget_open_associations()
+        """Recover, then watch in a thread."""
+        self.recover()
         self._thread = threading.Thread(target=self._run, name="series-tracker", daemon=True)
         self._thread.start()
+
+    def recover(self) -> None:
+        """Count associations that were open at the last exit as lost: no evidence that they were done."""
+        with write_transaction(self._engine) as connection:
+            for row in connection.execute(select(series).where(series.c.state == "open")).all():
+                associations = Associations.of(row)
+                if associations.open:
+                    associations.lost += len(associations.open)
+                    associations.open = []
+                    self._set(connection, row, evidence={"associations": associations.to_json()})
 
     def stop(self) -> None:
         """Stop watching; what is open stays open and is judged after the next start."""
@@ -252,15 +262,6 @@ class SeriesTracker:
             )
             .values(**changes)
         )
-
-    def _forget_open_associations(self) -> None:
-        with write_transaction(self._engine) as connection:
-            for row in connection.execute(select(series).where(series.c.state == "open")).all():
-                associations = Associations.of(row)
-                if associations.open:
-                    associations.lost += len(associations.open)
-                    associations.open = []
-                    self._set(connection, row, evidence={"associations": associations.to_json()})
 
     def _run(self) -> None:
         while not self._stopping.is_set():

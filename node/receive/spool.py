@@ -34,7 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.database import instances, write_transaction
 from node.errors import InstanceRejected, OutOfSpace, SpoolError
-from node.receive.part10 import FilingUids, encode_header, read_filing_uids, read_part10
+from node.receive.part10 import FilingUids, encode_header, printable, read_filing_uids, read_part10
 
 log = structlog.get_logger("node.receive.spool")
 
@@ -323,9 +323,9 @@ class Spool:
         )
         connection.execute(
             insert(instances).values(
-                sop_instance_uid=incoming.sop_instance_uid[:64],
-                sop_class_uid=incoming.sop_class_uid[:64],
-                transfer_syntax_uid=incoming.transfer_syntax_uid[:64],
+                sop_instance_uid=printable(incoming.sop_instance_uid),
+                sop_class_uid=printable(incoming.sop_class_uid),
+                transfer_syntax_uid=incoming.transfer_syntax_uid,
                 study_instance_uid=uids.study_instance_uid if uids else None,
                 series_instance_uid=uids.series_instance_uid if uids else None,
                 series_version=version,
@@ -333,7 +333,7 @@ class Spool:
                 bytes=(self._data_dir / relative).stat().st_size,
                 sha256=sha256,
                 association_id=incoming.association_id,
-                calling_ae_title=incoming.calling_ae_title,
+                calling_ae_title=printable(incoming.calling_ae_title),
                 state="quarantined" if rejection else "stored",
                 reason_code=rejection.code if rejection else None,
                 reason=str(rejection) if rejection else None,

@@ -1,0 +1,63 @@
+"""A database, a tracker with a clock that tests move, and a spool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from node.config import SeriesConfig
+from node.database import instances, open_database, series
+from node.metrics import Metrics
+from node.receive.series import SeriesTracker
+from node.receive.spool import Spool
+
+TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=600)
+
+
+@dataclass
+class Bench:
+    data_dir: Path
+    engine: Engine
+    now: float = 1000.0
+    completed: list[tuple[str, int]] = field(default_factory=list)
+    fail_times: int = 0
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics("test")
+        self.restart()
+
+    def restart(self) -> None:
+        """A new process on the same data, without the tracker's thread."""
+        self.tracker = SeriesTracker(
+            self.engine, TIMING, self._complete, self.metrics, clock=lambda: self.now
+        )
+        self.tracker.recover()
+        self.spool = Spool(
+            self.data_dir, self.engine, self.tracker, free_disk_floor_bytes=0, clock=lambda: self.now
+        )
+
+    def _complete(self, series_instance_uid: str, version: int) -> None:
+        if self.fail_times > 0:
+            self.fail_times -= 1
+            raise RuntimeError("the router is broken")
+        self.completed.append((series_instance_uid, version))
+
+    def rows(self) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(select(instances))]
+
+    def series_rows(self) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(select(series).order_by("version"))]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    engine = open_database(tmp_path)
+    yield Bench(tmp_path, engine)
+    engine.dispose()

@@ -1,0 +1,110 @@
+"""Reading UIDs from encoded data sets, and the file header before them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom.dsutils import encode
+
+from node.errors import InstanceRejected
+from node.receive.part10 import encode_header, is_uid, read_filing_uids, read_part10
+from tests.integration.receiving import ct_slice, encoded
+
+IMAGE = ct_slice("1.2.3", 1)
+UIDS = (IMAGE.SOPClassUID, IMAGE.SOPInstanceUID, IMAGE.StudyInstanceUID, IMAGE.SeriesInstanceUID)
+
+
+def _uids(dataset: bytes, syntax: str) -> tuple[str, ...]:
+    found = read_filing_uids(dataset, syntax)
+    return (
+        found.sop_class_uid,
+        found.sop_instance_uid,
+        found.study_instance_uid,
+        found.series_instance_uid,
+    )
+
+
+def test_every_encoding() -> None:
+    explicit = encoded(IMAGE)
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    assert _uids(explicit, ExplicitVRLittleEndian) == UIDS
+    assert _uids(encode(IMAGE, True, True), ImplicitVRLittleEndian) == UIDS
+    assert _uids(encode(IMAGE, False, False), ExplicitVRBigEndian) == UIDS
+    deflated = deflate.compress(explicit) + deflate.flush()
+    assert _uids(deflated, DeflatedExplicitVRLittleEndian) == UIDS
+
+
+def test_elements_out_of_order_are_found() -> None:
+    explicit = encoded(IMAGE)
+    start = explicit.index(b"\x08\x00\x18\x00UI")  # move SOP Instance UID behind the series' UIDs
+    length = 8 + int.from_bytes(explicit[start + 6 : start + 8], "little")
+    element = explicit[start : start + length]
+    pixels = explicit.index(b"\xe0\x7f\x10\x00OW")
+    shuffled = explicit[:start] + explicit[start + length : pixels] + element + explicit[pixels:]
+    assert _uids(shuffled, ExplicitVRLittleEndian) == UIDS
+
+
+def test_a_bomb_is_not_inflated() -> None:
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    # 512 MB of zeros as the value of an element before the UIDs
+    head = b"\x08\x00\x05\x00OB\0\0" + (2**29).to_bytes(4, "little")
+    bomb = deflate.compress(head)
+    for _ in range(512):
+        bomb += deflate.compress(bytes(2**20))
+    with pytest.raises(InstanceRejected) as rejected:
+        read_filing_uids(bomb + deflate.flush(), DeflatedExplicitVRLittleEndian)
+    assert rejected.value.code in ("missing_uid", "unreadable_dataset")
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.1.1", "1", "1.2.00.3"])
+def test_uids(uid: str) -> None:
+    assert is_uid(uid)
+
+
+@pytest.mark.parametrize("uid", ["", ".", "1.", "1..2", "1.2\n", "../1", "1.2/3", "1" * 65, "１.２"])
+def test_not_uids(uid: str) -> None:
+    assert not is_uid(uid)
+
+
+@given(st.binary(max_size=400), st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]))
+def test_any_bytes_are_read_or_rejected(dataset: bytes, syntax: str) -> None:
+    with pytest.raises(InstanceRejected):
+        read_filing_uids(dataset, syntax)
+
+
+@given(st.data())
+def test_any_mutation_is_read_or_rejected(data: st.DataObject) -> None:
+    dataset = bytearray(encoded(IMAGE)[:300])
+    for _ in range(data.draw(st.integers(1, 8))):
+        dataset[data.draw(st.integers(0, len(dataset) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = read_filing_uids(bytes(dataset), ExplicitVRLittleEndian)
+    except InstanceRejected:
+        return
+    assert is_uid(found.sop_instance_uid) and is_uid(found.series_instance_uid)
+
+
+def test_a_file_can_be_taken_apart_again(tmp_path: Path) -> None:
+    header = encode_header(
+        sop_class_uid=CTImageStorage,
+        sop_instance_uid="1.2.3.4",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        calling_ae_title="SCANNER 1",
+    )
+    path = tmp_path / "x.dcm"
+    path.write_bytes(header + encoded(IMAGE))
+    parts = read_part10(path)
+    assert parts.dataset == encoded(IMAGE)
+    assert (parts.sop_class_uid, parts.sop_instance_uid) == (CTImageStorage, "1.2.3.4")
+    assert (parts.transfer_syntax_uid, parts.calling_ae_title) == (ExplicitVRLittleEndian, "SCANNER 1")
