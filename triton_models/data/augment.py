@@ -1,0 +1,89 @@
+"""Augmentation of training slices (Deng et al. 2021, section 2.1): image and label move together.
+
+In: a batch of HU and labels as tensors.  Out: the batch rotated, shifted, mirrored, scaled and elastically
+deformed, labels by the same transformation (nearest neighbour); then the image alone gets new contrast and
+noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from triton_models.registry import HU_RANGE
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Largest deviation of each kind; 0 switches a kind off.
+
+    rotation: radians.  translation: fraction of the side.  scaling: fraction.  elastic: fraction of the
+    side.  mirror, upside_down, blur: probabilities.  noise_hu, offset_hu: HU.  contrast: fraction.
+    """
+
+    rotation: float = 0.30
+    translation: float = 0.10
+    scaling: float = 0.22
+    elastic: float = 0.012
+    mirror: float = 0.5
+    upside_down: float = 0.06
+    noise_hu: float = 35.0
+    offset_hu: float = 25.0
+    contrast: float = 0.04
+    blur: float = 0.25
+
+
+def augment(
+    hu: Tensor, labels: Tensor, settings: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """hu: (n, rows, columns) float; labels: (n, channels, rows, columns) integer. Returns new tensors.
+
+    Outside of the moved image there is air (the low end of HU_RANGE) with label 0.
+    """
+    grid = _sampling_grid(hu.shape, settings, generator)
+    low, high = (float(v) for v in HU_RANGE)
+    moved = functional.grid_sample((hu - low).unsqueeze(1), grid, mode="bilinear", align_corners=False) + low
+    moved_labels = functional.grid_sample(labels.float(), grid, mode="nearest", align_corners=False)
+    return _intensity(moved[:, 0], settings, generator).clamp(low, high), moved_labels.to(labels.dtype)
+
+
+def _uniform(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) in -1..1."""
+    return torch.rand(count, generator=generator) * 2.0 - 1.0
+
+
+def _sampling_grid(shape: torch.Size, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    n, rows, columns = shape
+    angle = _uniform(n, generator) * settings.rotation
+    scale = 1.0 + _uniform(n, generator) * settings.scaling
+    flip_x = torch.where(torch.rand(n, generator=generator) < settings.mirror, -1.0, 1.0)
+    flip_y = torch.where(torch.rand(n, generator=generator) < settings.upside_down, -1.0, 1.0)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    matrix = torch.stack(
+        [
+            torch.stack([cos * flip_x, -sin, _uniform(n, generator) * 2 * settings.translation], dim=1),
+            torch.stack([sin, cos * flip_y, _uniform(n, generator) * 2 * settings.translation], dim=1),
+        ],
+        dim=1,
+    )
+    grid = functional.affine_grid(matrix, [n, 1, rows, columns], align_corners=False)
+    if settings.elastic > 0:
+        knots = torch.randn((n, 2, 7, 7), generator=generator) * settings.elastic
+        bend = functional.interpolate(knots, size=(rows, columns), mode="bicubic", align_corners=False)
+        grid = grid + bend.permute(0, 2, 3, 1)
+    return grid
+
+
+def _intensity(hu: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    n = hu.shape[0]
+    scale = 1.0 + _uniform(n, generator) * settings.contrast
+    offset = _uniform(n, generator) * settings.offset_hu
+    out = (hu + 1000.0) * scale[:, None, None] - 1000.0 + offset[:, None, None]
+    blurred = functional.avg_pool2d(out.unsqueeze(1), 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    chosen = (torch.rand(n, generator=generator) < settings.blur)[:, None, None]
+    out = torch.where(chosen, blurred, out)
+    strength = torch.rand(n, generator=generator)[:, None, None] ** 2 * settings.noise_hu
+    return out + torch.randn(hu.shape, generator=generator) * strength

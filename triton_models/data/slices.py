@@ -1,0 +1,116 @@
+"""Training slices at the networks' resolution.
+
+In: phantoms (or any CT in HU with labels).  Out: ``Slices`` of ``NETWORK_SIZE`` squared pixels, made by the
+same linear interpolation that the served ONNX graph does, so that training sees what serving sees.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triton_models.data.phantom import chest_phantom
+from triton_models.registry import HU_RANGE, NETWORK_SIZE
+
+IGNORE = 255
+#: seeds of the phantoms; the three sets never meet
+TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(1000, 1200), range(8000, 8012), range(9000, 9012)
+SLICES_PER_PHANTOM = 24
+
+
+@dataclass(frozen=True)
+class Slices:
+    """n labelled slices, arrays (n, NETWORK_SIZE, NETWORK_SIZE).
+
+    hu: int16.  lungs: uint8, 0, 1 or IGNORE.  lesions: uint8, 0, 1 ground glass, 2 consolidation or IGNORE.
+    """
+
+    hu: NDArray[np.int16]
+    lungs: NDArray[np.uint8]
+    lesions: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.hu)
+
+    def __post_init__(self) -> None:
+        if not self.hu.shape == self.lungs.shape == self.lesions.shape:
+            raise ValueError(f"shapes differ: {self.hu.shape}, {self.lungs.shape}, {self.lesions.shape}")
+
+    @staticmethod
+    def concatenate(parts: Sequence[Slices]) -> Slices:
+        return Slices(
+            np.concatenate([part.hu for part in parts]),
+            np.concatenate([part.lungs for part in parts]),
+            np.concatenate([part.lesions for part in parts]),
+        )
+
+
+def resize_weights(source: int, target: int) -> NDArray[np.float32]:
+    """(target, source) matrix of ONNX Resize "linear" with half-pixel centres, no anti-aliasing."""
+    where = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    base = np.minimum(np.floor(where).astype(int), max(source - 2, 0))
+    matrix = np.zeros((target, source), dtype=np.float32)
+    matrix[np.arange(target), base] += (1.0 - (where - base)).astype(np.float32)
+    matrix[np.arange(target), np.minimum(base + 1, source - 1)] += (where - base).astype(np.float32)
+    return matrix
+
+
+def to_network_size(
+    hu: NDArray[np.int16], lungs: NDArray[np.uint8], lesions: NDArray[np.uint8], size: int = NETWORK_SIZE
+) -> Slices:
+    """Clip to HU_RANGE and resize (n, rows, columns) arrays.
+
+    A label wins a pixel when labels cover more than half of it and it covers the most.
+    """
+    rows, columns = resize_weights(hu.shape[1], size), resize_weights(hu.shape[2], size)
+
+    def shrink(image: NDArray[np.generic]) -> NDArray[np.float32]:
+        return np.asarray(rows @ image.astype(np.float32) @ columns.T, dtype=np.float32)
+
+    def labels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        out = np.zeros((size, size), dtype=np.uint8)
+        values = [int(v) for v in np.unique(image) if v != 0]
+        if values:
+            shares = np.stack([shrink(image == value) for value in values])
+            winner = np.asarray(values, dtype=np.uint8)[shares.argmax(0)]
+            out = np.where(shares.sum(0) > 0.5, winner, 0).astype(np.uint8)
+        return out
+
+    return Slices(
+        np.stack([np.rint(shrink(np.clip(plane, *HU_RANGE))).astype(np.int16) for plane in hu]),
+        np.stack([labels(plane) for plane in np.where(lungs == IGNORE, IGNORE, lungs > 0).astype(np.uint8)]),
+        np.stack([labels(plane) for plane in lesions]),
+    )
+
+
+def phantom_slices(seed: int, cache: Path | None = None) -> Slices:
+    """One phantom's slices, read from ``cache`` when an earlier run left them there."""
+    path = cache / f"phantom_{seed}.npz" if cache else None
+    if path is not None and path.exists():
+        with np.load(path) as stored:
+            return Slices(stored["hu"], stored["lungs"], stored["lesions"])
+    phantom = chest_phantom(seed, slices=SLICES_PER_PHANTOM)
+    slices = to_network_size(phantom.hu, phantom.lungs, phantom.lesions)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
+        np.savez(partial, hu=slices.hu, lungs=slices.lungs, lesions=slices.lesions)
+        partial.replace(path)
+    return slices
+
+
+def phantom_set(seeds: Iterable[int], cache: Path | None = None, *, processes: int = 2) -> Slices:
+    """All slices of several phantoms, made by ``processes`` processes."""
+    wanted = list(seeds)
+    if processes <= 1 or len(wanted) <= 1:
+        return Slices.concatenate([phantom_slices(seed, cache) for seed in wanted])
+    # spawn: a forked child would inherit torch's thread pools in an unusable state
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return Slices.concatenate(list(pool.map(phantom_slices, wanted, [cache] * len(wanted))))

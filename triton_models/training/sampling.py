@@ -1,0 +1,85 @@
+"""Which slices a training batch is made of.
+
+In: phantoms and labelled real series.  Out: ``Mixture.draw``, batches of HU and target channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triton_models.data.real import load_real, real_slices
+from triton_models.data.slices import IGNORE, Slices, phantom_set
+from triton_models.registry import ModelEntry
+from triton_models.training.settings import TrainSettings
+
+
+def target_channels(entry: ModelEntry, slices: Slices, index: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    """Targets of the chosen slices: uint8 (n, channels, size, size), 0, 1 or IGNORE."""
+    if entry.channels == ("lung",):
+        return torch.from_numpy(slices.lungs[index])[:, None]
+    lesions = torch.from_numpy(slices.lesions[index])
+    ignored = lesions == IGNORE
+    channels = [(lesions == value).to(torch.uint8) for value in (1, 2)]
+    return torch.stack([channel.masked_fill(ignored, IGNORE) for channel in channels], dim=1)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Pools of slices, each drawn from with its weight."""
+
+    entry: ModelEntry
+    pools: tuple[Slices, ...]
+    weights: tuple[float, ...]
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """HU float (count, size, size) and targets uint8 (count, channels, size, size)."""
+        weights = np.asarray(self.weights)
+        chosen = rng.choice(len(self.pools), count, p=weights / weights.sum())
+        images, targets = [], []
+        for pool_number in np.unique(chosen):
+            pool = self.pools[pool_number]
+            index = rng.integers(len(pool), size=int((chosen == pool_number).sum()))
+            images.append(torch.from_numpy(pool.hu[index]).float())
+            targets.append(target_channels(self.entry, pool, index))
+        return torch.cat(images), torch.cat(targets)
+
+
+def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
+    """Phantoms, with and without lesions, and real slices, untouched and with pasted lesions."""
+    phantoms = phantom_set(settings.train_seeds, settings.cache)
+    diseased = (phantoms.lesions > 0).any(axis=(1, 2))
+    share = 0.5 if entry.channels == ("lung",) else 0.75  # of the phantom slices that show a lesion
+    pools: list[tuple[Slices, float]] = [
+        (_subset(phantoms, diseased), share),
+        (_subset(phantoms, ~diseased), 1.0 - share),
+    ]
+    if settings.data and settings.real_share > 0:
+        scale = settings.real_share / (1.0 - settings.real_share)
+        pools += [(pool, weight * scale) for pool, weight in _real_pools(settings)]
+    usable = [(pool, weight) for pool, weight in pools if len(pool)]
+    return Mixture(entry, tuple(pool for pool, _ in usable), tuple(weight for _, weight in usable))
+
+
+def _subset(slices: Slices, keep: np.ndarray) -> Slices:  # type: ignore[type-arg]
+    return Slices(slices.hu[keep], slices.lungs[keep], slices.lesions[keep])
+
+
+def _real_pools(settings: TrainSettings) -> list[tuple[Slices, float]]:
+    series = load_real(list(settings.data))
+    whole = [one for one in series if len(one.series.hu) > 3]
+    single = [one for one in series if len(one.series.hu) <= 3]
+    pools = []
+    if whole:
+        rng = np.random.default_rng(settings.seed)
+        pasted = [real_slices(one, rng) for one in whole for _ in range(settings.pasted_copies)]
+        pools += [
+            (Slices.concatenate([real_slices(one) for one in whole]), 0.45),
+            (Slices.concatenate(pasted), 0.45),
+        ]
+    if single:
+        pools.append((Slices.concatenate([real_slices(one) for one in single]), 0.10))
+    return pools
