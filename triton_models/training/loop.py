@@ -48,7 +48,8 @@ def segmentation_loss(logits: Tensor, targets: Tensor, *, focal: bool) -> Tensor
         pixelwise = 10.0 * sigmoid_focal_loss(logits, truth, gamma=2.0, alpha=0.6)
     else:
         pixelwise = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return dice + (pixelwise * known).sum() / known.sum().clamp(min=1.0)
+    total: Tensor = dice + (pixelwise * known).sum() / known.sum().clamp(min=1.0)
+    return total
 
 
 @dataclass
@@ -127,9 +128,8 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
 
 def _new_run(entry: ModelEntry, settings: TrainSettings) -> _Run:
     network = build_network(entry)
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay), use_buffers=True
-    )
+    moving = get_ema_multi_avg_fn(settings.average_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_models.data.slices import TRAIN_SEEDS, VALIDATION_SEEDS
+from triton_models.registry import ModelEntry
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,25 @@ class TrainSettings:
     bf16: bool = True
     train_seeds: tuple[int, ...] = tuple(TRAIN_SEEDS)
     validation_seeds: tuple[int, ...] = tuple(VALIDATION_SEEDS)
+
+
+def settings_for(
+    entry: ModelEntry,
+    *,
+    out: Path,
+    data: tuple[Path, ...],
+    cache: Path | None,
+    steps: int,
+    minutes: float | None,
+) -> TrainSettings:
+    """The settings with which a model is trained; lesions are small and rare, so they get the focal loss."""
+    lesions = entry.name == "lesions"
+    return TrainSettings(
+        out=out,
+        data=data,
+        cache=cache,
+        steps=steps,
+        minutes=minutes,
+        focal=lesions,
+        real_share=0.4 if lesions else 0.3,
+    )

@@ -1,7 +1,7 @@
 """Python-based Triton backend "onnxruntime": serves ``<version>/model.onnx`` with ONNX Runtime.
 
-In: a model folder whose config.pbtxt says ``backend: "onnxruntime"``.  Out: the same answers that NVIDIA's C++
-onnxruntime backend gives, on servers that don't carry it (the tritonserver in the nvidia-pytriton wheel).
+In: a model folder whose config.pbtxt says ``backend: "onnxruntime"``.  Out: the answers of NVIDIA's C++
+onnxruntime backend, on servers that don't carry it (the tritonserver in the nvidia-pytriton wheel).
 Installed as ``onnxruntime/model.py`` in the server's backend folder; runs in tritonserver's Python stub.
 
 Tensors pass by DLPack, because the stub's ``as_numpy`` returns empty arrays under numpy 2. Requests that
