@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 MODELS_DIR = Path(triton_models.__file__).parent
 DEFAULT_REPOSITORY = MODELS_DIR / "repository"
 STOP_SECONDS = 10.0
+#: what the server says at every start on a machine without a GPU; no reason to alarm anyone
+NO_GPU = ("pinned_memory_manager", "CudaDriverHelper", "DCGM")
 
 
 def _wheel_path(relative: str) -> Path:
@@ -154,7 +156,7 @@ class EmbeddedTriton:
         assert process.stdout is not None  # noqa: S101 - Popen was given PIPE
         for line in process.stdout:
             self._tail.append(line.rstrip())
-            if line[:1] in "WE" and line[1:5].isdigit():
+            if line[:1] in "WE" and line[1:5].isdigit() and not any(text in line for text in NO_GPU):
                 log.warning("triton_says", line=line.rstrip()[:500])
 
     def _wait_ready(self, started: float) -> None:
@@ -191,7 +193,7 @@ def _assemble(folder: Path) -> tuple[Path, Path]:
 
 
 def _environment() -> dict[str, str]:
-    """The server's environment: its bundled libraries, libpython, and our packages for the backend."""
+    """The server's environment: its bundled libraries, libpython, and this virtual environment's Python."""
     libraries = [
         str(_wheel_path("nvidia_pytriton.libs")),
         str(_wheel_path("pytriton/tritonserver/lib")),
@@ -201,5 +203,6 @@ def _environment() -> dict[str, str]:
     return {
         **os.environ,
         "LD_LIBRARY_PATH": ":".join(libraries + ([inherited] if inherited else [])),
-        "PYTHONPATH": ":".join(p for p in sys.path if p),
+        # the stub ignores PYTHONPATH; it takes the site-packages of the first python3 in PATH
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
     }

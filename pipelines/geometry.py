@@ -19,10 +19,10 @@ from pipelines.errors import SeriesRefused
 ORIENTATION_TOLERANCE = 1e-3
 #: two planes nearer than this are at the same position, mm
 DUPLICATE_MM = 0.01
-#: a gap may differ from the median gap by this share of it, or by SPACING_TOLERANCE_MM if that is more;
-#: scanners round Image Position (Patient) to about 0.01-0.1 mm
+#: a plane may lie this share of the spacing off the even grid, or SPACING_TOLERANCE_MM if that is more;
+#: scanners round Image Position (Patient) to between 0.001 and 0.1 mm
 SPACING_TOLERANCE = 0.05
-SPACING_TOLERANCE_MM = 0.05
+SPACING_TOLERANCE_MM = 0.1
 #: in-plane drift between first and last plane that still counts as rounding, in pixels
 DRIFT_TOLERANCE_PIXELS = 0.5
 #: a volume with fewer planes has no usable third dimension
@@ -121,13 +121,13 @@ def _check_spacing(along: ArrayF, names: Sequence[str]) -> None:
         raise _refused("duplicate_position", f"{names[i]} and {names[i + 1]} lie at the same position")
     usual = float(np.median(gaps))
     allowed = max(SPACING_TOLERANCE * usual, SPACING_TOLERANCE_MM)
-    odd = np.flatnonzero(np.abs(gaps - usual) > allowed)
-    if not odd.size:
+    even = np.linspace(along[0], along[-1], len(along))
+    if np.abs(along - even).max() <= allowed:
         return
-    i = int(odd[0])
-    multiples = gaps[odd] / usual
-    if np.all(multiples > 1.5) and np.all(np.abs(multiples - np.round(multiples)) * usual < 2 * allowed):
-        missing = int(np.sum(np.round(multiples) - 1))
+    steps = np.round(gaps / usual)
+    i = int(np.argmax(np.abs(gaps - usual)))
+    if steps.min() >= 1 and np.abs(gaps - steps * usual).max() <= 2 * allowed and steps.max() > 1:
+        missing = int(np.sum(steps - 1))
         raise _refused(
             "missing_slices",
             f"{missing} slice(s) missing: {gaps[i]:.2f} mm between {names[i]} and {names[i + 1]}, "
@@ -137,7 +137,7 @@ def _check_spacing(along: ArrayF, names: Sequence[str]) -> None:
     raise _refused(
         "irregular_spacing",
         f"slice spacing from {gaps.min():.2f} to {gaps.max():.2f} mm (median {usual:.2f} mm), "
-        f"first irregular between {names[i]} and {names[i + 1]}",
+        f"furthest off between {names[i]} and {names[i + 1]}",
     )
 
 

@@ -32,6 +32,8 @@ MINIMUM_LUNG_ML = 50.0
 SMALLEST_COMPONENT = 0.05
 #: when one component holds both lungs, each part must have at least this share of it to count as a lung
 SMALLEST_LUNG = 0.15
+#: … and their centres must lie at least this share of its width apart
+SIDE_BY_SIDE = 0.3
 
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -130,15 +132,15 @@ def _seeds(
 def _pull_apart(lungs: Mask, spacing_mm: tuple[float, float, float]) -> list[Mask]:
     """Erode until two parts are left; lungs that touch do so along thin junction lines."""
     depth = ndimage.distance_transform_edt(lungs, sampling=spacing_mm)
-    total = np.count_nonzero(lungs)
-    for radius_mm in np.arange(2.0, 20.0, 2.0):
+    width = np.ptp(np.nonzero(lungs)[2])
+    for radius_mm in np.arange(2.0, float(depth.max()), 2.0):
         components, count = ndimage.label(depth > radius_mm)
         sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-        large = [i + 1 for i in np.flatnonzero(sizes > SMALLEST_LUNG * total)]
-        if len(large) >= 2:
+        large = [int(i) + 1 for i in np.flatnonzero(sizes > SMALLEST_LUNG * sizes.sum())]
+        centres = [float(np.mean(np.nonzero(components == i)[2])) for i in large]
+        # parts above or below each other are lobes of one lung
+        if len(large) >= 2 and max(centres) - min(centres) > SIDE_BY_SIDE * width:
             return [components == i for i in large]
-        if not large:
-            break
     return [lungs]
 
 

@@ -202,7 +202,8 @@ class InferenceClient:
         except InferenceServerException as error:
             status, message = str(error.status()), str(error.message())
             kind: type[PipelineError] = InferenceFailed
-            if any(code in status for code in RETRYABLE_STATUS):
+            crashed = "is not healthy" in message  # a Python backend stub that died; Triton restarts it
+            if crashed or any(code in status for code in RETRYABLE_STATUS):
                 kind = InferenceUnavailable
             raise kind(f"model {model_name} at {self.url}: {status}: {message}") from error
 

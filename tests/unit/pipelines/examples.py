@@ -1,0 +1,67 @@
+"""Small volumes, regions and an inference that knows the answer, for the stages' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
+from pipelines.volume import Lung, ModelIdentity, Region, Volume
+
+
+def region(number: int, finding_type: str, probability: float) -> Region:
+    return Region(
+        number=number,
+        finding_type=finding_type,
+        probability=probability,
+        type_probabilities={finding_type: probability},
+        volume_ml=1.0,
+        mean_hu=-600.0,
+        laterality=Lung.RIGHT,
+        relative_distance_from_edge=0.1,
+        bounding_box=((0, 1), (0, 1), (0, 1)),
+        centroid_lps_mm=(0.0, 0.0, 0.0),
+        key_slice=0,
+    )
+
+
+def volume(hu: NDArray[np.int16], affine: NDArray[np.float64]) -> Volume:
+    header = Dataset()
+    header.SeriesInstanceUID = "1.2.3"
+    return Volume(
+        hu=hu,
+        affine=affine,
+        sources=tuple(header for _ in range(len(hu))),
+        source_frames=tuple((k, 1) for k in range(len(hu))),
+    )
+
+
+def axial_affine(spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)) -> NDArray[np.float64]:
+    """(slice, row, column) -> LPS for a plain axial series: slices up, rows back, columns left."""
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = (*spacing_mm, 1.0)
+    return affine
+
+
+class ByRule:
+    """An ``Inference`` that computes outputs by a rule on HU: the stages' own work is what is tested.
+
+    The models' behaviour behind a real Triton is tested in tests/integration.
+    """
+
+    def __init__(self, rule: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]) -> None:
+        self._rule = rule
+        self.slices_sent = 0
+
+    def check(self, spec: ModelSpec) -> ServedModel:
+        return ServedModel(spec, ModelIdentity(spec.name, spec.version, "00"), 16)
+
+    def run(
+        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+    ) -> dict[str, NDArray[Any]]:
+        self.slices_sent += len(inputs["HU"])
+        return self._rule(inputs["HU"])

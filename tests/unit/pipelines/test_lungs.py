@@ -1,0 +1,104 @@
+"""Cleaning a lung mask and telling right from left, whatever the array's orientation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipelines import lungs
+from pipelines.errors import SeriesRefused
+from pipelines.lungs import segment_lungs, split_lungs
+from pipelines.volume import Lung
+from tests.unit.pipelines.examples import ByRule, axial_affine, volume
+
+SPACING = (2.0, 1.5, 1.5)
+
+
+def ellipsoid(
+    shape: tuple[int, int, int], centre: tuple[float, ...], radii: tuple[float, ...]
+) -> NDArray[np.bool_]:
+    grid = np.indices(shape).astype(float)
+    distance = sum(((grid[i] - centre[i]) / radii[i]) ** 2 for i in range(3))
+    return np.asarray(distance <= 1.0)
+
+
+def chest(gap: float = 12.0) -> NDArray[np.bool_]:
+    """Two ellipsoids in (40, 100, 120); ``gap`` columns between them, negative when they touch."""
+    shape = (40, 100, 120)
+    right = ellipsoid(shape, (20, 50, 60 - gap / 2 - 22), (17, 35, 22))
+    left = ellipsoid(shape, (20, 50, 60 + gap / 2 + 20), (16, 33, 20))
+    return right | left
+
+
+def test_two_lungs() -> None:
+    mask = chest()
+    labels = split_lungs(mask, SPACING)
+    np.testing.assert_array_equal(labels > 0, mask)
+    columns = np.arange(mask.shape[2])
+    assert set(np.unique(labels[:, :, columns < 58])) == {0, Lung.RIGHT}
+    assert set(np.unique(labels[:, :, columns > 62])) == {0, Lung.LEFT}
+
+
+def test_lungs_that_touch_are_split_near_the_junction() -> None:
+    mask = chest(gap=-6)
+    labels = split_lungs(mask, SPACING)
+    np.testing.assert_array_equal(labels > 0, mask)
+    right, left = (np.nonzero(labels == lung)[2] for lung in Lung)
+    assert np.mean(right > 66) < 0.01
+    assert np.mean(left < 54) < 0.01
+
+
+def test_one_lung_alone_goes_to_its_side() -> None:
+    mask = ellipsoid((40, 100, 120), (20, 50, 85), (16, 33, 20))
+    assert set(np.unique(split_lungs(mask, SPACING))) == {0, Lung.LEFT}
+
+
+def test_small_components_are_dropped() -> None:
+    mask = chest()
+    noise = np.zeros_like(mask)
+    noise[2:5, 5:9, 5:9] = True
+    labels = split_lungs(mask | noise, SPACING)
+    assert not labels[noise].any()
+
+
+def test_nothing_found() -> None:
+    assert not split_lungs(np.zeros((10, 20, 20), bool), SPACING).any()
+
+
+@pytest.mark.parametrize(
+    ("axes", "flips"),
+    [
+        ((0, 1, 2), ()),
+        ((0, 1, 2), (0,)),
+        ((0, 1, 2), (2,)),
+        ((1, 0, 2), (1,)),
+        ((2, 0, 1), ()),
+        ((1, 2, 0), (0, 2)),
+    ],
+)
+def test_right_stays_right_in_patient_space(axes: tuple[int, ...], flips: tuple[int, ...]) -> None:
+    """The same chest stored in another array order: right is still at the smaller LPS x."""
+    affine = axial_affine(SPACING)
+    hu = np.where(chest(), -850, 40).astype(np.int16)
+    stored = np.flip(hu.transpose(axes), flips)
+    permuted = np.eye(4)
+    permuted[:3, :3] = affine[:3, list(axes)]
+    for axis in flips:
+        permuted[:3, 3] += permuted[:3, axis] * (stored.shape[axis] - 1)
+        permuted[:3, axis] *= -1
+    series = volume(np.ascontiguousarray(stored), permuted)
+    inference = ByRule(lambda sent: {"LUNGS": (sent < -500).astype(np.uint8)})
+    labels = segment_lungs(series, inference, inference.check(lungs.SPEC))
+    mean_x = {
+        lung: series.to_patient(np.argwhere(labels == lung).astype(float))[:, 0].mean() for lung in Lung
+    }
+    assert mean_x[Lung.RIGHT] < 85 < mean_x[Lung.LEFT]
+
+
+def test_no_lungs_is_a_named_reason() -> None:
+    series = volume(np.full((10, 40, 40), 40, np.int16), axial_affine())
+    inference = ByRule(lambda sent: {"LUNGS": np.zeros(sent.shape, np.uint8)})
+    with pytest.raises(SeriesRefused) as caught:
+        segment_lungs(series, inference, inference.check(lungs.SPEC))
+    assert caught.value.code == "no_lungs_found"
