@@ -172,14 +172,20 @@ class Spool:
             removed += 1
         with self._engine.connect() as connection:
             rows = connection.execute(select(instances.c.path, instances.c.bytes, instances.c.reason_code))
-            sizes = {row.path: row.bytes for row in rows if row.reason_code != "file_missing"}
+            sizes: dict[str, int] = {}
+            flagged: set[str] = set()  # by an earlier start-up; what is left of their files is no instance
+            for row in rows:
+                if row.reason_code == "file_missing":
+                    flagged.add(row.path)
+                else:
+                    sizes[row.path] = row.bytes
         indexed = foreign = 0
         on_disk: dict[str, int] = {}
         for root in (self._stored, self._quarantined):
             for path in sorted(root.rglob("*.dcm")):
                 relative = str(path.relative_to(self._data_dir))
                 on_disk[relative] = path.stat().st_size
-                if relative not in sizes:
+                if relative not in sizes and relative not in flagged:
                     if self._index(path):
                         indexed += 1
                     else:

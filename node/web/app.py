@@ -138,7 +138,7 @@ def _measure_states(engine: Engine, metrics: Metrics) -> None:
             (jobs, metrics.jobs, _JOB_STATES),
         ):
             query = select(table.c.state, func.count()).group_by(table.c.state)
-            counts: dict[str, int] = dict(connection.execute(query).tuples().all())
+            counts: dict[str, int] = {row[0]: row[1] for row in connection.execute(query)}
             for name in states:
                 gauge.labels(state=name).set(counts.get(name, 0))
 

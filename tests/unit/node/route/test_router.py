@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy import Engine, Table, insert, select
+from structlog.testing import capture_logs
 
 from node.config import RouteConfig
 from node.database import instances, jobs, open_database, series
@@ -119,7 +120,11 @@ def test_a_crash_before_the_enqueue_is_made_good(routed: Routed) -> None:
 
 def test_unmatched_series_are_recorded_with_the_reason(routed: Routed) -> None:
     routed.use([route("only_mr", {"fact": "modality", "equals": "MR"})])
-    routed.router.route("1.2.3", 1)
+    with capture_logs() as logs:
+        routed.router.route("1.2.3", 1)
+    (line,) = logs
+    assert line["event"] == "series_unmatched"
+    assert line["reasons"] == {"only_mr": "modality is CT, wanted MR"}
     assert routed.jobs() == [] and routed.enqueued == []
     decision = routed.series()[0]["decision"]
     assert decision["matched"] == []

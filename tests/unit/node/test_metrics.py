@@ -1,0 +1,41 @@
+"""Names, units and labels of the metrics."""
+
+from __future__ import annotations
+
+import re
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from node.metrics import Metrics
+
+
+def test_names_and_units() -> None:
+    families = list(text_string_to_metric_families(Metrics("1.0").expose().decode()))
+    assert families
+    for family in families:
+        assert family.name.startswith("pacsnode_"), family.name
+        assert family.documentation, family.name
+        assert not re.search(r"(_ms|_millis|_minutes|_mb|_kb)\b", family.name)
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds")
+
+
+def test_labels_are_bounded_ones() -> None:
+    metrics = Metrics("1.0")
+    labels = {
+        label for collector in vars(metrics).values() for label in getattr(collector, "_labelnames", ())
+    }
+    assert labels <= {"reason", "how", "outcome", "code", "rule", "state", "pipeline", "stage", "destination"}
+
+
+def test_two_can_live_side_by_side() -> None:
+    first, second = Metrics("1"), Metrics("1")
+    first.associations_accepted.inc()
+    assert second.registry.get_sample_value("pacsnode_associations_accepted_total") == 0.0
+
+
+def test_free_disk(tmp_path: object) -> None:
+    metrics = Metrics("1")
+    metrics.watch_disk(tmp_path)  # type: ignore[arg-type]
+    free = metrics.registry.get_sample_value("pacsnode_free_disk_bytes")
+    assert free is not None and free > 0

@@ -1,0 +1,167 @@
+"""Health, metrics, the API and the ops page, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import Engine, insert
+
+from node.config import WebConfig
+from node.database import deliveries, instances, jobs, open_database, series
+from node.metrics import Metrics
+from node.web.app import WebServer, create_app
+
+UID = "1.2.826.0.1.3680043.8.498.1"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database(tmp_path)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def failing() -> dict[str, str | None]:
+    return {"listener": None, "triton": None}
+
+
+@pytest.fixture
+def client(engine: Engine, failing: dict[str, str | None]) -> Iterator[httpx.Client]:
+    checks = {name: lambda name=name: failing[name] for name in failing}
+    server = WebServer(WebConfig(port=0), create_app(engine, Metrics("1.2.3"), checks))
+    server.start()
+    url = f"http://127.0.0.1:{server.port}"
+    with httpx.Client(base_url=url) as client:
+        yield client
+    server.stop()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def fill(engine: Engine) -> None:
+    decision = {
+        "matched": [],
+        "reason_code": "modality",
+        "routes": [
+            {
+                "route": "chest",
+                "pipeline": "p",
+                "matches": False,
+                "why": "modality is <b>MR</b>, wanted CT",
+                "explanation": {},
+            }
+        ],
+    }
+    with engine.begin() as connection:
+        connection.execute(
+            insert(series).values(
+                series_instance_uid=UID,
+                version=1,
+                study_instance_uid="1.2",
+                calling_ae_title="<script>alert(1)",
+                state="routed",
+                instance_count=7,
+                opened_at=1.0,
+                last_instance_at=1.0,
+                evidence={"rule": "quiet_time"},
+                decision=decision,
+            )
+        )
+        connection.execute(
+            insert(jobs).values(
+                job_id="j1",
+                series_instance_uid=UID,
+                series_version=1,
+                study_instance_uid="1.2",
+                pipeline="chest_ct",
+                route="r",
+                destinations=["pacs"],
+                priority=1,
+                state="failed",
+                reason_code="geometry_tilted",
+                reason="the gantry is tilted",
+                created_at=1.0,
+            )
+        )
+        connection.execute(
+            insert(deliveries).values(
+                job_id="j1",
+                destination="pacs",
+                state="pending",
+                attempts=3,
+                last_error="no answer",
+                updated_at=1,
+            )
+        )
+        connection.execute(
+            insert(instances).values(
+                sop_instance_uid="1.2.9",
+                sop_class_uid="1",
+                transfer_syntax_uid="1",
+                path="spool/quarantine/x.dcm",
+                bytes=1,
+                sha256="x",
+                association_id="a",
+                calling_ae_title="A",
+                state="quarantined",
+                reason_code="missing_uid",
+                reason="SeriesInstanceUID is missing or empty",
+                received_at=1.0,
+            )
+        )
+
+
+def test_health(client: httpx.Client) -> None:
+    assert client.get("/healthz").status_code == 200
+
+
+def test_readiness_names_what_fails(client: httpx.Client, failing: dict[str, str | None]) -> None:
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {"ready": True, "checks": ["database", "listener", "triton"], "failing": {}}
+    failing["triton"] = "Triton isn't ready yet"
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["failing"] == {"triton": "Triton isn't ready yet"}
+    assert client.get("/healthz").status_code == 200
+    assert "Triton isn&#x27;t ready yet" in client.get("/").text
+
+
+def test_metrics_count_states_in_the_database(client: httpx.Client, engine: Engine) -> None:
+    fill(engine)
+    text = client.get("/metrics").text
+    assert 'pacsnode_series{state="routed"} 1.0' in text
+    assert 'pacsnode_jobs{state="failed"} 1.0' in text
+    assert 'pacsnode_jobs{state="queued"} 0.0' in text
+    assert 'pacsnode_build_info{version="1.2.3"} 1.0' in text
+
+
+def test_lists(client: httpx.Client, engine: Engine) -> None:
+    fill(engine)
+    (one,) = client.get("/api/series").json()
+    assert (one["series_instance_uid"], one["decision"]["reason_code"]) == (UID, "modality")
+    (job,) = client.get("/api/jobs", params={"limit": 5}).json()
+    assert job["deliveries"][0]["last_error"] == "no answer"
+    assert client.get("/api/jobs", params={"limit": 0}).status_code == 422
+
+
+def test_the_page_says_why_and_escapes(client: httpx.Client, engine: Engine) -> None:
+    assert "Nothing received yet" in client.get("/").text
+    fill(engine)
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    for text in (
+        UID,
+        "unmatched",
+        "modality is &lt;b&gt;MR&lt;/b&gt;, wanted CT",
+        "geometry_tilted",
+        "the gantry is tilted",
+        "no answer",
+        "SeriesInstanceUID is missing or empty",
+    ):
+        assert text in page.text
+    assert "<script" not in page.text
