@@ -1,0 +1,197 @@
+"""Reading CT: real scanners' series, every codec, padding, enhanced multi-frame, and the named refusals."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, generate_uid
+
+from pipelines.errors import SeriesRefused
+from pipelines.load import AIR_HU, dicom_files, load_series
+from tests.shared_data import shared
+from triton_models.data.dicom_series import write_series
+from triton_models.data.phantom import Phantom, chest_phantom
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return chest_phantom(3, slices=5, rows=64, columns=64)
+
+
+@pytest.fixture
+def series(phantom: Phantom, tmp_path: Path) -> list[Path]:
+    return write_series(phantom, tmp_path / "series", seed=3)
+
+
+def edit(path: Path, change: Callable[[Dataset], object]) -> None:
+    dataset = dcmread(path)
+    change(dataset)
+    dcmwrite(path, dataset)
+
+
+def refusal(paths: list[Path]) -> tuple[str, str]:
+    with pytest.raises(SeriesRefused) as caught:
+        load_series(paths)
+    return caught.value.code, str(caught.value)
+
+
+def test_phantom_comes_back_as_it_was_made(phantom: Phantom, series: list[Path]) -> None:
+    volume = load_series(series[::-1])
+    np.testing.assert_array_equal(volume.hu, np.clip(phantom.hu, AIR_HU, None))
+    assert volume.spacing_mm == pytest.approx(phantom.spacing_mm, rel=1e-4)
+    assert [s.SOPInstanceUID for s in volume.sources] == [dcmread(p).SOPInstanceUID for p in series]
+    assert volume.source_frames == tuple((k, 1) for k in range(5))
+
+
+@pytest.mark.parametrize(
+    ("folder", "shape", "spacing", "lowest"),
+    [
+        ("chest_ct/lidc0001_ge_deflated", (133, 512, 512), (2.5, 0.703125, 0.703125), -1024),
+        ("chest_ct/lungdx_a0002_siemens_b40f", (30, 512, 512), (8.0, 0.646484375, 0.646484375), -1024),
+    ],
+)
+def test_real_series(
+    folder: str, shape: tuple[int, ...], spacing: tuple[float, ...], lowest: int
+) -> None:
+    volume = load_series(dicom_files(shared(folder)))
+    assert volume.hu.shape == shape
+    assert volume.spacing_mm == pytest.approx(spacing)
+    assert volume.hu.min() == lowest
+    counts, edges = np.histogram(volume.hu, bins=np.arange(-990, 200, 10))
+    assert -930 < edges[np.argmax(counts[:60])] < -780, "inflated lung"
+    assert 20 < edges[90 + np.argmax(counts[90:])] < 80, "muscle and blood"
+    assert volume.hu[0, 0, 0] == AIR_HU, "padding outside of the reconstruction circle reads as air"
+
+
+@pytest.mark.parametrize(
+    ("folder", "code"),
+    [
+        ("geometry/dicom2nifti_gantrytilting_001", "geometry_tilted"),
+        ("geometry/dicom2nifti_notavolume_001", "geometry_duplicate_position"),
+        ("geometry/dicom2nifti_sliceincrement_001", "geometry_missing_slices"),
+        ("geometry/ge_head_tilt_variable_spacing", "geometry_irregular_spacing"),
+        ("geometry/philips_exam_summary_sc", "unsupported_sop_class"),
+        ("geometry/philips_localizer", "geometry_too_few_slices"),
+        ("codecs/totalseg_siemens_j2k", "unsupported_sop_class"),
+        ("chest_ct/ny_sbu_A046441", "mixed_series"),
+    ],
+)
+def test_odd_series_are_refused_by_name(folder: str, code: str) -> None:
+    assert refusal(dicom_files(shared(folder)))[0] == code
+
+
+@pytest.mark.parametrize("name", ["RLE", "J2KR", "JLSL", "JPLL", "J2KI", "JLSN"])
+def test_codecs_agree_with_the_uncompressed_slice(name: str, tmp_path: Path) -> None:
+    def stack(source: Path, folder: Path) -> list[Path]:
+        folder.mkdir()
+        paths = []
+        for k in range(3):
+            dataset = dcmread(source)
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+            x, y, _ = dataset.ImagePositionPatient
+            dataset.ImagePositionPatient = [x, y, 5.0 * k]
+            paths.append(folder / f"{k}.dcm")
+            dcmwrite(paths[-1], dataset)
+        return paths
+
+    plain = load_series(stack(shared("codecs/CT1_UNC.dcm"), tmp_path / "plain")).hu
+    coded = load_series(stack(shared(f"codecs/CT1_{name}.dcm"), tmp_path / "coded")).hu
+    if name in ("J2KI", "JLSN"):
+        assert np.abs(coded.astype(int) - plain).mean() < 40, "lossy, but of the same slice"
+    else:
+        np.testing.assert_array_equal(coded, plain)
+
+
+def test_enhanced_multi_frame_equals_classic(series: list[Path], tmp_path: Path) -> None:
+    classic = load_series(series)
+    path = tmp_path / "enhanced.dcm"
+    headers = [dcmread(p) for p in series]
+    legacy = hd.legacy.LegacyConvertedEnhancedCTImage(
+        legacy_datasets=headers,
+        series_instance_uid=generate_uid(),
+        series_number=2,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+    )
+    legacy.SOPClassUID = legacy.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    legacy.save_as(path)
+    enhanced = load_series([path])
+    np.testing.assert_array_equal(enhanced.hu, classic.hu)
+    np.testing.assert_allclose(enhanced.affine, classic.affine, atol=1e-6)
+    assert len(enhanced.sources) == 1
+    assert {index for index, _ in enhanced.source_frames} == {0}
+    assert sorted(frame for _, frame in enhanced.source_frames) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("representation", "stored", "padding"), [(1, -2000, 63536), (0, 63536, -2000)])
+def test_padding_is_read_with_the_pixels_sign(
+    series: list[Path], representation: int, stored: int, padding: int
+) -> None:
+    """GE writes US 63536 for signed pixels of -2000 (PS3.3 C.7.5.1.1.2 wants the pixels' VR)."""
+
+    def pad(dataset: Dataset) -> None:
+        pixels = dataset.pixel_array.astype(np.int16 if representation else np.uint16)
+        pixels[:8] = stored
+        dataset.PixelData = pixels.tobytes()
+        dataset.PixelRepresentation = representation
+        dataset.RescaleIntercept = 0
+        del dataset[0x00280120:0x00280122]
+        dataset.add_new(0x00280120, "US" if padding > 0 else "SS", padding)
+
+    for path in series:
+        edit(path, pad)
+    assert (load_series(series).hu[:, :8] == AIR_HU).all()
+
+
+def test_rescale_slope_that_is_no_integer(series: list[Path]) -> None:
+    before = load_series(series).hu
+
+    for path in series:
+        edit(path, lambda d: setattr(d, "RescaleSlope", "0.5"))
+    after = load_series(series).hu
+    inside = before > AIR_HU
+    np.testing.assert_allclose(after[inside], (before[inside] + 1024) * 0.5 - 1024, atol=0.5)
+
+
+def test_missing_position_names_instance_and_attribute(series: list[Path]) -> None:
+    edit(series[2], lambda d: delattr(d, "ImagePositionPatient"))
+    code, message = refusal(series)
+    assert code == "missing_attribute"
+    assert "ImagePositionPatient" in message
+    assert str(dcmread(series[2]).SOPInstanceUID) in message
+
+
+def test_two_series_are_refused(series: list[Path]) -> None:
+    edit(series[2], lambda d: setattr(d, "SeriesInstanceUID", "1.2.3"))
+    assert refusal(series)[0] == "mixed_series"
+
+
+def test_empty_series_uid_is_refused(series: list[Path]) -> None:
+    edit(series[0], lambda d: setattr(d, "SeriesInstanceUID", ""))
+    code, message = refusal(series)
+    assert (code, "SeriesInstanceUID" in message) == ("missing_attribute", True)
+
+
+def test_truncated_pixels_are_refused(series: list[Path]) -> None:
+    edit(series[1], lambda d: setattr(d, "PixelData", d.PixelData[:100]))
+    assert refusal(series)[0] == "undecodable_pixels"
+
+
+def test_no_instances() -> None:
+    assert refusal([])[0] == "no_instances"
+
+
+def test_dicom_files_leaves_out_what_is_none(series: list[Path]) -> None:
+    folder = series[0].parent
+    (folder / "notes.txt").write_text("hello")
+    (folder / "sub").mkdir()
+    shutil.move(series[0], folder / "sub" / "no-suffix")
+    found = dicom_files(folder)
+    assert len(found) == 5
+    assert dcmread(found[-1]).SOPClassUID == CTImageStorage
