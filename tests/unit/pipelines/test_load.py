@@ -63,10 +63,10 @@ def test_real_series(
     assert volume.hu.shape == shape
     assert volume.spacing_mm == pytest.approx(spacing)
     assert volume.hu.min() == lowest
-    counts, edges = np.histogram(volume.hu, bins=np.arange(-950, 200, 10))
-    assert -930 < edges[np.argmax(counts[:60])] < -780, "inflated lung"
-    assert 20 < edges[93 + np.argmax(counts[93:])] < 80, "muscle and blood"
-    assert volume.hu[0, 0, 0] == AIR_HU, "padding outside of the reconstruction circle reads as air"
+    counts, edges = np.histogram(volume.hu, bins=np.arange(-20, 200, 10))
+    assert 20 < edges[np.argmax(counts)] < 80, "muscle and blood"
+    assert np.mean((volume.hu > -950) & (volume.hu < -700)) > 0.05, "lung"
+    assert volume.hu[0, 0, 0] < -1000, "outside of the body"
 
 
 @pytest.mark.parametrize(
