@@ -245,22 +245,24 @@ class Spool:
         relative = str(final.relative_to(self._data_dir))
         filing = self._filing(incoming, uids)
         # A file that is being indexed stays where it is, whatever happens; a new one leaves nothing behind.
-        leftover = temporary if temporary.parent == self._incoming else None
+        is_new = temporary.parent == self._incoming
+        leftovers = [temporary] if is_new else []
         try:
             with _failures(), self._commit_lock, write_transaction(self._engine) as connection:
                 known = self._acknowledge_known(connection, uids, sha256, incoming)
                 if known is not None:
                     temporary.unlink()
                     return known
+                if is_new:  # from here on, and not before, what lies there is ours to remove
+                    leftovers.append(final)
                 _move(temporary, final)
-                leftover = leftover and final
                 version = self._series.file_instance(connection, filing)
                 self._insert(
                     connection, incoming, relative, sha256, uids=uids, version=version, at=filing.received_at
                 )
         except BaseException:
-            if leftover is not None:
-                leftover.unlink(missing_ok=True)
+            for path in leftovers:
+                path.unlink(missing_ok=True)
             raise
         self._series.committed()
         return Stored("stored", relative, sha256, uids.series_instance_uid, version)

@@ -102,12 +102,20 @@ def test_below_the_floor_nothing_is_written(bench: Bench) -> None:
     assert files(bench) == [] and bench.rows() == []
 
 
+@pytest.mark.parametrize("good_syncs", [0, 1, 2])  # file, new folder's entry, file's entry
 @pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, OutOfSpace), (errno.EIO, SpoolError)])
 def test_a_failing_disk_leaves_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[SpoolError]
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    expected: type[SpoolError],
+    good_syncs: int,
 ) -> None:
+    left = iter(range(good_syncs))
+
     def fail(_descriptor: int) -> None:
-        raise OSError(number, os.strerror(number))
+        if next(left, None) is None:
+            raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(expected) as raised:
