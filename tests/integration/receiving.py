@@ -35,16 +35,7 @@ from node.receive.listener import Listener
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 CALLING = "SENDER"
-
-
-def shared(path: str) -> Path:
-    """A file or folder of the shared data; the test is skipped where that isn't there."""
-    found = (SHARED / path).resolve()
-    if not found.exists():
-        pytest.skip(f"needs ../shared/data/{path} beside the checkout")
-    return found
 
 
 @dataclass

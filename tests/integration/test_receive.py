@@ -38,10 +38,10 @@ from tests.integration.receiving import (
     dataset_bytes,
     encoded,
     series_uid_of,
-    shared,
     storescu,
     wait_for,
 )
+from tests.shared_data import shared
 
 pytestmark = pytest.mark.integration
 

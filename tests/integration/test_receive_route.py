@@ -17,10 +17,10 @@ from tests.integration.receiving import (
     Sender,
     contexts_of,
     series_uid_of,
-    shared,
     storescu,
     wait_for,
 )
+from tests.shared_data import shared
 
 pytestmark = pytest.mark.integration
 

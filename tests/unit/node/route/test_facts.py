@@ -11,7 +11,8 @@ from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from node.receive.part10 import encode_header
 from node.route.facts import FACTS, FactCollector, SeriesFacts, series_facts
-from tests.integration.receiving import ct_slice, encoded, shared
+from tests.integration.receiving import ct_slice, encoded
+from tests.shared_data import shared
 
 
 def collect(*images: Dataset) -> SeriesFacts:

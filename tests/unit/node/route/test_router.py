@@ -21,7 +21,8 @@ from node.route.defaults import default_routes
 from node.route.explain import explain, explain_text
 from node.route.facts import series_facts
 from node.route.router import Router, compile_routes, decide, job_id
-from tests.integration.receiving import ct_slice, encoded, shared
+from tests.integration.receiving import ct_slice, encoded
+from tests.shared_data import shared
 
 DEFAULT = compile_routes(default_routes(["pacs"]))
 

@@ -1,0 +1,153 @@
+"""Helpers: a whole node as a process of its own, with an Orthanc to deliver to, and DCMTK to send with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from node.demo.archive import AE_TITLE as ARCHIVE_AE_TITLE
+from node.demo.archive import OrthancArchive
+from node.route.defaults import default_routes
+from node.triton_server import free_port
+from tests.integration.receiving import wait_for
+
+CALLING = "STORESCU"
+STORESCU = "/usr/bin/storescu"  # pynetdicom installs a script of the same name into the venv
+
+
+def orthanc_program() -> str:
+    """Orthanc's path; skips the test where it isn't installed, except in CI, which must have it."""
+    program = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None and not os.environ.get("CI"):
+        pytest.skip("needs Orthanc: apt-get install orthanc")
+    assert program is not None, "CI must have Orthanc installed"
+    return program
+
+
+class Pacs(OrthancArchive):
+    """An Orthanc whose REST API answers questions about what it holds."""
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """SOP Instance UID -> {tag keyword: value} of every instance held."""
+        found = {}
+        for identifier in self._get("/instances"):
+            tags = self._get(f"/instances/{identifier}/simplified-tags")
+            found[tags["SOPInstanceUID"]] = tags
+        return found
+
+    def _get(self, path: str) -> Any:
+        return httpx.get(f"{self._url}{path}", timeout=30.0).json()
+
+
+class RunningNode:
+    """``pacsnode run`` with one C-STORE destination ``pacs``; may be killed and started again."""
+
+    def __init__(self, folder: Path, *, triton_url: str, pacs_port: int, **sections: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.web_port = free_port(), free_port()
+        self.data_dir = folder / "var"
+        self.log_path = folder / "node.log"
+        self.config_path = folder / "node.yaml"
+        pacs = {"type": "cstore", "ae_title": ARCHIVE_AE_TITLE, "host": "127.0.0.1", "port": pacs_port}
+        config = {
+            "data_dir": str(self.data_dir),
+            "receive": {
+                "port": self.port,
+                "allowed_calling_ae_titles": [CALLING],
+                "free_disk_floor_bytes": 0,
+            },
+            "series": {"quiet_seconds": 3.0, "released_quiet_seconds": 0.3},
+            "triton": {"url": triton_url},
+            "run": {"retry_seconds": 0.5},
+            "web": {"port": self.web_port},
+            "log": {"format": "json"},
+            "destinations": {"pacs": {**pacs, "retry_seconds": 0.5, "max_retry_seconds": 2.0}},
+            "routes": [route.model_dump(mode="json") for route in default_routes(["pacs"])],
+        }
+        for name, section in sections.items():
+            config[name] = section
+        self.config_path.write_text(yaml.safe_dump(config))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RunningNode:
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "node", "run", "--config", str(self.config_path)], stderr=log
+            )
+        wait_for(self._web_answers, seconds=60, what=f"the node to start; see {self.log_path}")
+        return self
+
+    def _web_answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log_path.read_text()[-3000:]
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.web_port}/healthz", timeout=2.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def get(self, path: str) -> Any:
+        return httpx.get(f"http://127.0.0.1:{self.web_port}{path}", timeout=30.0).json()
+
+    def text(self, path: str) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.web_port}{path}", timeout=30.0).text
+
+    def jobs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get("/api/jobs")
+        return found
+
+    def job_in(self, *states: str, seconds: float = 180.0) -> dict[str, Any]:
+        """Wait for the only job to reach one of the states."""
+
+        def reached() -> dict[str, Any] | None:
+            jobs = self.jobs()
+            assert len(jobs) <= 1
+            return jobs[0] if jobs and jobs[0]["state"] in states else None
+
+        job: dict[str, Any] = wait_for(reached, seconds=seconds, what=f"a job {states}; see {self.log_path}")
+        return job
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log's events of this name so far."""
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if f'"{name}"' in line and line.startswith("{")]
+
+    def summary(self, job: dict[str, Any]) -> dict[str, Any]:
+        text = (self.data_dir / job["result_dir"] / "summary.json").read_text()
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+
+def storescu(port: int, *paths: Path) -> subprocess.CompletedProcess[str]:
+    """Send files or folders by DCMTK over one association, proposing only what they need."""
+    command = [STORESCU, "-aet", CALLING, "-aec", "PACSNODE", "+sd", "+r", "-R"]
+    return subprocess.run(
+        [*command, "127.0.0.1", str(port), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TCP_NODELAY": "1"},
+        check=False,
+    )
