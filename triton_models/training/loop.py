@@ -127,7 +127,9 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
 
 
 def _new_run(entry: ModelEntry, settings: TrainSettings) -> _Run:
-    network = build_network(entry)
+    # oneDNN's bfloat16 convolutions are several times faster with channels last
+    network: nn.Module = build_network(entry)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     moving = get_ema_multi_avg_fn(settings.average_decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     optimiser = torch.optim.AdamW(
@@ -153,7 +155,7 @@ def _step(run: _Run, mixture: Mixture, settings: TrainSettings) -> float:
     hu, targets = augment(hu, targets, Augmentation(), run.generator)
     run.network.train()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
-        logits = run.network(windowed(hu.unsqueeze(1)))
+        logits = run.network(windowed(hu.unsqueeze(1)).contiguous(memory_format=torch.channels_last))
     loss = segmentation_loss(logits, targets, focal=settings.focal)
     run.optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

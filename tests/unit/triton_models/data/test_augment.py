@@ -1,0 +1,60 @@
+"""Augmentation moves image and labels by one transformation."""
+
+from __future__ import annotations
+
+import torch
+
+from triton_models.data.augment import Augmentation, augment
+from triton_models.registry import HU_RANGE
+
+GEOMETRY_ONLY = Augmentation(noise_hu=0.0, offset_hu=0.0, contrast=0.0, blur=0.0)
+
+
+def _disc(n: int = 6, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft tissue in air, off centre; the label is the tissue."""
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    inside = ((rows - 50) ** 2 / 600 + (columns - 75) ** 2 / 300) < 1
+    hu = torch.where(inside, 50.0, -1024.0).repeat(n, 1, 1)
+    return hu, inside.to(torch.uint8).repeat(n, 1, 1)[:, None]
+
+
+def test_label_follows_image() -> None:
+    hu, label = _disc()
+    moved, moved_label = augment(hu, label, GEOMETRY_ONLY, torch.Generator().manual_seed(1))
+    assert not torch.equal(moved_label, label)
+    disagree = (moved > -487.0) != (moved_label[:, 0] == 1)
+    edge = moved_label.sum() ** 0.5
+    assert disagree.sum() < 4 * edge  # only where bilinear and nearest sampling differ, on the border
+    assert moved_label.dtype == torch.uint8
+    assert set(moved_label.unique().tolist()) <= {0, 1}
+
+
+def test_every_kind_off_changes_nothing() -> None:
+    off = Augmentation(*([0.0] * 10))
+    hu, label = _disc(2)
+    moved, moved_label = augment(hu, label, off, torch.Generator().manual_seed(1))
+    assert torch.allclose(moved, hu, atol=1e-2)
+    assert torch.equal(moved_label, label)
+
+
+def test_same_generator_state_gives_the_same_batch() -> None:
+    hu, label = _disc()
+    first = augment(hu, label, Augmentation(), torch.Generator().manual_seed(3))
+    second = augment(hu, label, Augmentation(), torch.Generator().manual_seed(3))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_mirroring_happens_and_noise_leaves_labels_alone() -> None:
+    hu, label = _disc(8)
+    mirror = Augmentation(
+        *([0.0] * 4), mirror=1.0, upside_down=0.0, noise_hu=0, offset_hu=0, contrast=0, blur=0
+    )
+    moved, moved_label = augment(hu, label, mirror, torch.Generator().manual_seed(0))
+    assert torch.allclose(moved, hu.flip(-1), atol=1e-2)
+    assert torch.equal(moved_label, label.flip(-1))
+    noisy = Augmentation(*([0.0] * 6), noise_hu=50.0, offset_hu=20.0, contrast=0.05, blur=0.5)
+    changed, same_label = augment(hu, label, noisy, torch.Generator().manual_seed(0))
+    assert not torch.allclose(changed, hu)
+    assert torch.equal(same_label, label)
+    assert changed.min() >= HU_RANGE[0]

@@ -1,0 +1,66 @@
+"""The exported graph answers as torch does, at any batch and image size."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from triton_models.architectures.served import build_network, build_served
+from triton_models.export import OPSET, export_onnx, render_config
+from triton_models.registry import MODELS, ModelEntry
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=list(MODELS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    entry: ModelEntry = request.param
+    torch.manual_seed(1)
+    network = build_network(entry).eval()
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(entry, network, path)
+    return entry, build_served(entry, network).eval(), path
+
+
+@pytest.mark.parametrize("shape", [(1, 512, 512), (3, 200, 331), (2, 768, 640)])
+def test_torch_and_onnx_runtime_agree(exported, shape: tuple[int, int, int]) -> None:
+    entry, served, path = exported
+    hu = np.random.default_rng(2).integers(-3024, 3071, shape).astype(np.int16)
+    with torch.inference_mode():
+        expected = served(torch.from_numpy(hu))
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    actual = session.run(None, {"HU": hu})
+    for spec, ours, theirs in zip(entry.outputs, actual, expected, strict=True):
+        assert ours.dtype == np.uint8
+        assert ours.shape == (shape[0], *[d for d in spec.dims if d > 0], *shape[1:])
+        difference = np.abs(ours.astype(int) - theirs.numpy().astype(int))
+        # float rounding may tip a pixel that sits on a threshold
+        assert (difference > 0).mean() < 1e-3
+        if spec.name == "PROBABILITIES":
+            assert difference.max() <= 1
+
+
+def test_batch_does_not_change_a_slice(exported) -> None:
+    _, _, path = exported
+    hu = np.random.default_rng(3).integers(-1024, 600, (4, 150, 170)).astype(np.int16)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    together = session.run(None, {"HU": hu})[0]
+    alone = np.concatenate([session.run(None, {"HU": hu[i : i + 1]})[0] for i in range(4)])
+    assert (together != alone).mean() < 1e-3
+
+
+def test_graph_is_portable(exported) -> None:
+    _, _, path = exported
+    model = onnx.load(path)
+    assert [(imported.domain, imported.version) for imported in model.opset_import] == [("", OPSET)]
+    assert not [node for node in model.graph.node if node.op_type in {"Loop", "If", "NonZero", "GridSample"}]
+    assert b"/site-packages/" not in path.read_bytes()
+    assert path.stat().st_size < 8_000_000
+
+
+def test_config_is_a_function_of_registry_and_hash() -> None:
+    text = render_config(MODELS["lesions"], "ab" * 32)
+    assert 'string_value: "' + "ab" * 32 + '"' in text
+    assert '{ name: "PROBABILITIES" data_type: TYPE_UINT8 dims: [ 2, -1, -1 ] }' in text
