@@ -133,7 +133,7 @@ def _derived_uid(facts: Sequence[object], uid_root: str | None) -> UID:
 
 
 def series_description(volume: Volume, series: SeriesType) -> str:
-    """Series Description (LO, at most 64 characters), naming the source series by its number if it has one."""
+    """Series Description (LO, at most 64 characters), with the source series' number if it has one."""
     number = volume.sources[0].get("SeriesNumber")
     return series.description if number is None else f"{series.description}, series {number}"[:64]
 

@@ -182,7 +182,7 @@ def _pipeline_algorithm(context: ResultContext) -> hd.sr.AlgorithmIdentification
 def _measurement(
     name: Code, value: float, unit: Code, decimals: int, **arguments: object
 ) -> hd.sr.Measurement:
-    """TID 300. Numeric Value has ``decimals`` decimals for people; Floating Point Value has all of ``value``."""
+    """TID 300. Numeric Value has ``decimals`` decimals for people, Floating Point Value all of ``value``."""
     measurement = hd.sr.Measurement(name=name, value=float(value), unit=unit, **arguments)
     text = f"{value:.{decimals}f}"
     measurement[0].MeasuredValueSequence[0].NumericValue = text if len(text) <= 16 else f"{value:.9e}"
@@ -238,11 +238,8 @@ def _referenced_segment(volume: Volume, segmentation: Dataset, number: int) -> h
             number,
             source_series=hd.sr.SourceSeriesForSegmentation(volume.series_instance_uid),
         )
-    for item in reference:  # PS3.16 Table D-1 writes these meanings in lower case
-        name = item.ConceptNameCodeSequence[0]
-        name.CodeMeaning = name.CodeMeaning.replace("Series for S", "series for s").replace(
-            "Image for S", "image for s"
-        )
+    for item in reference[1:]:  # PS3.16 Table D-1: "Source series for segmentation", in lower case
+        item.ConceptNameCodeSequence[0].CodeMeaning = item.ConceptNameCodeSequence[0].CodeMeaning.capitalize()
     return reference
 
 

@@ -21,7 +21,7 @@ from pipelines.errors import SeriesRefused
 from pipelines.results import codes
 from pipelines.results.identity import MANUFACTURER, SERIES_TYPES, result_uid, stamp
 from pipelines.results.sources import clean_headers, frame_of_reference_uid, is_multiframe
-from pipelines.volume import FINDING_TYPES, Findings, Lesion, Lung, ResultContext, Volume
+from pipelines.volume import FINDING_TYPES, Findings, Lung, ResultContext, Volume
 
 # One number a voxel says everything about it: bits 0-1 lung, bits 2-3 lesion, the rest region number.
 _LUNG_BITS, _LESION_BITS, _REGION_BITS = (0, 0x3), (2, 0x3), (4, 0xFFFF)
@@ -93,7 +93,7 @@ def segment_numbers(segmentation: Dataset) -> dict[str, int]:
     return {str(item.TrackingUID): int(item.SegmentNumber) for item in segmentation.SegmentSequence}
 
 
-class _LayeredSegmentation(hd.seg.Segmentation):
+class _LayeredSegmentation(hd.seg.Segmentation):  # type: ignore[misc]  # highdicom is untyped for us
     """A Segmentation whose segments overlap, from one coded voxel array instead of one plane a segment.
 
     highdicom takes overlapping segments as a (slices, rows, columns, segments) stack: 4 GB and half a
@@ -114,19 +114,26 @@ class _LayeredSegmentation(hd.seg.Segmentation):
         self, pixel_array: NDArray[np.uint32], segment_number: int, **_keywords: object
     ) -> NDArray[np.uint8]:
         (shift, mask), value = self.__dict__["_layers"][segment_number]
-        return ((pixel_array >> shift & mask) == value).astype(np.uint8)
+        selected: NDArray[np.uint8] = ((pixel_array >> shift & mask) == value).astype(np.uint8)
+        return selected
 
 
 def _coded(findings: Findings) -> NDArray[np.uint32]:
-    coded = findings.region_labels.astype(np.uint32) << _REGION_BITS[0]
-    coded |= findings.lesions.astype(np.uint32) << _LESION_BITS[0]
+    coded = findings.region_labels.astype(np.uint32)
+    np.left_shift(coded, _REGION_BITS[0] - _LESION_BITS[0], out=coded)
+    coded |= findings.lesions
+    np.left_shift(coded, _LESION_BITS[0], out=coded)
     coded |= findings.lungs
     return coded
 
 
 def _has_voxels(findings: Findings, segment: _Segment) -> bool:
-    array = {_LUNG_BITS: findings.lungs, _LESION_BITS: findings.lesions, _REGION_BITS: findings.region_labels}
-    return bool((array[segment.bits] == segment.value).any())
+    arrays = {
+        _LUNG_BITS: findings.lungs,
+        _LESION_BITS: findings.lesions,
+        _REGION_BITS: findings.region_labels,
+    }
+    return bool(np.any(arrays[segment.bits] == segment.value))
 
 
 def _segments(findings: Findings) -> list[_Segment]:
@@ -200,7 +207,11 @@ def _restore_frame_numbers(segmentation: Dataset, volume: Volume) -> None:
     """Frame numbers of a multi-frame source: the header that highdicom saw had one frame a slice."""
     if not is_multiframe(volume):
         return
-    for frame in segmentation.PerFrameFunctionalGroupsSequence:
-        for derivation in frame.DerivationImageSequence:
-            for image in derivation.SourceImageSequence:
-                image.ReferencedFrameNumber = volume.source_frames[int(image.ReferencedFrameNumber) - 1][1]
+    references = {  # by identity: frames of several segments on one plane share one item
+        id(image): image
+        for frame in segmentation.PerFrameFunctionalGroupsSequence
+        for derivation in frame.DerivationImageSequence
+        for image in derivation.SourceImageSequence
+    }
+    for image in references.values():
+        image.ReferencedFrameNumber = volume.source_frames[int(image.ReferencedFrameNumber) - 1][1]

@@ -7,9 +7,9 @@ highdicom, per-slice geometry taken from the source images, and references to ev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import UID
 
@@ -49,23 +49,31 @@ def slice_geometry(volume: Volume) -> SliceGeometry:
     drawn on the affine's grid would land elsewhere when a viewer overlays it on the image.
     """
     spacing = volume.spacing_mm
+    orientation = _plane_value(volume, 0, "PlaneOrientationSequence", "ImageOrientationPatient")
+    pixel_spacing = _plane_value(volume, 0, "PixelMeasuresSequence", "PixelSpacing")
     positions = [
         tuple(float(x) for x in _plane_value(volume, s, "PlanePositionSequence", "ImagePositionPatient"))
         for s in range(len(volume.source_frames))
     ]
-    origins = np.zeros((len(positions), 3))
-    origins[:, 0] = np.arange(len(positions))
-    off = np.linalg.norm(volume.to_patient(origins) - np.asarray(positions), axis=1)
+    # Of each plane, the first voxel and the last one: the latter also tells orientation and pixel spacing.
+    slices = np.arange(len(positions), dtype=np.float64)
+    ends = (volume.hu.shape[1] - 1.0, volume.hu.shape[2] - 1.0)
+    row, column = np.array(orientation[:3], np.float64), np.array(orientation[3:], np.float64)
+    diagonal = column * ends[0] * float(pixel_spacing[0]) + row * ends[1] * float(pixel_spacing[1])
+    first = np.stack([slices, 0 * slices, 0 * slices], axis=1)
+    last = np.stack([slices, 0 * slices + ends[0], 0 * slices + ends[1]], axis=1)
+    off = np.maximum(
+        np.linalg.norm(volume.to_patient(first) - np.asarray(positions), axis=1),
+        np.linalg.norm(volume.to_patient(last) - np.asarray(positions) - diagonal, axis=1),
+    )
     if off.max() > max(0.01, _POSITION_TOLERANCE * spacing[0]):
         worst = int(off.argmax())
         uid = volume.sources[volume.source_frames[worst][0]].SOPInstanceUID
         raise SeriesRefused(
-            f"instance {uid}: ImagePositionPatient is {off[worst]:.3f} mm from where the volume has slice {worst}",
+            f"instance {uid}: its plane is {off[worst]:.3f} mm from where the volume has slice {worst}",
             code="geometry_mismatch",
             hint="results can only be placed on the planes of the source images",
         )
-    orientation = _plane_value(volume, 0, "PlaneOrientationSequence", "ImageOrientationPatient")
-    pixel_spacing = _plane_value(volume, 0, "PixelMeasuresSequence", "PixelSpacing")
     thickness = _plane_value(volume, 0, "PixelMeasuresSequence", "SliceThickness", default=spacing[0])
     return SliceGeometry(
         orientation=tuple(float(x) for x in orientation),
@@ -77,8 +85,8 @@ def slice_geometry(volume: Volume) -> SliceGeometry:
 
 
 def _plane_value(
-    volume: Volume, slice_index: int, group: str, keyword: str, default: object = None
-) -> object:
+    volume: Volume, slice_index: int, group: str, keyword: str, default: float | None = None
+) -> Any:
     """One attribute of a slice's plane, wherever classic or enhanced CT keeps it."""
     index, frame = volume.source_frames[slice_index]
     source = volume.sources[index]

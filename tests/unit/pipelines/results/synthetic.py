@@ -198,7 +198,7 @@ def chest(
     return volume, _findings(volume, lungs, kinds, labels, regions)
 
 
-def _region(
+def _region(  # noqa: PLR0917
     volume: Volume, labels: NDArray[np.uint16], lungs: NDArray[np.uint8], number: int, kind: str, p: float
 ) -> Region:
     mask = labels == number

@@ -1,0 +1,285 @@
+"""The 3D scene of a case in VTK: lung and lesion surfaces, and a coloured CT volume for ray casting.
+
+In: a Volume and its Findings, resampled through the affine to a coarse grid whose axes are the patient's
+(LPS), around the lungs.  Out: uint8 RGB views from around the patient.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPiecewiseFunction
+from vtkmodules.vtkFiltersCore import vtkPolyDataNormals, vtkWindowedSincPolyDataFilter
+from vtkmodules.vtkFiltersGeneral import vtkDiscreteFlyingEdges3D
+from vtkmodules.vtkRenderingCore import (
+    vtkActor,
+    vtkLight,
+    vtkPolyDataMapper,
+    vtkRenderer,
+    vtkVolume,
+    vtkVolumeProperty,
+    vtkWindowToImageFilter,
+)
+from vtkmodules.vtkRenderingOpenGL2 import vtkEGLRenderWindow
+from vtkmodules.vtkRenderingVolumeOpenGL2 import vtkOpenGLGPUVolumeRayCastMapper
+
+from pipelines.drawing import palette
+from pipelines.volume import Findings, Lesion, Lung, Volume
+
+_VOXEL_MM = 2.0
+_MARGIN_MM = 24.0  # around the lungs: ribs are in, arms and table are not
+#: Ray casting: HU -> (opacity of one ``_VOXEL_MM`` of material, RGB). Linear between the points.
+TRANSFER_FUNCTION: tuple[tuple[float, float, palette.RGB], ...] = (
+    (-1000, 0.0, (40, 50, 70)),
+    (-900, 0.006, (90, 110, 145)),  # aerated lung: a veil
+    (-700, 0.016, (140, 150, 175)),
+    (-400, 0.20, (215, 150, 135)),  # vessels
+    (0, 0.40, (240, 175, 155)),
+    (100, 0.40, (245, 200, 175)),
+    (300, 0.60, (250, 240, 220)),  # calcium and bone
+)
+_WALL_OPACITY = 0.035  # outside of the lungs only bone is kept, this faint, for orientation
+_LESION_OPACITY = 0.5
+_LIGHT_LPS = (-0.45, -0.6, 0.66)  # where the baked-in light comes from: right, front, above; it turns along
+
+
+class Scene:
+    """Use as a context manager: it holds two off-screen windows.
+
+    pixels_per_mm: of the views, which are parallel projections.
+    """
+
+    def __init__(self, volume: Volume, findings: Findings, *, width: int, height: int) -> None:
+        grid = _PatientGrid(volume, findings)
+        across, up = max(grid.lungs_mm[:2]), grid.lungs_mm[2]
+        self.pixels_per_mm = float(min(height / (1.35 * up), width / (1.12 * across)))
+        self._centre = grid.centre_mm
+        self._windows = [
+            self._window(width, height, _surface_actors(grid), []),
+            self._window(width, height, [], [_cast_volume(grid)]),
+        ]
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for window, _ in self._windows:
+            window.Finalize()
+
+    def surfaces(self, degrees: float) -> NDArray[np.uint8]:
+        """Surfaces, seen from ``degrees`` round from the front to the patient's left: (height, width, 3)."""
+        return self._view(0, degrees)
+
+    def ray_cast(self, degrees: float) -> NDArray[np.uint8]:
+        """The same view by ray casting."""
+        return self._view(1, degrees)
+
+    def _window(
+        self, width: int, height: int, actors: list[vtkActor], volumes: list[vtkVolume]
+    ) -> tuple[vtkEGLRenderWindow, vtkRenderer]:
+        renderer = vtkRenderer()
+        renderer.SetBackground(*(c / 255 for c in palette.BACKGROUND))
+        for actor in actors:
+            renderer.AddActor(actor)
+        for volume in volumes:
+            renderer.AddVolume(volume)
+        light = vtkLight()
+        light.SetLightTypeToHeadlight()
+        renderer.AddLight(light)
+        # By name, not through VTK's factory: that would try to open an X display first.
+        window = vtkEGLRenderWindow()
+        window.SetOffScreenRendering(1)
+        window.SetMultiSamples(0)
+        window.SetSize(width, height)
+        window.AddRenderer(renderer)
+        camera = renderer.GetActiveCamera()
+        camera.ParallelProjectionOn()
+        camera.SetParallelScale(height / 2 / self.pixels_per_mm)
+        return window, renderer
+
+    def _view(self, index: int, degrees: float) -> NDArray[np.uint8]:
+        window, renderer = self._windows[index]
+        camera = renderer.GetActiveCamera()
+        angle = np.deg2rad(degrees)
+        x, y, z = self._centre
+        # LPS: the front of the patient is towards -y, the head towards +z
+        camera.SetPosition(x + 2000 * np.sin(angle), y - 2000 * np.cos(angle), z)
+        camera.SetFocalPoint(x, y, z)
+        camera.SetViewUp(0, 0, 1)
+        renderer.ResetCameraClippingRange()
+        window.Render()
+        grab = vtkWindowToImageFilter()
+        grab.SetInput(window)
+        grab.SetInputBufferTypeToRGB()
+        grab.ReadFrontBufferOff()
+        grab.ShouldRerenderOff()
+        grab.Update()
+        image = grab.GetOutput()
+        columns, rows, _ = image.GetDimensions()
+        pixels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, 3)
+        return np.ascontiguousarray(pixels[::-1])  # VTK's first row is the bottom one
+
+
+class _PatientGrid:
+    """HU and labels on a coarse grid along the patient's axes; arrays are (z, y, x), as VTK stores them."""
+
+    def __init__(self, volume: Volume, findings: Findings) -> None:
+        chest = findings.lungs > 0
+        spans = [np.flatnonzero(chest.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        edges = [(s[0], s[-1]) if s.size else (0, n - 1) for s, n in zip(spans, chest.shape, strict=True)]
+        corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float64)
+        lps = volume.to_patient(corners)
+        low, high = lps.min(axis=0) - _MARGIN_MM, lps.max(axis=0) + _MARGIN_MM
+        self.origin_mm = low
+        self.centre_mm = (low + high) / 2
+        self.lungs_mm = high - low - 2 * _MARGIN_MM
+        shape = tuple(int(n) for n in np.ceil((high - low)[::-1] / _VOXEL_MM) + 1)
+        # output index (z, y, x) -> LPS -> input index (slice, row, column)
+        to_lps = np.eye(4)
+        to_lps[:3, :3] = np.eye(3)[:, ::-1] * _VOXEL_MM
+        to_lps[:3, 3] = low
+        matrix = np.linalg.inv(volume.affine) @ to_lps
+        self.hu = _sample(volume.hu, matrix, shape, -1024, smooth=True)
+        self.lungs = _sample(findings.lungs, matrix, shape, 0)
+        self.lesions = _sample(findings.lesions, matrix, shape, 0)
+
+
+def _sample(
+    array: NDArray[Any],
+    matrix: NDArray[np.float64],
+    shape: tuple[int, ...],
+    outside: int,
+    *,
+    smooth: bool = False,
+) -> NDArray[Any]:
+    # Decimate in-plane first where the source is much finer: linear sampling alone would alias thin vessels.
+    steps = np.linalg.norm(matrix[:3, :3], axis=1)
+    stride = [max(1, int(step // 1.5)) for step in steps]
+    reduced = array[tuple(slice(None, None, n) for n in stride)]
+    scaled = matrix[:3] / np.array(stride)[:, None]
+    sampled: NDArray[Any] = ndimage.affine_transform(
+        reduced,
+        scaled[:, :3],
+        scaled[:, 3],
+        output_shape=shape,
+        order=1 if smooth else 0,
+        mode="constant",
+        cval=outside,
+        prefilter=False,
+    )
+    return sampled
+
+
+def _image(grid: _PatientGrid, array: NDArray[np.uint8]) -> vtkImageData:
+    """Wrap (z, y, x) or (z, y, x, components) as VTK image data placed in LPS mm."""
+    image = vtkImageData()
+    image.SetDimensions(array.shape[2], array.shape[1], array.shape[0])
+    image.SetSpacing(_VOXEL_MM, _VOXEL_MM, _VOXEL_MM)
+    image.SetOrigin(*grid.origin_mm)
+    components = array.shape[3] if array.ndim == 4 else 1
+    image.GetPointData().SetScalars(numpy_to_vtk(array.reshape(-1, components), deep=True))
+    return image
+
+
+def _surface_actors(grid: _PatientGrid) -> list[vtkActor]:
+    actors = [
+        _surface(grid, grid.lesions == kind, palette.LESION[kind], opacity=1.0, passes=30) for kind in Lesion
+    ]
+    actors += [
+        _surface(grid, grid.lungs == lung, palette.LUNG[lung], opacity=0.2, passes=30) for lung in Lung
+    ]
+    return [actor for actor in actors if actor is not None]
+
+
+def _surface(
+    grid: _PatientGrid, mask: NDArray[np.bool_], color: palette.RGB, *, opacity: float, passes: int
+) -> vtkActor | None:
+    if not mask.any():
+        return None
+    cubes = vtkDiscreteFlyingEdges3D()
+    cubes.SetInputData(_image(grid, mask.astype(np.uint8)))
+    cubes.SetValue(0, 1)
+    cubes.ComputeNormalsOff()  # they would be the stairs', and kept after smoothing
+    smooth = vtkWindowedSincPolyDataFilter()  # Taubin: smooths without shrinking small lesions away
+    smooth.SetInputConnection(cubes.GetOutputPort())
+    smooth.SetNumberOfIterations(passes)
+    smooth.SetPassBand(0.01)
+    smooth.NonManifoldSmoothingOn()
+    smooth.NormalizeCoordinatesOn()
+    normals = vtkPolyDataNormals()
+    normals.SetInputConnection(smooth.GetOutputPort())
+    normals.SplittingOff()
+    mapper = vtkPolyDataMapper()
+    mapper.SetInputConnection(normals.GetOutputPort())
+    mapper.ScalarVisibilityOff()
+    actor = vtkActor()
+    actor.SetMapper(mapper)
+    look = actor.GetProperty()
+    look.SetColor(*(c / 255 for c in color))
+    look.SetOpacity(opacity)
+    look.SetSpecular(0.25)
+    look.SetSpecularPower(20)
+    look.SetAmbient(0.15)
+    if opacity < 1.0:
+        look.BackfaceCullingOn()  # one layer of veil, not two that flicker by drawing order
+    return actor
+
+
+def _cast_volume(grid: _PatientGrid) -> vtkVolume:
+    # The shader ray caster, run by Mesa on the processor. VTK 9.7's vtkFixedPointVolumeRayCastMapper skips
+    # blocks of an RGBA volume that aren't empty (its space-leaping table is wrong across threads' bands).
+    mapper = vtkOpenGLGPUVolumeRayCastMapper()
+    mapper.SetInputData(_image(grid, _colored(grid)))
+    mapper.SetSampleDistance(_VOXEL_MM)
+    mapper.AutoAdjustSampleDistancesOff()  # it would follow the clock, and the picture with it
+    mapper.UseJitteringOff()
+    look = vtkVolumeProperty()
+    look.IndependentComponentsOff()  # colours are in the voxels; the fourth component is the opacity
+    look.SetInterpolationTypeToLinear()
+    look.SetScalarOpacityUnitDistance(_VOXEL_MM)
+    opacity = vtkPiecewiseFunction()
+    opacity.AddPoint(0, 0.0)
+    opacity.AddPoint(255, 1.0)
+    look.SetScalarOpacity(opacity)
+    look.ShadeOff()  # the light is in the colours already
+    volume = vtkVolume()
+    volume.SetMapper(mapper)
+    volume.SetProperty(look)
+    return volume
+
+
+def _colored(grid: _PatientGrid) -> NDArray[np.uint8]:
+    """HU and labels -> (z, y, x, RGBA), by TRANSFER_FUNCTION inside the lungs."""
+    points = [point[0] for point in TRANSFER_FUNCTION]
+    opacity = np.interp(grid.hu, points, [point[1] for point in TRANSFER_FUNCTION])
+    rgba = np.empty((*grid.hu.shape, 4), np.uint8)
+    for channel in range(3):
+        rgba[..., channel] = np.interp(grid.hu, points, [point[2][channel] for point in TRANSFER_FUNCTION])
+    # The outermost voxel of a lung is half chest wall: left in, it would hide what is behind it.
+    inside = ndimage.binary_erosion(grid.lungs > 0)
+    wall = ndimage.distance_transform_edt(~inside, sampling=_VOXEL_MM) < _MARGIN_MM
+    opacity[~inside] = np.where(wall & (grid.hu > 180), _WALL_OPACITY, 0.0)[~inside]
+    for kind in Lesion:
+        hit = grid.lesions == kind
+        rgba[hit, :3] = palette.LESION[kind]
+        opacity[hit] = _LESION_OPACITY
+    rgba[..., :3] = (rgba[..., :3] * _shade(opacity)[..., None]).astype(np.uint8)
+    rgba[..., 3] = np.clip(opacity * 255, 0, 255)
+    return rgba
+
+
+def _shade(opacity: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Lambert shading of the opacity's gradient, 0.45 (away from the light) to 1.0; (z, y, x)."""
+    soft = ndimage.gaussian_filter(opacity.astype(np.float32), 1.0)
+    along_z, along_y, along_x = np.gradient(soft)
+    length = np.sqrt(along_x**2 + along_y**2 + along_z**2) + 1e-4
+    towards = -(along_x * _LIGHT_LPS[0] + along_y * _LIGHT_LPS[1] + along_z * _LIGHT_LPS[2]) / length
+    shaded: NDArray[np.float32] = 0.725 + 0.275 * towards
+    return shaded

@@ -1,0 +1,172 @@
+"""Findings -> a rotating 3D view: surfaces on the left, ray-cast CT on the right.
+
+In: a Volume and its Findings.  Out: uint8 RGB frames.  Everything is placed in patient space (LPS mm)
+through the volume's affine, so that an oblique or reversed series looks anatomically right.
+
+- Surfaces: marching cubes on labels (vtkDiscreteFlyingEdges3D; Schroeder et al. 2015), smoothed; lungs
+  translucent, lesions in the palette's colours.
+- Ray casting (vtkOpenGLGPUVolumeRayCastMapper): equal steps along each pixel's ray, compositing front to
+  back, transfer function ``pipelines.drawing.scene.TRANSFER_FUNCTION``, lesions in the palette's colours.
+
+Off-screen through EGL only; no display is ever opened. Where EGL is missing, RenderingUnavailable is raised
+and ``montage`` is the fallback.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipelines.drawing import palette, text
+from pipelines.drawing.planes import axial_grid, slice_picture
+from pipelines.errors import RenderingUnavailable
+from pipelines.volume import FINDING_TYPES, Findings, Volume
+
+_PROBE_SECONDS = 30.0
+#: Renders one pixel through EGL. In another process: a broken driver aborts the process that loads it.
+_PROBE = """
+import vtkmodules.vtkRenderingOpenGL2 as gl
+from vtkmodules.vtkRenderingCore import vtkRenderer
+window = gl.vtkEGLRenderWindow()
+window.SetOffScreenRendering(1)
+window.SetSize(8, 8)
+window.AddRenderer(vtkRenderer())
+window.Render()
+raise SystemExit(0 if "OpenGL" in window.ReportCapabilities() else 1)
+"""
+
+
+@cache
+def check_rendering() -> None:
+    """Raise RenderingUnavailable unless VTK can draw off-screen here: tried in another process, once."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], capture_output=True, timeout=_PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RenderingUnavailable(f"the rendering probe took over {_PROBE_SECONDS:.0f} s") from error
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise RenderingUnavailable(
+            f"off-screen rendering failed with exit code {done.returncode}: "
+            f"{lines[-1] if lines else 'no message'}",
+            hint="install EGL and Mesa (Debian: libegl1 libgl1-mesa-dri)",
+        )
+
+
+def render_rotation(
+    volume: Volume, findings: Findings, frames: int = 24, size: int = 512
+) -> NDArray[np.uint8]:
+    """One turn about the patient's head-foot axis, starting with the view from the front.
+
+    Returns (frames, size, size, 3) RGB. The left half shows surfaces, the right half ray casting. Seen from
+    the front the patient's right is on the left. Each half has the letters of the directions that point
+    left and right in it (R, L, A, P), H above and F below, and a scale bar.
+
+    Raises RenderingUnavailable where VTK can't draw off-screen.
+    """
+    check_rendering()
+    # Only now: VTK's libraries need system libraries that a machine without EGL may not have either.
+    from pipelines.drawing.scene import Scene  # noqa: PLC0415
+
+    half = size // 2
+    with Scene(volume, findings, width=half, height=size) as scene:
+        pictures = []
+        for number in range(frames):
+            degrees = 360.0 * number / frames
+            picture = Image.new("RGB", (size, size), palette.BACKGROUND)
+            for column, view in enumerate((scene.surfaces(degrees), scene.ray_cast(degrees))):
+                picture.paste(Image.fromarray(view), (column * half, 0))
+            draw = ImageDraw.Draw(picture)
+            draw.line([(half, 0), (half, size)], fill=palette.LINE)
+            for column, title in enumerate(("Surfaces", "Ray casting")):
+                view_box = (column * half, 0, (column + 1) * half, size)
+                _annotate(draw, view_box, title, degrees=degrees, pixels_per_mm=scene.pixels_per_mm)
+            _legend(draw, size, findings)
+            pictures.append(np.asarray(picture))
+    return np.stack(pictures)
+
+
+def side_letters(degrees: float) -> tuple[str, str]:
+    """The directions at the left and right edge of a view ``degrees`` from the front (PS3.3 C.7.6.1.1.1)."""
+    angle = np.deg2rad(degrees)
+    right = (float(np.cos(angle)), float(np.sin(angle)))  # LPS x, y of the picture's rightward direction
+    return _letters(-right[0], -right[1]), _letters(*right)
+
+
+def _letters(x: float, y: float) -> str:
+    named = sorted([(abs(x), "L" if x > 0 else "R"), (abs(y), "P" if y > 0 else "A")], reverse=True)
+    return "".join(letter for size, letter in named if size > np.sin(np.deg2rad(22.5)))
+
+
+def _annotate(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    title: str,
+    *,
+    degrees: float,
+    pixels_per_mm: float,
+) -> None:
+    left, top, right, bottom = box
+    font = _font(bottom - top)
+    line = text.line_height(font)
+    middle, foot = (left + right) / 2, bottom - 2 * line - 10
+    draw.text((middle, top + 4), title, font=font, fill=palette.MUTED, anchor="ma")
+    draw.text((middle, top + 6 + line), "H", font=font, fill=palette.TEXT, anchor="ma")
+    draw.text((middle, foot), "F", font=font, fill=palette.TEXT, anchor="md")
+    to_left, to_right = side_letters(degrees)
+    draw.text((left + 6, (top + bottom) / 2), to_left, font=font, fill=palette.TEXT, anchor="lm")
+    draw.text((right - 6, (top + bottom) / 2), to_right, font=font, fill=palette.TEXT, anchor="rm")
+    draw.line([(left + 8, foot), (left + 8 + 50.0 * pixels_per_mm, foot)], fill=palette.TEXT, width=2)
+    draw.text((left + 8, foot - 3), "5 cm", font=font, fill=palette.MUTED, anchor="ld")
+
+
+def _font(size: int) -> text.Font:
+    return text.font(max(10, size // 34))
+
+
+def _legend(draw: ImageDraw.ImageDraw, size: int, findings: Findings) -> None:
+    font = _font(size)
+    line = text.line_height(font)
+    x, y = 8.0, size - line - 4
+    entries = [(palette.NAMES[name], palette.LESION[kind]) for name, kind in FINDING_TYPES.items()]
+    if not findings.regions:
+        entries = [(palette.NAMES[findings.case_type], palette.CALM)]
+    for name, color in entries:
+        draw.rectangle([x, y + line * 0.2, x + line * 0.7, y + line * 0.9], fill=color)
+        draw.text((x + line, y), name, font=font, fill=palette.TEXT)
+        x += line * 1.8 + draw.textlength(name, font=font)
+    draw.text((size - 8, y), "AI result", font=font, fill=palette.MUTED, anchor="ra")
+
+
+def montage(
+    volume: Volume, findings: Findings, *, tiles: tuple[int, int] = (4, 4), size: int = 1024
+) -> NDArray[np.uint8]:
+    """Axial slices from head to foot with the lesions in colour: what is sent when 3D can't be drawn.
+
+    tiles: (down, across). Returns (size, size, 3) RGB, in radiological convention.
+    """
+    down, across = tiles
+    tile = (size // across, size // down)
+    chest = findings.lungs > 0
+    grid = axial_grid(volume, chest, columns=tile[0])
+    inside = np.argwhere(chest if chest.any() else np.ones_like(chest))
+    z = volume.to_patient(inside[:: max(1, len(inside) // 20000)].astype(np.float64))[:, 2]
+    font = text.font(max(11, tile[0] // 16))
+    page = Image.new("RGB", (size, size), palette.BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    levels = np.quantile(z, np.linspace(0.98, 0.02, down * across))  # more slices where there is more lung
+    for number, level in enumerate(levels):
+        picture = Image.fromarray(slice_picture(volume, findings, grid, float(level)))
+        picture.thumbnail(tile)
+        x, y = (number % across) * tile[0], (number // across) * tile[1]
+        page.paste(picture, (x + (tile[0] - picture.width) // 2, y + (tile[1] - picture.height) // 2))
+        for letter, left, anchor in (("R", x + 4, "lm"), ("L", x + tile[0] - 4, "rm")):
+            text.outlined(draw, (left, y + tile[1] / 2), letter, font, anchor=anchor)
+        draw.text((x + 4, y + 4), f"z {level:.0f} mm", font=font, fill=palette.MUTED)
+    return np.asarray(page)

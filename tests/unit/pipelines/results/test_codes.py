@@ -1,0 +1,45 @@
+"""Codes exist where they are said to come from."""
+
+from __future__ import annotations
+
+from pydicom.sr import _concepts_dict
+from pydicom.sr.coding import Code
+
+from pipelines.results import codes
+
+#: not in pydicom's dictionary; where they were looked up is said in codes.py
+_ELSEWHERE = {"CONSOLIDATION", "PIXELS", "ENGLISH_US", "QUALITATIVE_EVALUATIONS"}
+
+
+def all_codes() -> dict[str, Code]:
+    found = {name: value for name, value in vars(codes).items() if isinstance(value, Code)}
+    for name in ("REGION_TYPE_PROBABILITY", "CASE_TYPE_PROBABILITY"):
+        found.update({f"{name}/{key}": value for key, value in vars(codes)[name].items()})
+    return found
+
+
+def test_standard_codes_are_in_pydicoms_dictionary() -> None:
+    for name, code in all_codes().items():
+        if code.scheme_designator == codes.PRIVATE_DESIGNATOR or name in _ELSEWHERE:
+            continue
+        known = {
+            value for entry in _concepts_dict.concepts[code.scheme_designator].values() for value in entry
+        }
+        assert code.value in known, name
+
+
+def test_codes_fit_their_value_representations() -> None:
+    for name, code in all_codes().items():
+        assert len(code.value) <= 16, name
+        assert len(code.scheme_designator) <= 16, name
+        assert len(code.meaning) <= 64, name
+        assert code.meaning.isascii(), name
+
+
+def test_private_codes_are_unique() -> None:
+    private = [c.value for c in all_codes().values() if c.scheme_designator == codes.PRIVATE_DESIGNATOR]
+    assert len(set(private)) == len(private)
+
+
+def test_a_concept_is_always_a_new_item() -> None:
+    assert codes.concept(codes.LUNG) is not codes.concept(codes.LUNG)

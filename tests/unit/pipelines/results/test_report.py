@@ -1,0 +1,173 @@
+"""The report can be read and traced without anything but itself."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import highdicom as hd
+import pydicom
+import pytest
+from pydicom import Dataset
+
+from pipelines.results import codes
+from pipelines.results.report import CASE_DECIMALS, build_report, conclusion
+from pipelines.results.segmentation import build_segmentation
+from pipelines.volume import Findings, Volume
+from tests.unit.pipelines.results.synthetic import chest, context
+
+
+def make(
+    folder: Path, *, predecessors: tuple[str, ...] = (), **arguments: object
+) -> tuple[Dataset, Volume, Findings]:
+    volume, findings = chest(**arguments)  # type: ignore[arg-type]
+    made_by = context(predecessors=predecessors)
+    segmentation = build_segmentation(volume, findings, made_by)
+    path = folder / "report.dcm"
+    build_report(volume, findings, segmentation, made_by).save_as(path, enforce_file_format=True)
+    return pydicom.dcmread(path), volume, findings
+
+
+def items(parent: Dataset, code: str) -> Iterator[Dataset]:
+    for item in parent.get("ContentSequence", []):
+        if item.ConceptNameCodeSequence[0].CodeValue == code:
+            yield item
+
+
+def groups(report: Dataset, template: str) -> list[Dataset]:
+    measurements = next(items(report, "126010"))
+    return [
+        group
+        for group in items(measurements, "125007")
+        if group.ContentTemplateSequence[0].TemplateIdentifier == template
+    ]
+
+
+def number(group: Dataset, code: str, *, exact: bool) -> float:
+    value = next(items(group, code)).MeasuredValueSequence[0]
+    return float(value.FloatingPointValue if exact else value.NumericValue)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["floating point value", "printed decimals"])
+def test_the_noisy_or_can_be_computed_again_from_the_report_alone(tmp_path: Path, exact: bool) -> None:
+    report, _, findings = make(tmp_path)
+    by_finding: dict[str, list[float]] = defaultdict(list)
+    for group in groups(report, "1411"):
+        finding = next(items(group, "121071")).ConceptCodeSequence[0].CodeValue
+        by_finding[finding].append(number(group, codes.PROBABILITY.value, exact=exact))
+    (case,) = groups(report, "1501")
+    for name, name_code in codes.CASE_TYPE_PROBABILITY.items():
+        again = 1.0 - math.prod(1.0 - p for p in by_finding[codes.FINDING[name].value])
+        stored = next(items(case, name_code.value)).MeasuredValueSequence[0]
+        assert f"{again:.{CASE_DECIMALS}f}" == str(stored.NumericValue)
+        assert again == pytest.approx(findings.noisy_or[name], abs=1e-9)
+
+
+def test_the_derivation_says_formula_and_inputs(tmp_path: Path) -> None:
+    report, _, findings = make(tmp_path)
+    (case,) = groups(report, "1501")
+    measured = next(items(case, codes.CASE_TYPE_PROBABILITY["ground_glass"].value))
+    parameters = [item.TextValue for item in items(measured, "111002")]
+    assert parameters[0].startswith("P = 1 - product of (1 - p)")
+    assert findings.probability_method in parameters[1]
+    assert parameters[2] == "inputs: Region 1 p=0.9100000000, Region 3 p=0.5000000000"
+    derivation = next(items(measured, "121401")).ConceptCodeSequence[0]
+    assert (derivation.CodeValue, derivation.CodingSchemeDesignator) == ("noisy-or", "99PACSNODE")
+
+
+def test_each_region_refers_to_its_segment_by_number_and_tracking_uid(tmp_path: Path) -> None:
+    volume, findings = chest()
+    segmentation = build_segmentation(volume, findings, context())
+    path = tmp_path / "report.dcm"
+    build_report(volume, findings, segmentation, context()).save_as(path, enforce_file_format=True)
+    found = hd.sr.srread(path).content.get_volumetric_roi_measurement_groups()
+    regions = {f"Region {region.number}": region for region in findings.regions}
+    named = {group.tracking_identifier: group for group in found if group.tracking_identifier in regions}
+    assert set(named) == set(regions)
+    for identifier, group in named.items():
+        segment = segmentation.SegmentSequence[group.referenced_segment.referenced_segment_number - 1]
+        assert (segment.TrackingID, segment.TrackingUID) == (identifier, group.tracking_uid)
+        assert group.referenced_segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID
+        side = group.finding_sites[0].laterality
+        assert side == codes.LATERALITY[regions[identifier].laterality]
+        volume_ml = group.get_measurements(name=codes.VOLUME)[0].value
+        assert volume_ml == pytest.approx(regions[identifier].volume_ml, abs=1e-3)
+
+
+def test_every_model_is_named_with_version_and_hash(tmp_path: Path) -> None:
+    report, _, _ = make(tmp_path)
+    texts = [element.value for element in report.iterall() if element.keyword == "TextValue"]
+    for model in context().models:
+        assert f"sha256={model.sha256}" in texts
+    (case,) = groups(report, "1501")
+    lung = next(items(case, codes.VOLUME.value))
+    assert [next(items(lung, code)).TextValue for code in ("111001", "111003")] == ["lungs", "1"]
+
+
+def test_evidence_lists_the_segmentation_and_every_source(tmp_path: Path) -> None:
+    report, volume, _ = make(tmp_path)
+    study = report.CurrentRequestedProcedureEvidenceSequence[0]
+    listed = {
+        i.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for i in s.ReferencedSOPSequence
+    }
+    assert {str(source.SOPInstanceUID) for source in volume.sources} < listed
+    assert len(listed) == len(volume.sources) + 1
+    assert len(study.ReferencedSeriesSequence) == 2
+
+
+def test_no_region_is_a_result_too(tmp_path: Path) -> None:
+    report, _, findings = make(tmp_path, lesions=False)
+    (case,) = groups(report, "1501")
+    assert not groups(report, "1411")
+    assert next(items(case, "121071")).ConceptCodeSequence[0].CodeMeaning == "No infection found"
+    for code in codes.CASE_TYPE_PROBABILITY.values():
+        assert number(case, code.value, exact=True) == 0.0
+    assert conclusion(findings).startswith("No infection found")
+
+
+def test_flags_and_observer(tmp_path: Path) -> None:
+    report, _, _ = make(tmp_path)
+    assert (report.CompletionFlag, report.VerificationFlag, report.PreliminaryFlag) == (
+        *("COMPLETE", "UNVERIFIED"),
+        "PRELIMINARY",
+    )
+    assert next(items(report, "121005")).ConceptCodeSequence[0].CodeMeaning == "Device"
+    assert next(items(report, "121013")).TextValue == "chest_ct_pneumonia"
+
+
+def test_procedure_and_order_are_the_inputs(tmp_path: Path) -> None:
+    procedure = Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator = "CTTHX", "99HOSP"
+    procedure.CodeMeaning = "CT Thorax nativ"
+    request = Dataset()
+    request.RequestedProcedureID = "RP7"
+    request.RequestedProcedureCodeSequence = [procedure]
+    report, _, _ = make(tmp_path, ProcedureCodeSequence=[procedure], RequestAttributesSequence=[request])
+    reported = [item.ConceptCodeSequence[0].CodeValue for item in items(report, "121058")]
+    assert reported == ["CTTHX"]
+    order = report.ReferencedRequestSequence[0]
+    assert (order.RequestedProcedureID, order.AccessionNumber) == ("RP7", "ACC1")
+
+
+def test_procedure_without_a_code_in_the_input(tmp_path: Path) -> None:
+    report, _, _ = make(tmp_path, AccessionNumber=None)
+    assert next(items(report, "121058")).ConceptCodeSequence[0].CodeValue == "25045-6"
+    assert "ReferencedRequestSequence" not in report
+
+
+def test_a_superseding_report_names_its_predecessor(tmp_path: Path) -> None:
+    report, _, _ = make(tmp_path, predecessors=("1.2.3.4",))
+    series = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
+    assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.4"
+    assert series.SeriesInstanceUID == report.SeriesInstanceUID
+    assert report.InstanceNumber == 2
+
+
+@pytest.mark.parametrize("arguments", [{"enhanced": True}, {"orientation": "coronal"}, {"StudyID": None}])
+def test_highdicom_reads_it_back(tmp_path: Path, arguments: dict[str, object]) -> None:
+    make(tmp_path, **arguments)
+    report = hd.sr.srread(tmp_path / "report.dcm")
+    assert len(report.content.get_volumetric_roi_measurement_groups()) >= 3
+    assert len(report.content.get_image_measurement_groups()) == 1

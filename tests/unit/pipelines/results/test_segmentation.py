@@ -1,0 +1,182 @@
+"""The SEG says the right thing about the right voxels, read by dcmqi and SimpleITK, not by us."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from pipelines.errors import SeriesRefused
+from pipelines.results import codes
+from pipelines.results.segmentation import build_segmentation, region_tracking, segment_numbers
+from pipelines.volume import FINDING_TYPES, Findings, Volume
+from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest, context
+
+READER = shutil.which("segimage2itkimage", path=f"{sysconfig.get_path('scripts')}:/usr/bin")
+needs_dcmqi = pytest.mark.skipif(
+    READER is None, reason="segimage2itkimage (pip install dcmqi) isn't installed"
+)
+
+
+def corner_marked(orientation: str, **arguments: bool) -> tuple[Volume, Findings]:
+    """A chest whose lesion also fills an asymmetric corner: any flip or shift moves it."""
+    volume, findings = chest(orientation, **arguments)
+    findings.lesions[0, :5, :3] = 1
+    findings.lungs[0, :5, :3] = 1
+    findings.region_labels[0, :5, :3] = 1
+    return volume, findings
+
+
+def expected(findings: Findings) -> dict[str, NDArray[np.bool_]]:
+    masks = {
+        "Right lung": findings.lungs == 1,
+        "Left lung": findings.lungs == 2,
+        "Ground glass opacity": findings.lesions == 1,
+        "Consolidation": findings.lesions == 2,
+    }
+    masks.update({f"Region {r.number}": findings.region_labels == r.number for r in findings.regions})
+    return masks
+
+
+def sitk_grid(volume: Volume) -> sitk.Image:
+    image = sitk.GetImageFromArray(volume.hu)
+    spacing = volume.spacing_mm
+    image.SetOrigin(volume.affine[:3, 3].tolist())
+    image.SetSpacing(spacing[::-1])
+    direction = volume.affine[:3, :3][:, ::-1] / np.array(spacing[::-1])
+    # ITK wants right-handed or left-handed orthonormal directions; both are allowed
+    image.SetDirection(direction.ravel().tolist())
+    return image
+
+
+def read_by_dcmqi(path: Path, folder: Path) -> dict[str, sitk.Image]:
+    assert READER is not None
+    command = [READER, "--inputDICOM", str(path), "--outputDirectory", str(folder), "-t", "nrrd", "-p", "s"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    described = json.loads((folder / "s-meta.json").read_text())["segmentAttributes"]
+    return {
+        segment["SegmentLabel"]: sitk.ReadImage(str(folder / f"s-{segment['labelID']}.nrrd"))
+        for group in described
+        for segment in group
+    }
+
+
+@needs_dcmqi
+@pytest.mark.parametrize("orientation", list(ORIENTATIONS))
+def test_masks_land_on_the_same_voxels_for_an_independent_reader(orientation: str, tmp_path: Path) -> None:
+    volume, findings = corner_marked(orientation)
+    path = tmp_path / "seg.dcm"
+    build_segmentation(volume, findings, context()).save_as(path, enforce_file_format=True)
+    read = read_by_dcmqi(path, tmp_path)
+    masks = expected(findings)
+    assert set(read) == set(masks)
+    reference = sitk_grid(volume)
+    for label, image in read.items():
+        placed = sitk.Resample(image, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+        found = sitk.GetArrayFromImage(placed) > 0
+        dice = 2 * (found & masks[label]).sum() / (found.sum() + masks[label].sum())
+        assert dice == 1.0, label
+
+
+@needs_dcmqi
+def test_enhanced_ct_refers_to_its_own_frame_numbers(tmp_path: Path) -> None:
+    volume, findings = corner_marked("axial", enhanced=True)
+    segmentation = build_segmentation(volume, findings, context())
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        number = int(source.ReferencedFrameNumber)
+        original = volume.sources[0].PerFrameFunctionalGroupsSequence[number - 1]
+        np.testing.assert_allclose(
+            frame.PlanePositionSequence[0].ImagePositionPatient,
+            original.PlanePositionSequence[0].ImagePositionPatient,
+            atol=1e-5,
+        )
+    path = tmp_path / "seg.dcm"
+    segmentation.save_as(path, enforce_file_format=True)
+    image = read_by_dcmqi(path, tmp_path)["Region 1"]
+    placed = sitk.Resample(image, sitk_grid(volume), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(placed) > 0, findings.region_labels == 1)
+
+
+def test_overlapping_segments_read_back_by_highdicom(tmp_path: Path) -> None:
+    volume, findings = corner_marked("oblique")
+    path = tmp_path / "seg.dcm"
+    build_segmentation(volume, findings, context()).save_as(path, enforce_file_format=True)
+    segmentation = hd.seg.segread(path)
+    assert segmentation.SegmentsOverlap == "YES"
+    uids = [source.SOPInstanceUID for source in volume.sources]
+    pixels = segmentation.get_pixels_by_source_instance(uids, ignore_spatial_locations=True)
+    for number, (label, mask) in enumerate(expected(findings).items(), start=1):
+        assert segmentation.SegmentSequence[number - 1].SegmentLabel == label
+        np.testing.assert_array_equal(pixels[..., number - 1] > 0, mask)
+
+
+def test_no_frame_is_empty_and_every_source_is_referenced() -> None:
+    volume, findings = chest()
+    segmentation = build_segmentation(volume, findings, context())
+    assert segmentation.pixel_array.reshape(segmentation.NumberOfFrames, -1).any(axis=1).all()
+    references = segmentation.ReferencedSeriesSequence[0]
+    assert references.SeriesInstanceUID == volume.series_instance_uid
+    listed = {item.ReferencedSOPInstanceUID for item in references.ReferencedInstanceSequence}
+    assert listed == {source.SOPInstanceUID for source in volume.sources}
+
+
+def test_segments_are_coded_tracked_and_name_their_model() -> None:
+    volume, findings = chest()
+    segmentation = build_segmentation(volume, findings, context())
+    for item in segmentation.SegmentSequence:
+        algorithm = item.SegmentationAlgorithmIdentificationSequence[0]
+        model = "lungs" if "lung" in item.SegmentLabel else "lesions"
+        assert (algorithm.AlgorithmName, item.SegmentAlgorithmType) == (model, "AUTOMATIC")
+        assert "sha256=" in algorithm.AlgorithmParameters
+    numbers = segment_numbers(segmentation)
+    for region in findings.regions:
+        identifier, uid = region_tracking(volume, context(), region.number)
+        item = segmentation.SegmentSequence[numbers[uid] - 1]
+        assert item.TrackingID == identifier
+        kind = codes.LESION[FINDING_TYPES[region.finding_type]]
+        assert item.SegmentedPropertyTypeCodeSequence[0].CodeValue == kind.value
+    right = segmentation.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+    assert right.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Right"
+
+
+def test_segments_without_voxels_are_left_out() -> None:
+    volume, findings = chest(lesions=False)
+    segmentation = build_segmentation(volume, findings, context())
+    assert [item.SegmentLabel for item in segmentation.SegmentSequence] == ["Right lung", "Left lung"]
+
+
+def test_no_lung_is_refused() -> None:
+    volume, findings = chest(lesions=False)
+    findings.lungs[:] = 0
+    with pytest.raises(SeriesRefused) as refused:
+        build_segmentation(volume, findings, context())
+    assert refused.value.code == "no_lungs"
+
+
+@pytest.mark.parametrize("fault", ["shifted", "row_flipped"])
+def test_an_affine_that_disagrees_with_the_images_is_refused(fault: str) -> None:
+    volume, findings = chest()
+    affine = volume.affine.copy()
+    if fault == "shifted":
+        affine[:3, 3] += affine[:3, 0] * 0.5
+    else:
+        affine[:3, 1] *= -1
+    with pytest.raises(SeriesRefused) as refused:
+        build_segmentation(dataclasses.replace(volume, affine=affine), findings, context())
+    assert refused.value.code == "geometry_mismatch"
+
+
+def test_a_missing_frame_of_reference_gets_one_of_its_own() -> None:
+    volume, findings = chest(FrameOfReferenceUID=None)
+    segmentation = build_segmentation(volume, findings, context())
+    assert segmentation.FrameOfReferenceUID.startswith("2.25.")
