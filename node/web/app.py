@@ -36,7 +36,7 @@ log = structlog.get_logger("node.web")
 Check = Callable[[], str | None]
 
 _SERIES_STATES = ("open", "complete", "routed")
-_JOB_STATES = ("queued", "running", "delivering", "done", "failed", "cancelled", "retry")
+_JOB_STATES = ("queued", "retry", "running", "delivering", "done", "failed", "cancelled", "retry")
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
