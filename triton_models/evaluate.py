@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import SimpleITK as sitk  # noqa: N813 - the name that SimpleITK's own documentation gives it
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from triton_models.data.dicom_folder import Series, read_folder

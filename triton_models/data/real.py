@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - the name that SimpleITK's own documentation gives it
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
