@@ -153,6 +153,10 @@ def _step(run: _Run, mixture: Mixture, settings: TrainSettings) -> float:
         group["lr"] = rate
     hu, targets = mixture.draw(settings.batch_size, run.rng)
     hu, targets = augment(hu, targets, Augmentation(), run.generator)
+    if settings.crop is not None:
+        top, left = (int(v) for v in run.rng.integers(0, hu.shape[-1] - settings.crop + 1, 2))
+        window = (..., slice(top, top + settings.crop), slice(left, left + settings.crop))
+        hu, targets = hu[window], targets[window]
     run.network.train()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
         logits = run.network(windowed(hu.unsqueeze(1)).contiguous(memory_format=torch.channels_last))

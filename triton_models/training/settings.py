@@ -18,6 +18,8 @@ class TrainSettings:
     steps: optimiser steps; the learning rate's schedule spans them.
     minutes: stop the run after that long even if steps are left; the schedule then spans the time.
     focal: focal loss instead of binary cross-entropy beside the Dice loss (small, rare foreground).
+    crop: side in pixels of a random window that is learned from, None for whole slices; for networks that are
+        fully convolutional (COVSegNet is, VNet2D's attention wants the whole slice).
     bf16: bfloat16 autocast, fast on CPUs with AMX.
     """
 
@@ -35,6 +37,7 @@ class TrainSettings:
     validate_every: int = 100
     seed: int = 20261120
     focal: bool = False
+    crop: int | None = None
     bf16: bool = True
     train_seeds: tuple[int, ...] = tuple(TRAIN_SEEDS)
     validation_seeds: tuple[int, ...] = tuple(VALIDATION_SEEDS)
@@ -49,7 +52,7 @@ def settings_for(
     steps: int,
     minutes: float | None,
 ) -> TrainSettings:
-    """The settings with which a model is trained; lesions are small and rare, so they get the focal loss."""
+    """The settings with which a model is trained; lesions are small, rare and local: focal loss, windows."""
     lesions = entry.name == "lesions"
     return TrainSettings(
         out=out,
@@ -58,5 +61,6 @@ def settings_for(
         steps=steps,
         minutes=minutes,
         focal=lesions,
+        crop=160 if lesions else None,
         real_share=0.4 if lesions else 0.3,
     )
