@@ -141,8 +141,9 @@ class RunningNode:
 
 
 def storescu(port: int, *paths: Path) -> subprocess.CompletedProcess[str]:
-    """Send files or folders by DCMTK over one association, proposing only what they need."""
-    command = [STORESCU, "-aet", CALLING, "-aec", "PACSNODE", "+sd", "+r", "-R"]
+    """Send files or folders by DCMTK over one association, proposing only what they need; goes on after
+    a refused instance."""
+    command = [STORESCU, "-aet", CALLING, "-aec", "PACSNODE", "+sd", "+r", "-R", "-nh"]
     return subprocess.run(
         [*command, "127.0.0.1", str(port), *map(str, paths)],
         capture_output=True,
