@@ -16,6 +16,8 @@ from triton_models.data.slices import IGNORE, Slices, phantom_set
 from triton_models.registry import ModelEntry
 from triton_models.training.settings import TrainSettings
 
+SEEN_PIXELS = 30  # a consolidation of fewer pixels at the network's resolution teaches nothing
+
 
 def target_channels(entry: ModelEntry, slices: Slices, index: np.ndarray) -> Tensor:  # type: ignore[type-arg]
     """Targets of the chosen slices: uint8 (n, channels, size, size), 0, 1 or IGNORE."""
@@ -51,11 +53,13 @@ class Mixture:
 def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
     """Phantoms, with and without lesions, and real slices, untouched and with pasted lesions."""
     phantoms = phantom_set(settings.train_seeds, settings.cache)
-    diseased = (phantoms.lesions > 0).any(axis=(1, 2))
-    share = 0.5 if entry.channels == ("lung",) else 0.75  # of the phantom slices that show a lesion
+    dense = (phantoms.lesions == 2).sum(axis=(1, 2)) >= SEEN_PIXELS
+    ground = (phantoms.lesions == 1).any(axis=(1, 2)) & ~dense
+    # shares of slices with consolidation, with only ground glass, and without either
+    shares = (0.2, 0.3, 0.5) if entry.channels == ("lung",) else (0.5, 0.25, 0.25)
     pools: list[tuple[Slices, float]] = [
-        (_subset(phantoms, diseased), share),
-        (_subset(phantoms, ~diseased), 1.0 - share),
+        (_subset(phantoms, keep), share)
+        for keep, share in zip((dense, ground, ~dense & ~ground), shares, strict=True)
     ]
     if settings.data and settings.real_share > 0:
         scale = settings.real_share / (1.0 - settings.real_share)
