@@ -161,28 +161,11 @@ class _Handover:
 
 
 class TritonPythonModel:
-    """One model instance."""
+    """One model instance.
 
-    @staticmethod
-    def auto_complete_config(auto_complete_model_config):
-        """Fill inputs and outputs that the config leaves out from the newest version's ONNX file."""
-        config = auto_complete_model_config.as_dict()
-        if config["input"] and config["output"]:
-            return auto_complete_model_config
-        folder = Path.cwd()
-        for candidate in (Path(__file__).parent, folder):
-            versions = sorted(candidate.glob(f"*/{MODEL_FILE}"), key=lambda p: p.parent.name.zfill(20))
-            if versions:
-                session = open_session(versions[-1], config, "CPU")
-                batched = config["max_batch_size"] > 0
-                if not config["input"]:
-                    for tensor in tensor_configs(session.get_inputs(), batched=batched):
-                        auto_complete_model_config.add_input(tensor)
-                if not config["output"]:
-                    for tensor in tensor_configs(session.get_outputs(), batched=batched):
-                        auto_complete_model_config.add_output(tensor)
-                break
-        return auto_complete_model_config
+    There is no ``auto_complete_config``: the stub doesn't tell it where the model is, so config.pbtxt lists
+    inputs and outputs, and ``initialize`` checks them against the file.
+    """
 
     def initialize(self, args):
         """Load the version's ONNX file and check it against the config."""

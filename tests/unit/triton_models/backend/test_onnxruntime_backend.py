@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -216,18 +216,3 @@ def test_a_config_that_disagrees_with_the_file_does_not_load(
 ) -> None:
     with pytest.raises(_ModelException, match=message):
         _initialized(backend, folder, {**CONFIG, **change})
-
-
-def test_missing_inputs_and_outputs_are_completed_from_the_file(
-    backend, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    added: dict[str, list] = {"input": [], "output": []}
-    config = SimpleNamespace(
-        as_dict=lambda: {"input": [], "output": [], "max_batch_size": 4, "parameters": {}},
-        add_input=added["input"].append,
-        add_output=added["output"].append,
-    )
-    backend.TritonPythonModel.auto_complete_config(config)
-    assert [t["name"] for t in added["input"]] == ["A", "B"]
-    assert added["output"][0] == {"name": "SUM", "data_type": "TYPE_FP32", "dims": [-1]}
