@@ -45,8 +45,11 @@ class TritonWatch:
         return self._embedded.url if self._embedded is not None else str(self._config.url)
 
     def start(self) -> None:
-        """Start watching. With the embedded server, returns once it is ready or raises TritonStartError;
-        an external server may come and go."""
+        """Start watching.
+
+        With the embedded server, returns once it was tried: what can pass is tried again (the node receives
+        meanwhile, and jobs wait), what can't raises TritonStartError. An external server may come and go.
+        """
         self._thread.start()
         if self._embedded is not None:
             self._first_try.wait()
@@ -66,8 +69,10 @@ class TritonWatch:
             try:
                 self._embedded.start()
             except TritonStartError as error:
-                self._failed = error
-                return
+                if not error.retryable:
+                    self._failed = error
+                    return
+                log.error("triton_start_failed", reason=str(error))
             finally:
                 self._first_try.set()
         while not self._stopping.is_set():
@@ -78,7 +83,8 @@ class TritonWatch:
 
     def _look(self) -> None:
         if self._embedded is not None and not self._embedded.alive():
-            log.error("triton_died", hint="its last lines are above; restarting it")
+            if self._ready.is_set():
+                log.error("triton_died", hint="its last lines are above; restarting it")
             self._set_ready(False)
             self._embedded.stop()
             try:

@@ -56,9 +56,7 @@ def test_phantom_comes_back_as_it_was_made(phantom: Phantom, series: list[Path])
         ("chest_ct/lungdx_a0002_siemens_b40f", (30, 512, 512), (8.0, 0.646484375, 0.646484375), -1024),
     ],
 )
-def test_real_series(
-    folder: str, shape: tuple[int, ...], spacing: tuple[float, ...], lowest: int
-) -> None:
+def test_real_series(folder: str, shape: tuple[int, ...], spacing: tuple[float, ...], lowest: int) -> None:
     volume = load_series(dicom_files(shared(folder)))
     assert volume.hu.shape == shape
     assert volume.spacing_mm == pytest.approx(spacing)
