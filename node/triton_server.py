@@ -72,7 +72,8 @@ class EmbeddedTriton:
         start_timeout_seconds: float = 120.0,
     ) -> None:
         self.repository = (repository or DEFAULT_REPOSITORY).resolve()
-        self._ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+        self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+        self._ports = self._wanted_ports
         self._start_timeout = start_timeout_seconds
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -101,7 +102,7 @@ class EmbeddedTriton:
         """
         if not self.repository.is_dir():
             raise TritonStartError(f"the model repository {self.repository} isn't a folder", retryable=False)
-        self._ports = {name: port or free_port() for name, port in self._ports.items()}
+        self._ports = {name: port or free_port() for name, port in self._wanted_ports.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="pacsnode-triton-")
         server, backends = _assemble(Path(self._folder.name))
         started = time.monotonic()
