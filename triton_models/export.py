@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from triton_models.architectures.served import build_served
-from triton_models.registry import ModelEntry, weights_sha256
+from triton_models.registry import ModelEntry, TensorSpec, weights_sha256
 
 OPSET = 18
 
@@ -58,16 +58,14 @@ def export_onnx(entry: ModelEntry, network: nn.Module, path: Path) -> None:
 def render_config(entry: ModelEntry, sha256: str) -> str:
     """The text of config.pbtxt; a pure function of the registry and the model file's hash."""
 
-    def tensors(kind: str, specs: tuple[object, ...]) -> str:
-        blocks = []
+    def tensors(kind: str, specs: tuple[TensorSpec, ...]) -> str:
+        lines = []
         for spec in specs:
-            dims = ", ".join(str(d) for d in spec.dims)  # type: ignore[attr-defined]
-            blocks.append(
-                f'  {{ name: "{spec.name}" data_type: {spec.data_type} dims: [ {dims} ] }}'  # type: ignore[attr-defined]
-            )
-        return f"{kind} [\n" + ",\n".join(blocks) + "\n]\n"
+            dims = ", ".join(str(dim) for dim in spec.dims)
+            lines.append(f'  {{ name: "{spec.name}" data_type: {spec.data_type} dims: [ {dims} ] }}')
+        return f"{kind} [\n" + ",\n".join(lines) + "\n]\n"
 
-    warm_up = ", ".join(str(512) for _ in entry.inputs[0].dims)
+    warm_up = ", ".join("512" for _ in entry.inputs[0].dims)
     return (
         f"# {entry.title}. Written by `pacsnode models export {entry.name}`; the model card is README.md.\n"
         f'name: "{entry.name}"\n'

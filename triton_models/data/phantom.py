@@ -283,16 +283,13 @@ class _Builder:
             )
         self.lumen = lumen
         self.airway_wall = Tubes(lumen.start, lumen.end, lumen.radius * 1.12 + rng.uniform(0.4, 0.9))
-        vessels.append(Tubes(np.empty((0, 3)), np.empty((0, 3)), np.empty(0)))
-        self.vessels = sum(vessels[1:] + nodules, vessels[0])
+        self.vessels = Tubes.joined([*vessels, *nodules])
 
     def _place_lesions(self, lesions: bool | str | None) -> tuple[LesionField | None, str]:
         present = self.rng.random() < 0.7 if lesions is None else bool(lesions)
         if not present:
             return None, ""
-        spacing = (self.thickness / self.per_slice, self.coarse_mm, self.coarse_mm)
-        if self.per_slice == 1 or self.spacing[0] != self.thickness:
-            spacing = (self.spacing[0] / self.per_slice, self.coarse_mm, self.coarse_mm)
+        spacing = (self.spacing[0] / self.per_slice, self.coarse_mm, self.coarse_mm)
         pattern = lesions if isinstance(lesions, str) else None
         field = lesion_field(self.rng, np.minimum(self.right, self.left), spacing, pattern=pattern)
         return (None if field.empty else field), pattern or "random"

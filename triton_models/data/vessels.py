@@ -10,6 +10,7 @@ vessels that thin out towards the pleura.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +28,16 @@ class Tubes:
     radius: Points
 
     def __add__(self, other: Tubes) -> Tubes:
-        return Tubes(
-            np.concatenate([self.start, other.start]),
-            np.concatenate([self.end, other.end]),
-            np.concatenate([self.radius, other.radius]),
-        )
+        return Tubes.joined([self, other])
 
-    def select(self, keep: NDArray[np.bool_]) -> Tubes:
-        return Tubes(self.start[keep], self.end[keep], self.radius[keep])
+    @staticmethod
+    def joined(parts: Sequence[Tubes]) -> Tubes:
+        """All segments of the parts; no parts give no segments."""
+        return Tubes(
+            np.concatenate([np.empty((0, 3)), *(part.start for part in parts)]),
+            np.concatenate([np.empty((0, 3)), *(part.end for part in parts)]),
+            np.concatenate([np.empty(0), *(part.radius for part in parts)]),
+        )
 
 
 def grow_tree(

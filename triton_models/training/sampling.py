@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from triton_models.data.real import load_real, real_slices
@@ -19,7 +20,7 @@ from triton_models.training.settings import TrainSettings
 SEEN_PIXELS = 30  # a consolidation of fewer pixels at the network's resolution teaches nothing
 
 
-def target_channels(entry: ModelEntry, slices: Slices, index: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def target_channels(entry: ModelEntry, slices: Slices, index: NDArray[np.int64]) -> Tensor:
     """Targets of the chosen slices: uint8 (n, channels, size, size), 0, 1 or IGNORE."""
     if entry.channels == ("lung",):
         return torch.from_numpy(slices.lungs[index])[:, None]
@@ -68,7 +69,7 @@ def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
     return Mixture(entry, tuple(pool for pool, _ in usable), tuple(weight for _, weight in usable))
 
 
-def _subset(slices: Slices, keep: np.ndarray) -> Slices:  # type: ignore[type-arg]
+def _subset(slices: Slices, keep: NDArray[np.bool_]) -> Slices:
     return Slices(slices.hu[keep], slices.lungs[keep], slices.lesions[keep])
 
 
