@@ -233,8 +233,8 @@ def _surface(
 
 
 def _cast_volume(grid: _PatientGrid) -> vtkVolume:
-    # The shader ray caster, run by Mesa on the processor. VTK 9.7's vtkFixedPointVolumeRayCastMapper skips
-    # blocks of an RGBA volume that aren't empty (its space-leaping table is wrong across threads' bands).
+    # The shader ray caster, run by Mesa on the processor. VTK 9.7's vtkFixedPointVolumeRayCastMapper drops
+    # blocks of one half of an RGBA volume (seen with one and with two threads).
     mapper = vtkOpenGLGPUVolumeRayCastMapper()
     mapper.SetInputData(_image(grid, _colored(grid)))
     mapper.SetSampleDistance(_VOXEL_MM)

@@ -22,7 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from pipelines.results import codes
-from pipelines.volume import ModelIdentity, ResultContext, Volume
+from pipelines.volume import ResultContext, Volume
 
 MANUFACTURER = "PACS inference node"
 IMPLEMENTATION_CLASS_UID = UID("2.25.319485236209146105216937093047180371842")
@@ -228,8 +228,3 @@ def _file_meta(dataset: Dataset, context: ResultContext) -> FileMetaDataset:
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = f"PACSNODE_{context.software_version}"[:16]
     return meta
-
-
-def model_summary(model: ModelIdentity) -> str:
-    """One line that names a model for people: name, version and the first 12 digits of its hash."""
-    return f"{model.name} {model.version} ({model.sha256[:12]})"

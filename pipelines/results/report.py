@@ -348,13 +348,13 @@ def _image_library(volume: Volume) -> hd.sr.ContainerContentItem:
     """
     geometry = slice_geometry(volume)
     source = volume.sources[0]
-    context = hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
+    acquired = hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
     contains = hd.sr.RelationshipTypeValues.CONTAINS
     group = hd.sr.ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=contains)
-    items = [hd.sr.CodeContentItem(codes.MODALITY, codes.COMPUTED_TOMOGRAPHY, context)]
+    items = [hd.sr.CodeContentItem(codes.MODALITY, codes.COMPUTED_TOMOGRAPHY, acquired)]
     if source.get("FrameOfReferenceUID"):
         items.append(
-            hd.sr.UIDRefContentItem(codes.FRAME_OF_REFERENCE_UID, str(source.FrameOfReferenceUID), context)
+            hd.sr.UIDRefContentItem(codes.FRAME_OF_REFERENCE_UID, str(source.FrameOfReferenceUID), acquired)
         )
     for name, value, unit in (
         (codes.PIXEL_DATA_ROWS, int(source.Rows), codes.PIXELS),
@@ -363,7 +363,7 @@ def _image_library(volume: Volume) -> hd.sr.ContainerContentItem:
         (codes.VERTICAL_PIXEL_SPACING, geometry.pixel_spacing[0], codes.MILLIMETRE),
         (codes.SPACING_BETWEEN_SLICES, geometry.slice_spacing, codes.MILLIMETRE),
     ):
-        items.append(hd.sr.NumContentItem(name, value, unit, relationship_type=context))
+        items.append(hd.sr.NumContentItem(name, value, unit, relationship_type=acquired))
     items += [
         hd.sr.ImageContentItem(codes.SOURCE, s.SOPClassUID, s.SOPInstanceUID, relationship_type=contains)
         for s in volume.sources

@@ -96,8 +96,8 @@ def segment_numbers(segmentation: Dataset) -> dict[str, int]:
 class _LayeredSegmentation(hd.seg.Segmentation):  # type: ignore[misc]  # highdicom is untyped for us
     """A Segmentation whose segments overlap, from one coded voxel array instead of one plane a segment.
 
-    highdicom takes overlapping segments as a (slices, rows, columns, segments) stack: 4 GB and half a
-    minute for a thin-slice CT with 50 regions. Its two pixel hooks are all that has to know about the
+    highdicom takes overlapping segments as a (slices, rows, columns, segments) stack: 4 GB for 300 slices
+    with 50 regions. Its two pixel hooks are all that has to know about the
     coding. They are private, so the dependency is pinned to a minor version and a test covers this.
     """
 

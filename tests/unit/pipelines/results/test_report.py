@@ -87,9 +87,9 @@ def test_each_region_refers_to_its_segment_by_number_and_tracking_uid(tmp_path: 
     named = {group.tracking_identifier: group for group in found if group.tracking_identifier in regions}
     assert set(named) == set(regions)
     for identifier, group in named.items():
-        segment = segmentation.SegmentSequence[group.referenced_segment.referenced_segment_number - 1]
+        segment = segmentation.SegmentSequence[group.referenced_segment[0].referenced_segment_numbers[0] - 1]
         assert (segment.TrackingID, segment.TrackingUID) == (identifier, group.tracking_uid)
-        assert group.referenced_segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID
+        assert group.referenced_segment[0].referenced_sop_instance_uid == segmentation.SOPInstanceUID
         side = group.finding_sites[0].laterality
         assert side == codes.LATERALITY[regions[identifier].laterality]
         volume_ml = group.get_measurements(name=codes.VOLUME)[0].value
