@@ -9,6 +9,7 @@ as JSON.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -40,6 +41,18 @@ def delivery_queue(destination: str) -> str:
     return f"deliver-{destination}"
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """Which attempt to run a job; ``failures`` before it count against ``run.max_attempts``."""
+
+    attempt: int = 1
+    failures: int = 0
+    delay_seconds: float | None = None
+
+
+FIRST = _Attempt()
+
+
 @DBOS.dbos_class()
 class JobWorkflows(DBOSConfiguredInstance):
     """The two workflows of a job; ``generation`` counts how often ops asked for the job again."""
@@ -49,40 +62,36 @@ class JobWorkflows(DBOSConfiguredInstance):
         self._steps = steps
 
     @DBOS.workflow(name="run_job")
-    def run_job(self, job_id: str, priority: int, generation: int, attempt: int) -> None:
-        outcome = self.execute(job_id, attempt)
+    def run_job(self, job_id: str, priority: int, generation: int, attempt: int, failures: int) -> None:
+        outcome = self.execute(job_id, generation, attempt, failures)
         if outcome["retry_in_seconds"] is not None:
-            self.enqueue_run(job_id, priority, generation, attempt + 1, outcome["retry_in_seconds"])
+            again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
+            self.enqueue_run(job_id, priority, generation, again)
         for destination in outcome["destinations"]:
             self.enqueue_delivery(job_id, destination, generation)
 
     @DBOS.workflow(name="deliver_job")
     def deliver_job(self, job_id: str, destination: str, generation: int, attempt: int) -> None:
-        outcome = self.deliver(job_id, destination, attempt)
+        outcome = self.deliver(job_id, destination, generation, attempt)
         if outcome["retry_in_seconds"] is not None:
             delay = outcome["retry_in_seconds"]
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
 
     @DBOS.step(name="execute")
-    def execute(self, job_id: str, attempt: int) -> Next:
-        return self._steps.execute(job_id, attempt)
+    def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
+        return self._steps.execute(job_id, generation, attempt, failures)
 
     @DBOS.step(name="deliver")
-    def deliver(self, job_id: str, destination: str, attempt: int) -> Next:
-        return self._steps.deliver(job_id, destination, attempt)
+    def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
+        return self._steps.deliver(job_id, destination, generation, attempt)
 
-    def enqueue_run(
-        self,
-        job_id: str,
-        priority: int,
-        generation: int,
-        attempt: int = 1,
-        delay_seconds: float | None = None,
-    ) -> None:
+    def enqueue_run(self, job_id: str, priority: int, generation: int, which: _Attempt = FIRST) -> None:
         """Enqueue one attempt to run a job; again with the same arguments does nothing."""
-        name = f"run-{job_id}-{generation}-{attempt}"
-        with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=delay_seconds):
-            DBOS.enqueue_workflow(RUN_QUEUE, self.run_job, job_id, priority, generation, attempt)
+        name = f"run-{job_id}-{generation}-{which.attempt}"
+        with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=which.delay_seconds):
+            DBOS.enqueue_workflow(
+                RUN_QUEUE, self.run_job, job_id, priority, generation, which.attempt, which.failures
+            )
 
     def enqueue_delivery(
         self,

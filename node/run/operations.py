@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Connection, Engine, Row, delete, select, update
 
 from node.database import deliveries, jobs, write_transaction
 from node.errors import NodeError
@@ -46,12 +46,7 @@ def list_jobs(engine: Engine, *, state: str | None = None, limit: int = 50) -> l
 def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
     """One job with its deliveries; ``prefix`` is the beginning of its id. Raises JobNotFound."""
     with engine.connect() as connection:
-        found = connection.execute(select(jobs).where(jobs.c.job_id.startswith(prefix, autoescape=True))).all()
-        if len(found) != 1:
-            raise JobNotFound(
-                f"{len(found)} jobs have an id that begins with {prefix!r}", hint="see `pacsnode jobs list`"
-            )
-        job = dict(found[0]._mapping)
+        job = dict(_find(connection, prefix)._mapping)
         rows = connection.execute(select(deliveries).where(deliveries.c.job_id == job["job_id"]))
         job["deliveries"] = [dict(row._mapping) for row in rows]
     return job
@@ -59,33 +54,41 @@ def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
 
 def retry_job(engine: Engine, prefix: str) -> str:
     """Ask for a failed, cancelled or done job again; returns its id."""
-    job = show_job(engine, prefix)
-    _require_state(job, "retry", ("failed", "cancelled", "done"))
+    values = {"state": "retry", "finished_at": None, "reason_code": None, "reason": None}
     with write_transaction(engine) as connection:
-        connection.execute(delete(deliveries).where(deliveries.c.job_id == job["job_id"]))
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.job_id == job["job_id"])
-            .values(state="retry", finished_at=None, reason_code=None, reason=None)
-        )
-    return str(job["job_id"])
+        job_id = _move(connection, prefix, "retry", ("failed", "cancelled", "done"), values)
+        connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
+    return job_id
 
 
 def cancel_job(engine: Engine, prefix: str) -> str:
     """Cancel a job that hasn't ended: its next step does nothing; returns its id."""
-    job = show_job(engine, prefix)
-    _require_state(job, "cancel", ("queued", "retry", "running", "delivering"))
-    values = {"state": "cancelled", "finished_at": time.time(), "reason_code": "cancelled"}
+    values = {"state": "cancelled", "finished_at": time.time(), "reason_code": "cancelled", "reason": None}
     with write_transaction(engine) as connection:
-        connection.execute(update(jobs).where(jobs.c.job_id == job["job_id"]).values(**values))
-    return str(job["job_id"])
+        return _move(connection, prefix, "cancel", ("queued", "retry", "running", "delivering"), values)
 
 
-def _require_state(job: dict[str, Any], verb: str, allowed: tuple[str, ...]) -> None:
-    if job["state"] not in allowed:
+def _move(
+    connection: Connection, prefix: str, verb: str, allowed: tuple[str, ...], values: dict[str, Any]
+) -> str:
+    """Change the state of the one job with this prefix, judged and changed in one transaction."""
+    job = _find(connection, prefix)
+    if job.state not in allowed:
         raise JobStateConflict(
-            f"job {job['job_id']} is {job['state']}; only {', '.join(allowed)} jobs can be asked to {verb}"
+            f"job {job.job_id} is {job.state}; {verb} is for jobs that are {', '.join(allowed)}"
         )
+    connection.execute(update(jobs).where(jobs.c.job_id == job.job_id).values(**values))
+    return str(job.job_id)
+
+
+def _find(connection: Connection, prefix: str) -> Row[Any]:
+    found = connection.execute(select(jobs).where(jobs.c.job_id.startswith(prefix, autoescape=True))).all()
+    if len(found) != 1:
+        raise JobNotFound(
+            f"{len(found) or 'no'} jobs have an id that begins with {prefix!r}",
+            hint="see `pacsnode jobs list`; more of the id tells jobs apart",
+        )
+    return found[0]
 
 
 class RetryWatch:
@@ -108,10 +111,11 @@ class RetryWatch:
         while not self._stopping.wait(POLL_SECONDS):
             for job in list_jobs(self._engine, state="retry", limit=1000):
                 with write_transaction(self._engine) as connection:
-                    connection.execute(
+                    moved = connection.execute(
                         update(jobs)
                         .where(jobs.c.job_id == job["job_id"], jobs.c.state == "retry")
                         .values(state="queued", generation=jobs.c.generation + 1)
                     )
-                log.info("job_retry_requested", job_id=job["job_id"])
-                self._enqueue(job["job_id"])
+                if moved.rowcount:  # else it was cancelled meanwhile
+                    log.info("job_retry_requested", job_id=job["job_id"])
+                    self._enqueue(job["job_id"])

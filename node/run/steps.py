@@ -1,7 +1,9 @@
 """The steps of a job: each idempotent, each returning what is to happen next as plain JSON values.
 
 ``execute`` runs the pipeline once (a result set that is already there is used as it is); ``deliver`` hands
-it to one destination. Both may be killed anywhere and called again with the same arguments.
+it to one destination. Both may be killed anywhere and called again with the same arguments. A step of a job
+that was cancelled, or that ops asked for again since (``generation``), changes nothing. Whatever goes wrong
+ends as a recorded reason, never as a job that hangs (DESIGN I9).
 """
 
 from __future__ import annotations
@@ -10,24 +12,26 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
 import structlog
-from sqlalchemy import Engine, Row, select, update
+from sqlalchemy import Connection, Engine, Row, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from node import __version__
 from node.config import NodeConfig
 from node.database import deliveries, jobs, series, write_transaction
 from node.deliver import Deliverer
-from node.errors import DeliveryError, NodeError, WorkerCrashed
+from node.errors import DeliveryError, NodeError
 from node.metrics import Metrics
 from node.receive.series import instance_paths
-from node.run.worker_pool import OnProgress, PipelineFailed, WorkerPool
+from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
 from pipelines.errors import InferenceUnavailable
 from pipelines.process import SUMMARY, Request
 
@@ -35,16 +39,24 @@ log = structlog.get_logger(__name__)
 
 #: a job that waits for Triton asks again at least this often
 MAX_WAIT_FOR_TRITON_SECONDS = 60.0
+#: the job is not to blame for these: they don't count against ``run.max_attempts``
+BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING)
+#: the states in which a step has something to do
+ACTIVE = ("queued", "running", "delivering")
 
 
 class Next(TypedDict):
-    """What a step asks of the workflow: deliver to ``destinations``, and/or the same step again later."""
+    """What a step asks of the workflow: deliver to ``destinations``, and/or the same step again later.
+
+    failures: how many of the attempts so far count against ``run.max_attempts``.
+    """
 
     destinations: list[str]
     retry_in_seconds: float | None
+    failures: int
 
 
-STOP = Next(destinations=[], retry_in_seconds=None)
+STOP = Next(destinations=[], retry_in_seconds=None, failures=0)
 
 
 @dataclass(frozen=True)
@@ -65,32 +77,23 @@ class Steps:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def execute(self, job_id: str, attempt: int) -> Next:
-        """Run the job's pipeline; attempt counts from 1."""
-        job = self._job(job_id)
-        if job is None or job.state == "cancelled":
-            return STOP
+    def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
+        """Run the job's pipeline. attempt counts from 1; failures: those before that count."""
         started = time.time()
-        self._set(job_id, state="running", started_at=job.started_at or started)
+        job = self._job(job_id)
+        if job is None or not self._change(job_id, generation, state="running"):
+            return STOP
         if job.started_at is None:
+            self._change(job_id, generation, started_at=started)
             self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(started - job.created_at)
         folder = Path("results") / job_id
         try:
-            summary = self._result_set(job, folder)
-        except (PipelineFailed, WorkerCrashed) as error:
-            return self._execution_failed(job, error, attempt)
-        if self._state(job_id) == "cancelled":
+            with _recorded():
+                summary = self._result_set(job, folder)
+        except NodeError as error:
+            return self._execution_failed(job, error, attempt, failures)
+        if not self._begin_delivering(job, folder):
             return STOP
-        now = time.time()
-        with write_transaction(self._services.engine) as connection:
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.job_id == job_id)
-                .values(state="delivering", result_dir=str(folder), reason_code=None, reason=None)
-            )
-            for destination in job.destinations:
-                row = {"job_id": job_id, "destination": destination, "state": "pending", "updated_at": now}
-                connection.execute(insert(deliveries).values(row).on_conflict_do_nothing())
         log.info(
             "job_ran",
             job_id=job_id,
@@ -100,36 +103,57 @@ class Steps:
             regions=len(summary["findings"]),
             timings_seconds=summary["timings_seconds"],
         )
-        return Next(destinations=list(job.destinations), retry_in_seconds=None)
+        return Next(destinations=list(job.destinations), retry_in_seconds=None, failures=failures)
 
-    def deliver(self, job_id: str, destination: str, attempt: int) -> Next:
+    def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
         """Hand the job's result set to one destination; attempt counts from 1."""
         job = self._job(job_id)
-        if job is None or job.state == "cancelled":
+        if job is None or job.state not in ACTIVE or job.generation != generation:
             return STOP
         services = self._services
-        context = {"job_id": job_id, "destination": destination, "attempt": attempt}
-        summary = self._read_summary(Path(job.result_dir))
-        folder = services.config.data_dir / job.result_dir
         started = time.monotonic()
         try:
-            deliverer = services.deliverers.get(destination)
-            if deliverer is None:
-                raise DeliveryError(
-                    f"destination {destination} is no longer configured",
-                    code="destination_removed",
-                    hint="configure it again and retry the job",
-                    retryable=False,
-                )
-            deliverer.deliver([folder / result["path"] for result in summary["results"]])
-        except DeliveryError as error:
+            with _recorded():
+                objects = self._hand_over(job, destination)
+        except NodeError as error:
             return self._delivery_failed(job, destination, error, attempt)
         services.metrics.delivery_seconds.labels(destination).observe(time.monotonic() - started)
         services.metrics.deliveries.labels(destination=destination, outcome="delivered").inc()
-        log.info("delivered", **context, objects=len(summary["results"]))
+        log.info("delivered", job_id=job_id, destination=destination, attempt=attempt, objects=objects)
         self._record_delivery(job_id, destination, state="delivered", attempts=attempt, last_error=None)
         self._finish_if_settled(job)
         return STOP
+
+    def _begin_delivering(self, job: Row[Any], folder: Path) -> bool:
+        """Note the result set and its deliveries; False if the job was cancelled meanwhile."""
+        with write_transaction(self._services.engine) as connection:
+            values = {"state": "delivering", "result_dir": str(folder), "reason_code": None, "reason": None}
+            if not _change(connection, job.job_id, job.generation, values):
+                return False
+            for destination in job.destinations:
+                row = {
+                    "job_id": job.job_id,
+                    "destination": destination,
+                    "state": "pending",
+                    "updated_at": time.time(),
+                }
+                connection.execute(insert(deliveries).values(row).on_conflict_do_nothing())
+        return True
+
+    def _hand_over(self, job: Row[Any], destination: str) -> int:
+        """Deliver; returns the number of objects."""
+        deliverer = self._services.deliverers.get(destination)
+        if deliverer is None:
+            raise DeliveryError(
+                f"destination {destination} is no longer configured",
+                code="destination_removed",
+                hint="configure it again and retry the job",
+                retryable=False,
+            )
+        summary = self._read_summary(Path(job.result_dir))
+        folder = self._services.config.data_dir / job.result_dir
+        deliverer.deliver([folder / result["path"] for result in summary["results"]])
+        return len(summary["results"])
 
     def _result_set(self, job: Row[Any], folder: Path) -> dict[str, Any]:
         """Make the result set unless it is there; it appears under its name only when it is whole."""
@@ -138,7 +162,8 @@ class Steps:
         final = config.data_dir / folder
         if (final / SUMMARY).is_file():
             return self._read_summary(folder)
-        partial = final.with_name(final.name + ".partial")
+        # of this generation alone: a cancelled one's run may not have ended yet
+        partial = final.with_name(f"{final.name}.partial-{job.generation}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with services.engine.connect() as connection:
@@ -152,40 +177,51 @@ class Steps:
             clinical_use=config.results.clinical_use,
             uid_root=config.results.uid_root,
         )
-        summary = services.pool.run(
-            request,
-            _log_progress(job.job_id),
-            triton_url=services.triton_url(),
-            request_timeout_seconds=config.triton.request_timeout_seconds,
-            step_timeout_seconds=config.run.step_timeout_seconds,
-        )
-        partial.replace(final)
+        try:
+            summary = services.pool.run(
+                request,
+                _log_progress(job.job_id),
+                triton_url=services.triton_url(),
+                request_timeout_seconds=config.triton.request_timeout_seconds,
+                step_timeout_seconds=config.run.step_timeout_seconds,
+            )
+            if (final / SUMMARY).is_file():  # the run of another generation ended first
+                return self._read_summary(folder)
+            partial.replace(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         _fsync_folder(final.parent)
         for stage, seconds in summary["timings_seconds"].items():
             services.metrics.stage_seconds.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
         return summary
 
-    def _execution_failed(self, job: Row[Any], error: NodeError, attempt: int) -> Next:
+    def _execution_failed(self, job: Row[Any], error: NodeError, attempt: int, failures: int) -> Next:
         run = self._services.config.run
-        waits_for_triton = error.code == InferenceUnavailable.code
-        if error.retryable and (waits_for_triton or attempt < run.max_attempts):
-            limit = MAX_WAIT_FOR_TRITON_SECONDS if waits_for_triton else run.step_timeout_seconds
-            delay = min(run.retry_seconds * 2 ** min(attempt - 1, 20), limit)
-            self._set(job.job_id, state="queued", reason_code=error.code, reason=str(error))
-            log.warning(
-                "job_retried",
-                job_id=job.job_id,
-                attempt=attempt,
-                code=error.code,
-                reason=str(error),
-                retry_in_seconds=delay,
-            )
-            return Next(destinations=[], retry_in_seconds=delay)
-        self._end(job, "failed", error.code, str(error))
-        log.error("job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint)
-        return STOP
+        if error.code not in BLAMELESS:
+            failures += 1
+        if not error.retryable or failures >= run.max_attempts:
+            if self._end(job, "failed", error.code, str(error)):
+                log.error(
+                    "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
+                )
+            return STOP
+        limit = MAX_WAIT_FOR_TRITON_SECONDS if error.code in BLAMELESS else run.step_timeout_seconds
+        delay = min(run.retry_seconds * 2 ** min(attempt - 1, 20), limit)
+        if not self._change(
+            job.job_id, job.generation, state="queued", reason_code=error.code, reason=str(error)
+        ):
+            return STOP
+        log.warning(
+            "job_retried",
+            job_id=job.job_id,
+            attempt=attempt,
+            code=error.code,
+            reason=str(error),
+            retry_in_seconds=delay,
+        )
+        return Next(destinations=[], retry_in_seconds=delay, failures=failures)
 
-    def _delivery_failed(self, job: Row[Any], destination: str, error: DeliveryError, attempt: int) -> Next:
+    def _delivery_failed(self, job: Row[Any], destination: str, error: NodeError, attempt: int) -> Next:
         services = self._services
         target = services.config.destinations.get(destination)
         again = error.retryable and target is not None and attempt < target.max_attempts
@@ -207,7 +243,7 @@ class Steps:
         state = "pending" if again else "failed"
         self._record_delivery(job.job_id, destination, state=state, attempts=attempt, last_error=str(error))
         if again:
-            return Next(destinations=[], retry_in_seconds=delay)
+            return Next(destinations=[], retry_in_seconds=delay, failures=0)
         self._finish_if_settled(job)
         return STOP
 
@@ -224,30 +260,31 @@ class Steps:
             return
         failed = [row for row in rows if row.state == "failed"]
         if failed:
-            self._end(job, "failed", "delivery_failed", "; ".join(str(row.last_error) for row in failed))
-            log.error("job_failed", job_id=job.job_id, code="delivery_failed")
+            reason = "; ".join(str(row.last_error) for row in failed)
+            if self._end(job, "failed", "delivery_failed", reason):
+                log.error("job_failed", job_id=job.job_id, code="delivery_failed", reason=reason)
             return
-        self._end(job, "done", None, None)
-        turnaround = time.time() - last_instance_at
-        self._services.metrics.turnaround_seconds.labels(job.pipeline).observe(turnaround)
-        log.info("job_done", job_id=job.job_id, turnaround_seconds=round(turnaround, 1))
+        if self._end(job, "done", None, None):
+            turnaround = time.time() - last_instance_at
+            self._services.metrics.turnaround_seconds.labels(job.pipeline).observe(turnaround)
+            log.info("job_done", job_id=job.job_id, turnaround_seconds=round(turnaround, 1))
 
-    def _end(self, job: Row[Any], state: str, code: str | None, reason: str | None) -> None:
-        self._set(job.job_id, state=state, finished_at=time.time(), reason_code=code, reason=reason)
+    def _end(self, job: Row[Any], state: str, code: str | None, reason: str | None) -> bool:
+        """End a job; False if it had ended already, which two deliveries that end together may both try."""
+        values = {"state": state, "finished_at": time.time(), "reason_code": code, "reason": reason}
+        if not self._change(job.job_id, job.generation, **values):
+            return False
         counter = self._services.metrics.jobs_finished
         counter.labels(pipeline=job.pipeline, state=state, code=code or "none").inc()
+        return True
 
     def _job(self, job_id: str) -> Row[Any] | None:
         with self._services.engine.connect() as connection:
             return connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
 
-    def _state(self, job_id: str) -> str:
-        with self._services.engine.connect() as connection:
-            return str(connection.execute(select(jobs.c.state).where(jobs.c.job_id == job_id)).scalar_one())
-
-    def _set(self, job_id: str, **values: Any) -> None:
+    def _change(self, job_id: str, generation: int, **values: Any) -> bool:
         with write_transaction(self._services.engine) as connection:
-            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
+            return _change(connection, job_id, generation, values)
 
     def _record_delivery(self, job_id: str, destination: str, **values: Any) -> None:
         with write_transaction(self._services.engine) as connection:
@@ -261,6 +298,36 @@ class Steps:
         text = (self._services.config.data_dir / folder / SUMMARY).read_text(encoding="utf-8")
         summary: dict[str, Any] = json.loads(text)
         return summary
+
+
+def _change(connection: Connection, job_id: str, generation: int, values: dict[str, Any]) -> bool:
+    """Change a job that is still active in this generation; False, and nothing changed, if it isn't."""
+    current = (jobs.c.job_id == job_id, jobs.c.generation == generation, jobs.c.state.in_(ACTIVE))
+    return connection.execute(update(jobs).where(*current).values(**values)).rowcount == 1
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """The boundary of a step: every failure leaves it as a NodeError, which the job then records."""
+    try:
+        yield
+    except NodeError:
+        raise
+    except OSError as error:
+        raise NodeError(
+            f"{error.filename or 'data_dir'}: {error.strerror or type(error).__name__}",
+            code="io_error",
+            hint="is the disk full or read-only, or was a file removed?",
+            retryable=True,
+        ) from error
+    except Exception as error:
+        # frames only: the message may quote patient data
+        log.error("step_broke", error=type(error).__name__, frames=traceback.format_tb(error.__traceback__))
+        raise NodeError(
+            f"unexpected {type(error).__name__}",
+            code="internal",
+            hint="a defect of ours: the log has the traceback",
+        ) from error
 
 
 def _log_progress(job_id: str) -> OnProgress:

@@ -23,6 +23,8 @@ from pipelines.worker import encode_request
 
 log = structlog.get_logger(__name__)
 
+#: code of the WorkerCrashed that is our own doing: the job is to be continued after the next start
+NODE_STOPPING = "node_stopping"
 #: called with (stage, done, total); total 0 announces the start of a stage
 OnProgress = Callable[[str, int, int], None]
 
@@ -130,6 +132,10 @@ class WorkerPool:
         try:
             worker = self._alive(worker)
             return worker.run(line, on_progress, timeout_seconds=step_timeout_seconds)
+        except WorkerCrashed as error:
+            if self._stopped:
+                raise WorkerCrashed("the node is stopping", code=NODE_STOPPING) from error
+            raise
         finally:
             self._idle.put(worker if worker is not None and worker.alive else None)
 

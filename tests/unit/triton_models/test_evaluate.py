@@ -55,11 +55,11 @@ def test_phantom_evaluation_through_the_command_line() -> None:
     assert 0.9 <= dice["low"] <= dice["value"] <= dice["high"] <= 1.0
 
 
-def test_lesions_on_a_test_phantom_are_found() -> None:
-    seed = next(seed for seed in TEST_SEEDS if seed >= 9001)
-    report = evaluate_phantoms(MODELS["lesions"], [seed, seed + 1], slices=12)
+def test_lesions_of_test_phantoms_are_found() -> None:
+    report = evaluate_phantoms(MODELS["lesions"], list(TEST_SEEDS)[:3], slices=12)
     assert set(report.metrics) == {"ground_glass", "consolidation", "any_lesion"}
-    assert report.metrics["any_lesion"]["specificity"].value > 0.98
+    assert report.metrics["any_lesion"]["specificity"].value > 0.99
+    assert report.metrics["any_lesion"]["dice_pooled"].value > 0.5
 
 
 def test_bad_input_is_explained(tmp_path: Path, shared_ct: Path) -> None:
