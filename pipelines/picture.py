@@ -21,7 +21,6 @@ _MARGIN = 36
 _GAP = 24
 _INNER = WIDTH - 2 * _MARGIN
 _TOP_REGIONS = 6
-_CLINICAL = "NOT FOR CLINICAL USE"
 #: column of the region table -> its right or left edge, as a share of the inner width, and its anchor
 _COLUMNS: Sequence[tuple[str, float, str]] = (
     ("#", 0.02, "la"),
@@ -90,12 +89,11 @@ def _header(page: _Page, context: ResultContext) -> None:
     page.text(_MARGIN, page.y + 52, "AI result: ground glass and consolidation", 26, fill=palette.MUTED)
     if not context.clinical_use:
         face = text.font(26)
-        width = face.getlength(_CLINICAL) + 36
+        width = face.getlength(palette.NOT_CLINICAL) + 36
         left = WIDTH - _MARGIN - width
         page.draw.rounded_rectangle([left, page.y, left + width, page.y + 50], 25, fill=palette.WARNING)
-        page.draw.text(
-            (left + width / 2, page.y + 25), _CLINICAL, font=face, fill=palette.BACKGROUND, anchor="mm"
-        )
+        middle = (left + width / 2, page.y + 25)
+        page.draw.text(middle, palette.NOT_CLINICAL, font=face, fill=palette.BACKGROUND, anchor="mm")
     page.y += 52 + 26 + 28
 
 
@@ -202,6 +200,7 @@ def _footer(page: _Page, volume: Volume, findings: Findings, context: ResultCont
     ]
     page.draw.line([(_MARGIN, page.y), (WIDTH - _MARGIN, page.y)], fill=palette.LINE)
     page.y += 14
-    for words in lines:
+    face = text.font(21)
+    for words in (line for paragraph in lines for line in text.wrap(paragraph, face, _INNER)):
         page.text(_MARGIN, page.y, words, 21, fill=palette.MUTED)
         page.y += 31

@@ -6,6 +6,7 @@ load -> contract check -> stages of the pipeline -> result objects -> files
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,8 +76,11 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     summary["notes"] = [*findings.notes, *result_set.notes]
     summary["timings_seconds"] = stages.seconds
     partial = request.out / f".{SUMMARY}.partial"
-    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(request.out / SUMMARY)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(request.out / SUMMARY)  # last: a folder with a summary is whole
     return summary
 
 

@@ -60,7 +60,7 @@ def check_rendering() -> None:
 
 
 def render_rotation(
-    volume: Volume, findings: Findings, frames: int = 24, size: int = 512
+    volume: Volume, findings: Findings, frames: int = 24, size: int = 512, *, clinical_use: bool = False
 ) -> NDArray[np.uint8]:
     """One turn about the patient's head-foot axis, starting with the view from the front.
 
@@ -87,7 +87,7 @@ def render_rotation(
             for column, title in enumerate(("Surfaces", "Ray casting")):
                 view_box = (column * half, 0, (column + 1) * half, size)
                 _annotate(draw, view_box, title, degrees=degrees, pixels_per_mm=scene.pixels_per_mm)
-            _legend(draw, size, findings)
+            _legend(draw, size, findings, clinical_use=clinical_use)
             pictures.append(np.asarray(picture))
     return np.stack(pictures)
 
@@ -130,7 +130,7 @@ def _font(size: int) -> text.Font:
     return text.font(max(10, size // 34))
 
 
-def _legend(draw: ImageDraw.ImageDraw, size: int, findings: Findings) -> None:
+def _legend(draw: ImageDraw.ImageDraw, size: int, findings: Findings, *, clinical_use: bool) -> None:
     font = _font(size)
     line = text.line_height(font)
     x, y = 8.0, size - line - 4
@@ -141,11 +141,23 @@ def _legend(draw: ImageDraw.ImageDraw, size: int, findings: Findings) -> None:
         draw.rectangle([x, y + line * 0.2, x + line * 0.7, y + line * 0.9], fill=color)
         draw.text((x + line, y), name, font=font, fill=palette.TEXT)
         x += line * 1.8 + draw.textlength(name, font=font)
-    draw.text((size - 8, y), "AI result", font=font, fill=palette.MUTED, anchor="ra")
+    _mark(draw, (size - 8, y), font, clinical_use=clinical_use)
+
+
+def _mark(
+    draw: ImageDraw.ImageDraw, right_top: tuple[float, float], font: text.Font, *, clinical_use: bool
+) -> None:
+    words, color = ("AI result", palette.MUTED) if clinical_use else (palette.NOT_CLINICAL, palette.WARNING)
+    draw.text(right_top, words, font=font, fill=color, anchor="ra")
 
 
 def montage(
-    volume: Volume, findings: Findings, *, tiles: tuple[int, int] = (4, 4), size: int = 1024
+    volume: Volume,
+    findings: Findings,
+    *,
+    tiles: tuple[int, int] = (4, 4),
+    size: int = 1024,
+    clinical_use: bool = False,
 ) -> NDArray[np.uint8]:
     """Axial slices from head to foot with the lesions in colour: what is sent when 3D can't be drawn.
 
@@ -169,4 +181,5 @@ def montage(
         for letter, left, anchor in (("R", x + 4, "lm"), ("L", x + tile[0] - 4, "rm")):
             text.outlined(draw, (left, y + tile[1] / 2), letter, font, anchor=anchor)
         draw.text((x + 4, y + 4), f"z {level:.0f} mm", font=font, fill=palette.MUTED)
+    _mark(draw, (size - 6, size - text.line_height(font)), font, clinical_use=clinical_use)
     return np.asarray(page)

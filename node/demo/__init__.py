@@ -210,7 +210,9 @@ def _collect(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.dcm"):
         old.unlink()
-    table = Table("object", "SOP class", "size", "validated by", title=f"series {job['series_instance_uid']}")
+    table = Table(title=f"series {job['series_instance_uid']}")
+    for heading in ("object", "SOP class", "size", "validated by"):
+        table.add_column(heading, overflow="fold")
     good = True
     files = []
     for result in summary["results"]:

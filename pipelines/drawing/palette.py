@@ -26,6 +26,9 @@ MUTED: RGB = (156, 168, 182)
 CALM: RGB = (122, 199, 166)  # "no infection found"
 WARNING: RGB = (255, 196, 87)
 
+#: what every picture says unless the site declares clinical use
+NOT_CLINICAL = "NOT FOR CLINICAL USE"
+
 #: finding type -> words for people
 NAMES: Mapping[str, str] = {
     "ground_glass": "Ground glass opacity",

@@ -32,6 +32,17 @@ def fit(text: str, face: Font, width: float) -> str:
     return text.rstrip() + "..."
 
 
+def wrap(text: str, face: Font, width: float) -> list[str]:
+    """``text`` broken at spaces into lines of at most ``width`` pixels; a longer word is shortened."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and face.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(fit(word, face, width))
+    return lines
+
+
 def outlined(
     draw: ImageDraw.ImageDraw,
     place: tuple[float, float],

@@ -68,11 +68,12 @@ def build_result_set(
     step("rotation")
     notes: tuple[str, ...] = ()
     try:
-        loop = render_rotation(volume, findings)
+        loop = render_rotation(volume, findings, clinical_use=context.clinical_use)
         view = ("rotation", build_capture(loop, volume, context, role="rotation"))
     except RenderingUnavailable as error:
         notes = (f"No 3D view, slices instead: {error}",)
-        view = ("montage", build_capture(montage(volume, findings), volume, context, role="montage"))
+        tiles = montage(volume, findings, clinical_use=context.clinical_use)
+        view = ("montage", build_capture(tiles, volume, context, role="montage"))
     step("picture")
     page = result_picture(volume, replace(findings, notes=(*findings.notes, *notes)), context)
     picture = build_capture(page, volume, context, role="picture")

@@ -15,7 +15,7 @@ from tests.unit.pipelines.results.synthetic import chest, context
 
 @pytest.fixture
 def quick_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "render_rotation", lambda *_: np.zeros((2, 16, 16, 3), np.uint8))
+    monkeypatch.setattr(results, "render_rotation", lambda *_, **__: np.zeros((2, 16, 16, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("quick_rotation")
@@ -46,7 +46,7 @@ def test_each_result_is_in_the_study_and_in_its_own_series(tmp_path: Path) -> No
 
 
 def test_without_3d_the_set_has_a_montage_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable(*_arguments: object) -> None:
+    def unavailable(*_: object, **__: object) -> None:
         raise RenderingUnavailable("no EGL here")
 
     monkeypatch.setattr(results, "render_rotation", unavailable)
