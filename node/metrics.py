@@ -92,7 +92,7 @@ class Metrics:
         # run
         self.jobs = Gauge(
             "pacsnode_jobs",
-            "Jobs now. state: queued, retry, running, delivering, done, failed, cancelled, retry.",
+            "Jobs now. state: queued, retry, running, delivering, done, failed, cancelled.",
             ["state"],
             registry=registry,
         )

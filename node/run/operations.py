@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -35,21 +35,31 @@ class JobStateConflict(NodeError):
 
 
 def list_jobs(engine: Engine, *, state: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
-    """The newest jobs first, as rows of the ``jobs`` table."""
+    """The newest jobs first, as rows of the ``jobs`` table, each with its ``deliveries``."""
     query = select(jobs).order_by(jobs.c.created_at.desc()).limit(limit)
     if state is not None:
         query = query.where(jobs.c.state == state)
     with engine.connect() as connection:
-        return [dict(row._mapping) for row in connection.execute(query)]
+        found = [dict(row._mapping) for row in connection.execute(query)]
+        _add_deliveries(connection, found)
+    return found
 
 
 def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
     """One job with its deliveries; ``prefix`` is the beginning of its id. Raises JobNotFound."""
     with engine.connect() as connection:
         job = dict(_find(connection, prefix)._mapping)
-        rows = connection.execute(select(deliveries).where(deliveries.c.job_id == job["job_id"]))
-        job["deliveries"] = [dict(row._mapping) for row in rows]
+        _add_deliveries(connection, [job])
     return job
+
+
+def _add_deliveries(connection: Connection, found: Sequence[dict[str, Any]]) -> None:
+    by_job: dict[str, list[dict[str, Any]]] = {job["job_id"]: [] for job in found}
+    query = select(deliveries).where(deliveries.c.job_id.in_(by_job)).order_by(deliveries.c.destination)
+    for row in connection.execute(query):
+        by_job[row.job_id].append(dict(row._mapping))
+    for job in found:
+        job["deliveries"] = by_job[job["job_id"]]
 
 
 def retry_job(engine: Engine, prefix: str) -> str:

@@ -120,7 +120,7 @@ class Steps:
         services.metrics.delivery_seconds.labels(destination).observe(time.monotonic() - started)
         services.metrics.deliveries.labels(destination=destination, outcome="delivered").inc()
         log.info("delivered", job_id=job_id, destination=destination, attempt=attempt, objects=objects)
-        self._record_delivery(job_id, destination, state="delivered", attempts=attempt, last_error=None)
+        self._record_delivery(job, destination, state="delivered", attempts=attempt, last_error=None)
         self._finish_if_settled(job)
         return STOP
 
@@ -241,7 +241,7 @@ class Steps:
             retry_in_seconds=delay if again else None,
         )
         state = "pending" if again else "failed"
-        self._record_delivery(job.job_id, destination, state=state, attempts=attempt, last_error=str(error))
+        self._record_delivery(job, destination, state=state, attempts=attempt, last_error=str(error))
         if again:
             return Next(destinations=[], retry_in_seconds=delay, failures=0)
         self._finish_if_settled(job)
@@ -286,11 +286,17 @@ class Steps:
         with write_transaction(self._services.engine) as connection:
             return _change(connection, job_id, generation, values)
 
-    def _record_delivery(self, job_id: str, destination: str, **values: Any) -> None:
+    def _record_delivery(self, job: Row[Any], destination: str, **values: Any) -> None:
+        """Note how a delivery stands, unless ops asked for the job again meanwhile."""
+        same_generation = (
+            select(jobs.c.job_id)
+            .where(jobs.c.job_id == job.job_id, jobs.c.generation == job.generation)
+            .scalar_subquery()
+        )
         with write_transaction(self._services.engine) as connection:
             connection.execute(
                 update(deliveries)
-                .where(deliveries.c.job_id == job_id, deliveries.c.destination == destination)
+                .where(deliveries.c.job_id == same_generation, deliveries.c.destination == destination)
                 .values(updated_at=time.time(), **values)
             )
 

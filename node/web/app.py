@@ -26,8 +26,9 @@ from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import WebConfig
-from node.database import deliveries, instances, jobs, series, write_transaction
+from node.database import instances, jobs, series, write_transaction
 from node.metrics import Metrics
+from node.run.operations import list_jobs
 from node.web.page import render_page
 
 log = structlog.get_logger("node.web")
@@ -36,7 +37,7 @@ log = structlog.get_logger("node.web")
 Check = Callable[[], str | None]
 
 _SERIES_STATES = ("open", "complete", "routed")
-_JOB_STATES = ("queued", "retry", "running", "delivering", "done", "failed", "cancelled", "retry")
+_JOB_STATES = ("queued", "retry", "running", "delivering", "done", "failed", "cancelled")
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -79,7 +80,7 @@ def create_app(engine: Engine, metrics: Metrics, checks: Mapping[str, Check]) ->
 
     @app.get("/api/jobs")
     def api_jobs(limit: _Limit = 100) -> list[dict[str, Any]]:
-        return list_jobs(engine, limit)
+        return list_jobs(engine, limit=limit)
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
@@ -87,7 +88,7 @@ def create_app(engine: Engine, metrics: Metrics, checks: Mapping[str, Check]) ->
         return render_page(
             failing=failing,
             series=list_series(engine, 50),
-            jobs=list_jobs(engine, 50),
+            jobs=list_jobs(engine, limit=50),
             quarantined=list_quarantined(engine, 20),
             now=time.time(),
         )
@@ -98,16 +99,6 @@ def create_app(engine: Engine, metrics: Metrics, checks: Mapping[str, Check]) ->
 def list_series(engine: Engine, limit: int) -> list[dict[str, Any]]:
     """The newest series versions first."""
     return _rows(engine, select(series).order_by(series.c.last_instance_at.desc()).limit(limit))
-
-
-def list_jobs(engine: Engine, limit: int) -> list[dict[str, Any]]:
-    """The newest jobs first, each with its ``deliveries``."""
-    rows = _rows(engine, select(jobs).order_by(jobs.c.created_at.desc()).limit(limit))
-    ids = [row["job_id"] for row in rows]
-    sent = _rows(engine, select(deliveries).where(deliveries.c.job_id.in_(ids)))
-    for row in rows:
-        row["deliveries"] = [delivery for delivery in sent if delivery["job_id"] == row["job_id"]]
-    return rows
 
 
 def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:

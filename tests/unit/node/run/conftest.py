@@ -1,0 +1,176 @@
+"""A database with one routed series and its job, and a pool and destinations that do as they are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, select, update
+
+from node.config import NodeConfig, parse_config
+from node.database import deliveries, instances, jobs, open_database, series
+from node.metrics import Metrics
+from node.run.steps import Services, Steps
+from node.run.worker_pool import OnProgress
+from pipelines.process import SUMMARY, Request
+
+JOB = "j1"
+SERIES = "1.2.3"
+OBJECTS = ("segmentation.dcm", "report.dcm")
+SETTINGS = {
+    "data_dir": ".",
+    "run": {"max_attempts": 3, "retry_seconds": 5, "step_timeout_seconds": 30},
+    "triton": {"request_timeout_seconds": 7},
+    "destinations": {
+        name: {"type": "folder", "path": name, "max_attempts": 4, "retry_seconds": 2, "max_retry_seconds": 6}
+        for name in ("a", "b")
+    },
+}
+
+
+@dataclass
+class ScriptedPool:
+    """Takes the place of ``WorkerPool``. Does the next thing of ``script``: an exception is raised, a
+    function is called before the result set is made."""
+
+    script: list[Exception | Callable[[Request], object]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, request: Request, on_progress: OnProgress, **options: Any) -> dict[str, Any]:
+        self.requests.append(request)
+        self.options = options
+        on_progress("lungs", 0, 0)
+        act = self.script.pop(0) if self.script else None
+        if isinstance(act, Exception):
+            raise act
+        if act is not None:
+            act(request)
+        return write_result_set(request.out)
+
+
+@dataclass
+class ScriptedDestination:
+    """Takes the place of a ``Deliverer``, likewise."""
+
+    script: list[Exception | Callable[[], object]] = field(default_factory=list)
+    delivered: list[list[Path]] = field(default_factory=list)
+
+    def deliver(self, files: Sequence[Path]) -> None:
+        act = self.script.pop(0) if self.script else None
+        if isinstance(act, Exception):
+            raise act
+        if act is not None:
+            act()
+        self.delivered.append(list(files))
+
+    def check(self) -> None: ...
+
+
+def write_result_set(folder: Path, *, case_type: str = "ground_glass") -> dict[str, Any]:
+    """Files and a summary as ``pipelines.process`` leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in OBJECTS:
+        (folder / name).write_bytes(b"DICM")
+    summary = {
+        "results": [{"path": name} for name in OBJECTS],
+        "findings": [],
+        "noisy_or": {"ground_glass": 0.5},
+        "case_type": case_type,
+        "timings_seconds": {"lungs": 1.5},
+    }
+    (folder / SUMMARY).write_text(json.dumps(summary))
+    return summary
+
+
+class Bench:
+    """One job ``JOB`` of two instances for the destinations ``a`` and ``b``."""
+
+    def __init__(self, data_dir: Path, engine: Engine) -> None:
+        self.data_dir, self.engine = data_dir, engine
+        self.config: NodeConfig = parse_config(SETTINGS, source="test", base=data_dir)
+        self.pool = ScriptedPool()
+        self.destinations = {"a": ScriptedDestination(), "b": ScriptedDestination()}
+        self.metrics = Metrics("test")
+        services = Services(
+            self.config, engine, self.pool, self.destinations, self.metrics, lambda: "triton:8001"
+        )
+        self.steps = Steps(services)
+        self.result_dir = data_dir / "results" / JOB
+
+    def add_series(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(
+                insert(series).values(
+                    series_instance_uid=SERIES,
+                    version=1,
+                    study_instance_uid="1.2",
+                    calling_ae_title="SCANNER",
+                    state="routed",
+                    instance_count=2,
+                    opened_at=1000.0,
+                    last_instance_at=1001.0,
+                )
+            )
+            for number in (1, 2):
+                connection.execute(
+                    insert(instances).values(
+                        sop_instance_uid=f"{SERIES}.{number}",
+                        sop_class_uid="1",
+                        transfer_syntax_uid="1",
+                        series_instance_uid=SERIES,
+                        series_version=1,
+                        path=f"spool/{number}.dcm",
+                        bytes=1,
+                        sha256="x",
+                        association_id="a",
+                        calling_ae_title="SCANNER",
+                        state="stored",
+                        received_at=1000.0,
+                    )
+                )
+
+    def add_job(self, job_id: str = JOB, **changes: Any) -> None:
+        values = {
+            "job_id": job_id,
+            "series_instance_uid": SERIES,
+            "series_version": 1,
+            "study_instance_uid": "1.2",
+            "pipeline": "chest",
+            "route": "r",
+            "destinations": ["a", "b"],
+            "priority": 100,
+            "state": "queued",
+            "created_at": 1002.5,
+        }
+        with self.engine.begin() as connection:
+            connection.execute(insert(jobs).values(**{**values, **changes}))
+
+    def set_job(self, **values: Any) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.job_id == JOB).values(**values))
+
+    def job(self, job_id: str = JOB) -> dict[str, Any]:
+        with self.engine.connect() as connection:
+            return dict(connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()._mapping)
+
+    def deliveries(self) -> dict[str, dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return {row.destination: dict(row._mapping) for row in connection.execute(select(deliveries))}
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"pacsnode_{name}", labels) or 0.0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    engine = open_database(tmp_path)
+    bench = Bench(tmp_path, engine)
+    bench.add_series()
+    bench.add_job()
+    yield bench
+    engine.dispose()
