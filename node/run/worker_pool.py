@@ -64,6 +64,16 @@ class _Worker:
         return self._process.poll() is None
 
     def run(self, line: str, on_progress: OnProgress, *, timeout_seconds: float) -> dict[str, Any]:
+        """Send a request and follow it to its end; whatever else than its own answer ends it kills it."""
+        try:
+            return self._run(line, on_progress, timeout_seconds)
+        except PipelineFailed:
+            raise
+        except BaseException:
+            self.kill()  # an answer that comes later must not be taken for the next request's
+            raise
+
+    def _run(self, line: str, on_progress: OnProgress, timeout_seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_seconds
         assert self._process.stdin is not None  # noqa: S101 - Popen was given PIPE
         try:
@@ -75,7 +85,6 @@ class _Worker:
             try:
                 event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                self.kill()
                 raise WorkerCrashed(
                     f"the pipeline took longer than {timeout_seconds:.0f} s",
                     code="step_timeout",
