@@ -1,0 +1,109 @@
+"""The workflow engine in a process of its own, as it is in the node: order, retries, and kill -9."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.receiving import wait_for
+from tests.unit.node.run.engine_process import RETRY_SECONDS
+
+ROOT = Path(__file__).parents[4]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start an engine with these jobs; it is ended with the test."""
+    processes = []
+
+    def started(*jobs: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.unit.node.run.engine_process", str(tmp_path), *jobs]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT))
+        return processes[-1]
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+
+
+def calls(data_dir: Path) -> list[str]:
+    path = data_dir / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.split(" ", 1)[1] for line in lines]
+
+
+def when(data_dir: Path, call: str) -> float:
+    lines = (data_dir / "calls").read_text().splitlines()
+    return next(float(line.split()[0]) for line in lines if line.endswith(call))
+
+
+def wait_for_calls(data_dir: Path, *wanted: str) -> None:
+    wait_for(lambda: set(wanted) <= set(calls(data_dir)), seconds=60, what=f"{wanted}")
+
+
+def test_jobs_run_once_are_retried_with_delay_and_delivered_everywhere(tmp_path: Path, start: Start) -> None:
+    process = start("plain", "plain", "retry", "refuse")
+    wait_for_calls(
+        tmp_path,
+        "deliver plain 0 b 1",
+        "deliver retry 0 a 1",
+        "deliver retry 0 b 1",
+        "deliver refuse 0 b 2",
+    )
+    time.sleep(0.5)  # whatever would run twice has had its time
+    assert sorted(calls(tmp_path)) == sorted(
+        [
+            "execute plain 0 1 0",
+            "deliver plain 0 a 1",
+            "deliver plain 0 b 1",
+            "execute retry 0 1 0",
+            "execute retry 0 2 1",
+            "execute retry 0 3 2",
+            "deliver retry 0 a 1",
+            "deliver retry 0 b 1",
+            "execute refuse 0 1 0",
+            "deliver refuse 0 a 1",
+            "deliver refuse 0 b 1",
+            "deliver refuse 0 b 2",
+        ]
+    )
+    waited = when(tmp_path, "execute retry 0 2 1") - when(tmp_path, "execute retry 0 1 0")
+    assert waited >= RETRY_SECONDS
+    assert when(tmp_path, "deliver refuse 0 b 2") - when(tmp_path, "deliver refuse 0 b 1") >= RETRY_SECONDS
+    process.communicate(b"", timeout=30)
+    assert process.returncode == 0
+
+
+def test_kill_9_in_the_middle_of_a_step(tmp_path: Path, start: Start) -> None:
+    """The step that was under way is done again, one whose successors were begun isn't; what is enqueued
+    again after the restart stays one job."""
+    process = start("plain", "hang")
+    wait_for_calls(tmp_path, "execute hang 0 1 0", "deliver plain 0 a 1", "deliver plain 0 b 1")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    start("plain", "hang")
+    wait_for(lambda: calls(tmp_path).count("execute hang 0 1 0") == 2, seconds=60)
+    (tmp_path / "go").touch()
+    wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
+    time.sleep(0.5)
+    assert [calls(tmp_path).count(f"execute {job} 0 1 0") for job in ("plain", "hang")] == [1, 2]
+    assert [calls(tmp_path).count(f"deliver hang 0 {name} 1") for name in "ab"] == [1, 1]
+
+
+def test_kill_9_while_a_retry_waits(tmp_path: Path, start: Start) -> None:
+    process = start("retry")
+    wait_for_calls(tmp_path, "execute retry 0 1 0")
+    time.sleep(RETRY_SECONDS / 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    start()
+    wait_for_calls(tmp_path, "execute retry 0 3 2", "deliver retry 0 a 1", "deliver retry 0 b 1")
