@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 from pydicom import dcmread
+from pydicom.uid import UID
 from pynetdicom import AE, Association, evt
 from pynetdicom.sop_class import Verification
 
@@ -34,8 +35,12 @@ class CStoreDeliverer:
         Not retryable: a SOP class that the peer doesn't accept in our transfer syntax, and the permanent
         failures 0xA8xx, 0xA9xx, 0xCxxx. Warnings (0xB000, 0xB006, 0xB007) count as stored.
         """
-        kinds = {_kind(file) for file in files}
-        with self._association(sorted(kinds)) as association:
+        kinds = sorted({_kind(file) for file in files})
+        with self._association(kinds) as association:
+            accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
+            for kind in kinds:
+                if kind not in accepted:
+                    raise self._not_accepted(kind)
             for file in files:
                 self._send(association, file)
 
@@ -63,9 +68,7 @@ class CStoreDeliverer:
             evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
         )
         if not association.is_established:
-            raise DeliveryError(
-                f"{self._peer()}: {self._why_not(association)}", hint="is it up, and does it know us?"
-            )
+            raise self._why_not(association, kinds)
         try:
             yield association
         finally:
@@ -74,16 +77,7 @@ class CStoreDeliverer:
 
     def _send(self, association: Association, file: Path) -> None:
         dataset = dcmread(file)
-        sop_class, uid = str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)
-        accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
-        if (sop_class, str(dataset.file_meta.TransferSyntaxUID)) not in accepted:
-            raise DeliveryError(
-                f"{self._peer()} doesn't accept SOP class {dataset.SOPClassUID.name} in "
-                f"{dataset.file_meta.TransferSyntaxUID.name}",
-                hint="allow it at the destination",
-                code="sop_class_not_accepted",
-                retryable=False,
-            )
+        uid = str(dataset.SOPInstanceUID)
         if not association.is_established:
             raise DeliveryError(f"{self._peer()}: the association ended before {uid}")
         status = association.send_c_store(dataset).get("Status")
@@ -107,14 +101,26 @@ class CStoreDeliverer:
         config = self._config
         return f"destination {self._name} ({config.ae_title} at {config.host}:{config.port})"
 
-    @staticmethod
-    def _why_not(association: Association) -> str:
+    def _why_not(self, association: Association, kinds: Sequence[tuple[str, str]]) -> DeliveryError:
+        answer = association.acceptor.primitive
         if association.is_rejected:
-            primitive = association.acceptor.primitive
-            return f"association rejected: {primitive.result_str}, {primitive.reason_str}"
-        if association.acceptor.primitive is not None:
-            return "no presentation context was accepted"
-        return "no connection"
+            why = f"association rejected: {answer.result_str}, {answer.reason_str}"
+        elif answer is None:
+            why = "no connection"
+        elif not association.accepted_contexts:
+            return self._not_accepted(kinds[0])
+        else:
+            why = "the association ended at once"
+        return DeliveryError(f"{self._peer()}: {why}", hint="is it up, and does it know us?")
+
+    def _not_accepted(self, kind: tuple[str, str]) -> DeliveryError:
+        sop_class, syntax = (UID(uid).name for uid in kind)
+        return DeliveryError(
+            f"{self._peer()} doesn't accept SOP class {sop_class} in {syntax}",
+            hint="allow it at the destination",
+            code="sop_class_not_accepted",
+            retryable=False,
+        )
 
 
 def _kind(file: Path) -> tuple[str, str]:

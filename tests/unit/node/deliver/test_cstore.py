@@ -1,0 +1,248 @@
+"""C-STORE to a real SCP on the loopback that answers, refuses and misbehaves as told."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
+from structlog.testing import capture_logs
+
+from node.config import CStoreDestination
+from node.deliver import make_deliverer
+from node.deliver.cstore import CStoreDeliverer
+from node.errors import DeliveryError
+from node.triton_server import free_port
+
+PEER = "PACS"
+STATUS_RETRYABLE = {
+    0xA700: True,  # out of resources
+    0x0110: True,  # processing failure
+    0x0124: True,  # not authorized
+    0xA900: False,  # data set doesn't match the SOP class
+    0xA801: False,
+    0xC000: False,  # cannot understand
+    0xCFFF: False,
+}
+
+
+class Peer:
+    """A storage SCP. ``answers``: status a request, or a function of the event; 0x0000 when used up."""
+
+    def __init__(self, *classes: str, **ae_options: Any) -> None:
+        self.answers: list[int | Callable[[evt.Event], int]] = []
+        self.stored: list[str] = []
+        self.associations: list[tuple[str, str, int]] = []
+        ae = AE(ae_title=PEER)
+        for name, value in ae_options.items():
+            setattr(ae, name, value)
+        for sop_class in (*classes, Verification):
+            ae.add_supported_context(sop_class)
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._accepted)]
+        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        self.port = int(self._server.server_address[1])
+
+    def _accepted(self, event: evt.Event) -> None:
+        requestor = event.assoc.requestor
+        called = requestor.primitive.called_ae_title
+        self.associations.append((requestor.ae_title, called, requestor.maximum_length))
+
+    def _store(self, event: evt.Event) -> int:
+        answer = self.answers.pop(0) if self.answers else 0x0000
+        if not isinstance(answer, int):
+            return answer(event)
+        self.stored.append(event.request.AffectedSOPInstanceUID)
+        return answer
+
+    def stop(self) -> None:
+        self._server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Peer]:
+    peer = Peer(CTImageStorage, SecondaryCaptureImageStorage)
+    yield peer
+    peer.stop()
+
+
+@pytest.fixture
+def peer(server: Peer) -> Peer:
+    """The peer that takes everything, with nothing on record."""
+    server.answers, server.stored, server.associations = [], [], []
+    return server
+
+
+def deliverer(port: int, *, timeout_seconds: float = 10.0, **options: str) -> CStoreDeliverer:
+    config = CStoreDestination(
+        type="cstore",
+        ae_title=PEER,
+        host="127.0.0.1",
+        port=port,
+        timeout_seconds=timeout_seconds,
+        **options,
+    )
+    made = make_deliverer("pacs", config, calling_ae_title="PACSNODE")
+    assert isinstance(made, CStoreDeliverer)
+    return made
+
+
+def uids(files: list[Path]) -> list[str]:
+    return [str(dcmread(file).SOPInstanceUID) for file in files]
+
+
+def refusal(port: int, files: list[Path], **options: Any) -> DeliveryError:
+    with pytest.raises(DeliveryError) as raised:
+        deliverer(port, **options).deliver(files)
+    assert str(raised.value).startswith(f"destination pacs (PACS at 127.0.0.1:{port})")
+    assert "Doe" not in str(raised.value)
+    return raised.value
+
+
+def test_everything_is_sent_in_order_over_one_association(peer: Peer, files: list[Path]) -> None:
+    deliverer(peer.port).deliver(files)
+    assert peer.stored == uids(files)
+    assert peer.associations == [("PACSNODE", PEER, 131072)]
+
+
+def test_a_destinations_own_calling_ae_title(peer: Peer, files: list[Path]) -> None:
+    deliverer(peer.port, calling_ae_title="RESULTS").deliver(files)
+    assert peer.associations[0][0] == "RESULTS"
+
+
+def test_delivered_again_is_sent_again(peer: Peer, files: list[Path]) -> None:
+    for _ in range(2):
+        deliverer(peer.port).deliver(files)
+    assert peer.stored == uids(files) * 2
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007])
+def test_warnings_count_as_stored(peer: Peer, files: list[Path], status: int) -> None:
+    peer.answers = [0x0000, status, 0x0000]
+    with capture_logs() as logs:
+        deliverer(peer.port).deliver(files)
+    assert peer.stored == uids(files)
+    (line,) = [line for line in logs if line["event"] == "c_store_warning"]
+    assert (line["sop_instance_uid"], line["status"]) == (uids(files)[1], f"{status:#06x}")
+
+
+@pytest.mark.parametrize("status", STATUS_RETRYABLE)
+def test_failures(peer: Peer, files: list[Path], status: int) -> None:
+    peer.answers = [0x0000, status]
+    error = refusal(peer.port, files)
+    assert (error.code, error.retryable) == ("c_store_failed", STATUS_RETRYABLE[status])
+    assert f"C-STORE of {uids(files)[1]} failed with status {status:#06x}" in str(error)
+    assert len(peer.stored) == 2  # nothing is sent after a failure
+
+
+def test_nobody_listens(files: list[Path]) -> None:
+    port = free_port()
+    error = refusal(port, files)
+    assert error.retryable
+    assert "no connection" in str(error)
+    with pytest.raises(DeliveryError, match="no connection"):
+        deliverer(port).check()
+
+
+def test_a_rejected_association_says_why(files: list[Path]) -> None:
+    peer = Peer(CTImageStorage, require_calling_aet=["SOMEONE"])
+    try:
+        error = refusal(peer.port, files)
+    finally:
+        peer.stop()
+    assert error.retryable
+    assert "association rejected" in str(error)
+    assert "Calling AE title not recognised" in str(error)
+
+
+def test_a_class_that_the_peer_does_not_take(files: list[Path]) -> None:
+    peer = Peer(CTImageStorage)
+    try:
+        error = refusal(peer.port, files)
+        assert (error.code, error.retryable) == ("sop_class_not_accepted", False)
+        assert "doesn't accept SOP class Secondary Capture Image Storage" in str(error)
+        assert "Explicit VR Little Endian" in str(error)
+        assert peer.stored == []  # not even what it would have taken
+        error = refusal(peer.port, files[2:])  # none at all, so it takes no association either
+        assert (error.code, error.retryable) == ("sop_class_not_accepted", False)
+    finally:
+        peer.stop()
+
+
+def test_a_peer_that_aborts_in_the_middle(peer: Peer, files: list[Path]) -> None:
+    def abort(event: evt.Event) -> int:
+        event.assoc.abort()
+        return 0x0000
+
+    peer.answers = [0x0000, abort]
+    error = refusal(peer.port, files)
+    assert error.retryable
+    assert f"no answer to C-STORE of {uids(files)[1]}" in str(error)
+    deliverer(peer.port).deliver(files)
+
+
+def test_a_peer_that_aborts_between_two_instances(peer: Peer, files: list[Path]) -> None:
+    """The association is gone before the next instance is sent."""
+    sending = deliverer(peer.port)
+    send = sending._send
+
+    def send_then_lose(association: Any, file: Path) -> None:
+        send(association, file)
+        association.abort()
+
+    sending._send = send_then_lose  # type: ignore[method-assign]
+    with pytest.raises(DeliveryError, match=f"ended before {uids(files)[1]}") as raised:
+        sending.deliver(files)
+    assert raised.value.retryable
+
+
+def test_a_peer_that_answers_no_c_store(peer: Peer, files: list[Path]) -> None:
+    released = threading.Event()
+
+    def sleep(_event: evt.Event) -> int:
+        released.wait(30)
+        return 0x0000
+
+    peer.answers = [sleep]
+    started = time.monotonic()
+    try:
+        error = refusal(peer.port, files, timeout_seconds=0.5)
+    finally:
+        released.set()
+    assert error.retryable and "no answer" in str(error)
+    assert time.monotonic() - started < 10
+
+
+def test_a_peer_that_answers_no_association_request(files: list[Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        error = refusal(silent.getsockname()[1], files, timeout_seconds=0.5)
+    assert error.retryable
+
+
+def test_check_is_an_echo(peer: Peer) -> None:
+    deliverer(peer.port).check()
+    assert [calling for calling, _, _ in peer.associations] == ["PACSNODE"]
+
+
+def test_the_socket_does_not_wait_for_more(
+    peer: Peer, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = []
+    sending = deliverer(peer.port)
+    send = sending._send
+
+    def look(association: Any, file: Path) -> None:
+        connection = association.dul.socket.socket
+        options.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        send(association, file)
+
+    monkeypatch.setattr(sending, "_send", look)
+    sending.deliver(files)
+    assert all(options) and len(options) == 3
