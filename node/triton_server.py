@@ -114,8 +114,9 @@ class EmbeddedTriton:
             text=True,
             errors="replace",
         )
-        Thread(target=self._drain, args=(self._process,), name="triton-log", daemon=True).start()
-        self._wait_ready(started)
+        listening = Thread(target=self._drain, args=(self._process,), name="triton-log", daemon=True)
+        listening.start()
+        self._wait_ready(started, listening)
         log.info("triton_ready", url=self.url, seconds=round(time.monotonic() - started, 1))
 
     def alive(self) -> bool:
@@ -160,7 +161,7 @@ class EmbeddedTriton:
             if line[:1] in "WE" and line[1:5].isdigit() and not any(text in line for text in NO_GPU):
                 log.warning("triton_says", line=line.rstrip()[:500])
 
-    def _wait_ready(self, started: float) -> None:
+    def _wait_ready(self, started: float, listening: Thread) -> None:
         with InferenceClient(self.url, timeout_seconds=2.0) as client:
             while not client.ready():
                 code = self._process.poll() if self._process is not None else 0
@@ -168,8 +169,9 @@ class EmbeddedTriton:
                     time.sleep(0.1)
                     continue
                 why = f"ended with code {code}" if code is not None else "isn't ready in time"
-                said = "\n".join(self._tail)
                 self.stop()
+                listening.join(STOP_SECONDS)  # its last lines say why
+                said = "\n".join(self._tail)
                 raise TritonStartError(f"the embedded Triton {why}; its last lines:\n{said}")
 
 
