@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 MODELS_DIR = Path(triton_models.__file__).parent
 DEFAULT_REPOSITORY = MODELS_DIR / "repository"
 STOP_SECONDS = 10.0
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open puts it (Linux)
 #: what the server says at every start on a machine without a GPU; no reason to alarm anyone
 NO_GPU = ("pinned_memory_manager", "CudaDriverHelper", "DCGM")
 
@@ -78,6 +79,7 @@ class EmbeddedTriton:
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._tail: deque[str] = deque(maxlen=40)
+        self._backends = 0
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -117,24 +119,40 @@ class EmbeddedTriton:
         listening = Thread(target=self._drain, args=(self._process,), name="triton-log", daemon=True)
         listening.start()
         self._wait_ready(started, listening)
+        self._backends = _children(self._process.pid)
         log.info("triton_ready", url=self.url, seconds=round(time.monotonic() - started, 1))
 
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        """Whether the server runs, with all the backend processes that it had when it became ready.
+
+        One that dies (the kernel may kill it for memory) is never replaced: the server goes on saying that
+        it is ready, and every request to the model fails.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return False
+        return _children(self._process.pid) >= self._backends
 
     def stop(self) -> None:
         """Stop the server; kills it if it doesn't end by itself."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
+            # one without its backends waits for them when asked to end
+            self._process.send_signal(signal.SIGTERM if self.alive() else signal.SIGKILL)
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+            self._backends = 0
+            for left in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):  # by one that was killed
+                left.unlink(missing_ok=True)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    @property
+    def _shared_memory_prefix(self) -> str:
+        return f"pacsnode-{os.getpid()}-{self._ports['grpc']}-"
 
     def _arguments(self, server: Path, backends: Path) -> list[str]:
         ports = self._ports
@@ -150,7 +168,7 @@ class EmbeddedTriton:
             f"--metrics-port={ports['metrics']}",
             "--exit-on-error=true",
             "--disable-auto-complete-config",
-            f"--backend-config=python,shm-region-prefix-name=pacsnode-{os.getpid()}-{ports['grpc']}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             "--log-verbose=0",
         ]
 
@@ -173,6 +191,18 @@ class EmbeddedTriton:
                 listening.join(STOP_SECONDS)  # its last lines say why
                 said = "\n".join(self._tail)
                 raise TritonStartError(f"the embedded Triton {why}; its last lines:\n{said}")
+
+
+def _children(parent: int) -> int:
+    """How many child processes of a process are running."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent_of_it = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
+        except OSError:  # it ended meanwhile
+            continue
+        count += state != "Z" and int(parent_of_it) == parent
+    return count
 
 
 def _assemble(folder: Path) -> tuple[Path, Path]:

@@ -202,7 +202,7 @@ class InferenceClient:
         except InferenceServerException as error:
             status, message = str(error.status()), str(error.message())
             kind: type[PipelineError] = InferenceFailed
-            crashed = "is not healthy" in message  # a Python backend stub that died; Triton restarts it
+            crashed = "is not healthy" in message  # a backend process died: the server is to be restarted
             if crashed or any(code in status for code in RETRYABLE_STATUS):
                 kind = InferenceUnavailable
             raise kind(f"model {model_name} at {self.url}: {status}: {message}") from error
@@ -230,6 +230,6 @@ def _compare(
     if extra and side == "inputs":
         raise ModelMismatch(
             f"model {spec.name} version {spec.version} at {url}: the pipeline sends "
-            f"{', '.join(str(t) for t in expected)}; the served model also needs "
+            f"{', '.join(str(t) for t in expected) or 'nothing'}; the served model also needs "
             f"{', '.join(str(served[name]) for name in sorted(extra))}"
         )

@@ -1,0 +1,186 @@
+"""The inference client against a real Triton: the contract, pieces of a batch, and failures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node.config import TritonConfig
+from node.metrics import Metrics
+from node.triton_server import DEFAULT_REPOSITORY, SHARED_MEMORY, EmbeddedTriton
+from node.triton_watch import TritonWatch
+from pipelines import lesions, lungs
+from pipelines.errors import InferenceFailed, InferenceUnavailable, ModelMismatch
+from pipelines.triton import InferenceClient, ModelSpec, TensorSpec
+from tests.integration.receiving import wait_for
+
+pytestmark = pytest.mark.integration
+
+#: doubles its input and says how many rows came together; a row that begins with -1 fails, -2 crashes it
+MODEL = """
+import os
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        rows = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+        if -2 in rows[:, 0]:
+            os._exit(1)
+        if -1 in rows[:, 0]:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("a row is refused"))
+        together = np.full((len(rows), 1), len(rows), np.int32)
+        answers = [pb_utils.Tensor("TWICE", rows * 2), pb_utils.Tensor("N", together)]
+        return pb_utils.InferenceResponse(answers)
+"""
+CONFIG = """
+backend: "python"
+max_batch_size: 4
+input [ { name: "X" data_type: TYPE_INT16 dims: [ -1 ] } ]
+output [
+  { name: "TWICE" data_type: TYPE_INT16 dims: [ -1 ] },
+  { name: "N" data_type: TYPE_INT32 dims: [ 1 ] }
+]
+parameters { key: "sha256" value { string_value: "abc" } }
+"""
+X, TWICE, N = (
+    TensorSpec("X", "INT16", (-1,)),
+    TensorSpec("TWICE", "INT16", (-1,)),
+    TensorSpec("N", "INT32", (1,)),
+)
+SPEC = ModelSpec("double", "1", (X,), (TWICE, N))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with ``double`` alone."""
+    model = tmp_path_factory.mktemp("repository") / "double"
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "model.py").write_text(MODEL)
+    (model / "config.pbtxt").write_text(CONFIG)
+    return model.parent
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[EmbeddedTriton]:
+    with EmbeddedTriton(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: EmbeddedTriton) -> Iterator[InferenceClient]:
+    with InferenceClient(server.url, timeout_seconds=10.0) as client:
+        yield client
+
+
+def rows(count: int) -> dict[str, np.ndarray]:
+    return {"X": np.arange(count * 3, dtype=np.int16).reshape(count, 3)}
+
+
+@pytest.mark.parametrize(
+    ("count", "pieces"), [(1, [1]), (3, [3]), (4, [4]), (5, [4, 1]), (23, [4, 4, 4, 4, 4, 3])]
+)
+def test_a_batch_goes_in_pieces_and_keeps_its_order(
+    client: InferenceClient, count: int, pieces: list[int]
+) -> None:
+    reported: list[tuple[int, int]] = []
+    answer = client.run(
+        client.check(SPEC), rows(count), progress=lambda done, total: reported.append((done, total))
+    )
+    np.testing.assert_array_equal(answer["TWICE"], rows(count)["X"] * 2)
+    assert answer["N"].ravel().tolist() == [n for n in pieces for _ in range(n)]
+    assert reported == [(int(done), count) for done in np.cumsum(pieces)]
+
+
+def test_a_view_that_is_not_contiguous_arrives_as_it_reads(client: InferenceClient) -> None:
+    flipped = rows(6)["X"][::-1, ::-1]
+    np.testing.assert_array_equal(client.run(client.check(SPEC), {"X": flipped})["TWICE"], flipped * 2)
+
+
+def test_only_the_outputs_that_are_wanted_come_back(client: InferenceClient) -> None:
+    model = client.check(replace(SPEC, outputs=(N,)))
+    assert list(client.run(model, rows(2))) == ["N"]
+
+
+def test_who_is_served(client: InferenceClient) -> None:
+    model = client.check(SPEC)
+    assert (model.identity.name, model.identity.version, model.identity.sha256) == ("double", "1", "abc")
+    assert model.max_batch_size == 4
+
+
+@pytest.mark.parametrize("spec", [lungs.SPEC, lesions.SPEC], ids=lambda spec: spec.name)
+def test_the_shipped_models_keep_the_pipelines_contract(triton: EmbeddedTriton, spec: ModelSpec) -> None:
+    with InferenceClient(triton.url, timeout_seconds=30.0) as client:
+        model = client.check(spec)
+    weights = DEFAULT_REPOSITORY / spec.name / spec.version / "model.onnx"
+    assert model.identity.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "served"),
+    [
+        ({"version": "2"}, "model double version 2 is expected", "serves version 1 (READY)"),
+        ({"name": "triple"}, "model triple version 1 is expected", "serves no model named triple"),
+        ({"inputs": (replace(X, datatype="FP32"),)}, "expects inputs X FP32[-1]", "served are X INT16[-1]"),
+        ({"inputs": (replace(X, dims=(-1, 3)),)}, "expects inputs X INT16[-1, 3]", "served are X INT16[-1]"),
+        ({"inputs": (replace(X, name="Y"),)}, "expects inputs Y INT16[-1]", "served are X INT16[-1]"),
+        (
+            {"outputs": (replace(N, dims=(2,)),)},
+            "expects outputs N INT32[2]",
+            "served are TWICE INT16[-1], N INT32[1]",
+        ),
+        ({"inputs": ()}, "the pipeline sends nothing", "also needs X INT16[-1]"),
+    ],
+)
+def test_a_difference_from_the_contract_names_both_sides(
+    client: InferenceClient, changes: dict[str, object], expected: str, served: str
+) -> None:
+    with pytest.raises(ModelMismatch) as raised:
+        client.check(replace(SPEC, **changes))
+    assert expected in str(raised.value)
+    assert served in str(raised.value)
+    assert client.url in str(raised.value)
+    assert not raised.value.retryable
+
+
+def test_what_the_model_refuses_is_not_tried_again(client: InferenceClient) -> None:
+    batch = rows(10)
+    batch["X"][9, 0] = -1
+    with pytest.raises(InferenceFailed, match=r"model double at .*a row is refused") as raised:
+        client.run(client.check(SPEC), batch)
+    assert not raised.value.retryable
+
+
+def test_a_shape_that_the_model_does_not_take(client: InferenceClient) -> None:
+    with pytest.raises(InferenceFailed, match="model double"):
+        client.run(client.check(SPEC), {"X": np.zeros((2, 3, 3), np.int16)})
+
+
+def test_a_backend_that_died_is_noticed_and_the_server_restarted(repository: Path) -> None:
+    """Left alone, the server would say that it is ready and answer no request any more."""
+    watch = TritonWatch(TritonConfig(model_repository=repository), Metrics("test"))
+    watch.start()
+    try:
+        first = watch.url
+        wait_for(lambda: watch.why_not_ready() is None)
+        with InferenceClient(first, timeout_seconds=10.0) as client:
+            model = client.check(SPEC)
+            with pytest.raises(InferenceUnavailable, match="is not healthy") as raised:
+                client.run(model, {"X": np.full((1, 3), -2, np.int16)})
+        assert raised.value.retryable
+        wait_for(lambda: watch.url != first and watch.why_not_ready() is None, seconds=60)
+        with InferenceClient(watch.url, timeout_seconds=10.0) as client:
+            np.testing.assert_array_equal(client.run(model, rows(1))["TWICE"], rows(1)["X"] * 2)
+    finally:
+        watch.stop()
+    port = first.partition(":")[2]
+    assert list(SHARED_MEMORY.glob(f"pacsnode-{os.getpid()}-{port}-*")) == []
