@@ -1,0 +1,179 @@
+"""One run over files on disk: the result set, ``summary.json``, and what is left when a run is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from pipelines import results
+from pipelines.chest_ct_pneumonia import PIPELINE
+from pipelines.errors import PipelineError, SeriesRefused
+from pipelines.noisy_or import case_type, noisy_or
+from pipelines.pipeline import Stages
+from pipelines.process import SUMMARY, Request, find_pipeline, process
+from pipelines.volume import Findings, Lesion, Lung, Volume
+from tests.unit.pipelines.examples import ByRule
+from tests.unit.pipelines.results.synthetic import chest
+
+PROBABILITY = {"ground_glass": 204 / 255, "consolidation": 153 / 255}
+STAGES = ["check", "load", "lungs", "lesions", "regions", "results"]
+
+
+def thresholds(hu: NDArray[np.int16]) -> dict[str, NDArray[Any]]:
+    """The synthetic chest's tissues have HU of their own: lung -850, ground glass -550, consolidation 10,
+    body 40, each +/- 15."""
+    ground_glass = (hu > -700) & (hu < -400)
+    consolidation = (hu >= -5) & (hu < 25)
+    lung = (hu > -900) & (hu < -700)
+    labels = ground_glass * Lesion.GROUND_GLASS + consolidation * Lesion.CONSOLIDATION
+    return {
+        "LUNGS": (lung | ground_glass | consolidation).astype(np.uint8),
+        "LABELS": labels.astype(np.uint8),
+        "PROBABILITIES": np.stack([ground_glass * 204, consolidation * 153], axis=1).astype(np.uint8),
+    }
+
+
+def write(volume: Volume, folder: Path) -> tuple[Path, ...]:
+    """The synthetic series as Part 10 files, one a slice."""
+    folder.mkdir()
+    paths = []
+    for number, (source, plane) in enumerate(zip(volume.sources, volume.hu, strict=True)):
+        source.SamplesPerPixel, source.PhotometricInterpretation = 1, "MONOCHROME2"
+        source.BitsAllocated, source.BitsStored, source.HighBit = 16, 16, 15
+        source.PixelRepresentation, source.RescaleSlope, source.RescaleIntercept = 1, 1, 0
+        source.PixelData = plane.astype("<i2").tobytes()
+        source.file_meta = FileMetaDataset()
+        source.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        source.file_meta.MediaStorageSOPClassUID = source.SOPClassUID
+        source.file_meta.MediaStorageSOPInstanceUID = source.SOPInstanceUID
+        paths.append(folder / f"{number}.dcm")
+        source.save_as(paths[-1], enforce_file_format=True)
+    return tuple(paths)
+
+
+@pytest.fixture(autouse=True)
+def quick_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "render_rotation", lambda *_, **__: np.zeros((2, 16, 16, 3), np.uint8))
+
+
+@pytest.fixture
+def expected() -> tuple[Volume, Findings]:
+    return chest()
+
+
+@pytest.fixture
+def request_(tmp_path: Path, expected: tuple[Volume, Findings]) -> Request:
+    out = tmp_path / "out"
+    out.mkdir()
+    return Request(
+        pipeline="chest_ct_pneumonia",
+        paths=write(expected[0], tmp_path / "series"),
+        out=out,
+        software_version="9.9.9",
+        content_datetime=datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC),
+    )
+
+
+def test_the_summary_has_the_documented_structure(request_: Request) -> None:
+    summary = process(request_, ByRule(thresholds))
+    assert summary == json.loads((request_.out / SUMMARY).read_text(encoding="utf-8"))
+    assert summary["pipeline"] == "chest_ct_pneumonia"
+    assert summary["software_version"] == "9.9.9"
+    assert summary["models"] == {name: {"version": "1", "sha256": "00"} for name in ("lungs", "lesions")}
+    assert list(summary["timings_seconds"]) == STAGES
+    assert all(seconds >= 0 for seconds in summary["timings_seconds"].values())
+    assert [result["modality"] for result in summary["results"]] == ["SEG", "SR", "OT", "OT"]
+    for result in summary["results"]:
+        written = dcmread(request_.out / result["path"])
+        assert written.SOPInstanceUID == result["sop_instance_uid"]
+        assert written.SOPClassUID == result["sop_class_uid"]
+    assert {path.name for path in request_.out.iterdir()} == {
+        SUMMARY,
+        *(result["path"] for result in summary["results"]),
+    }
+
+
+def test_the_findings_are_what_is_in_the_volume(request_: Request, expected: tuple[Volume, Findings]) -> None:
+    volume, findings = expected
+    summary = process(request_, ByRule(thresholds))
+    assert summary["series_instance_uid"] == volume.series_instance_uid
+    assert sorted(f["type"] for f in summary["findings"]) == ["consolidation", "ground_glass", "ground_glass"]
+    for found in summary["findings"]:
+        region = min(findings.regions, key=lambda r: abs(r.volume_ml - found["volume_ml"]))
+        assert found["volume_ml"] == pytest.approx(region.volume_ml)
+        assert found["type"] == region.finding_type
+        assert found["laterality"] == region.laterality.name.lower()
+        assert found["centroid_lps_mm"] == pytest.approx(region.centroid_lps_mm, abs=1e-3)
+        assert found["bounding_box"] == [list(limits) for limits in region.bounding_box]
+        assert found["mean_hu"] == pytest.approx(region.mean_hu)
+        assert found["probability"] == pytest.approx(
+            {"ground_glass": 0.8, "consolidation": 0.6}[found["type"]]
+        )
+    for lung in Lung:
+        name = lung.name.lower()
+        assert summary["lung_volume_ml"][name] == pytest.approx(findings.lung_volume_ml[lung])
+        assert summary["lesion_volume_ml"][name] == pytest.approx(findings.lesion_volume_ml[lung])
+    assert summary["involved_percent"] == pytest.approx(findings.involved_percent)
+
+
+def test_the_probabilities_can_be_recomputed_from_the_findings(request_: Request) -> None:
+    summary = process(request_, ByRule(thresholds))
+    for finding_type, probability in summary["noisy_or"].items():
+        inputs = [f["probability"] for f in summary["findings"] if f["type"] == finding_type]
+        assert inputs
+        assert probability == pytest.approx(noisy_or(inputs))
+    assert summary["noisy_or"]["ground_glass"] == pytest.approx(1 - 0.2 * 0.2)
+    assert summary["case_type"] == case_type(summary["noisy_or"]) == "ground_glass"
+
+
+def test_a_run_again_gives_the_same_bytes(request_: Request, tmp_path: Path) -> None:
+    again = replace(request_, out=tmp_path / "again", paths=request_.paths[::-1])
+    again.out.mkdir()
+    first, second = (process(request, ByRule(thresholds)) for request in (request_, again))
+    for result in first["results"]:
+        assert (again.out / result["path"]).read_bytes() == (request_.out / result["path"]).read_bytes()
+    for summary in (first, second):
+        summary.pop("timings_seconds")
+    assert first == second
+
+
+def test_progress_names_each_stage_and_how_far_it_is(request_: Request) -> None:
+    reported: list[tuple[str, int, int]] = []
+    process(request_, ByRule(thresholds), lambda *event: reported.append(event))
+    assert [stage for stage, _, total in reported if total == 0] == STAGES
+    assert [event for event in reported if event[0] == "load"][-1] == ("load", 24, 24)
+
+
+def test_a_refused_series_leaves_no_summary(request_: Request) -> None:
+    with pytest.raises(SeriesRefused) as raised:
+        process(replace(request_, paths=()), ByRule(thresholds))
+    assert raised.value.code == "no_instances"
+    nothing = ByRule(lambda hu: {"LUNGS": np.zeros(hu.shape, np.uint8)})
+    with pytest.raises(SeriesRefused) as raised:
+        process(request_, nothing)
+    assert raised.value.code == "no_lungs_found"
+    assert list(request_.out.iterdir()) == []
+
+
+def test_an_unknown_pipeline_names_those_there_are() -> None:
+    with pytest.raises(PipelineError, match=r"'chest' isn't known; known are .*chest_ct_pneumonia") as raised:
+        find_pipeline("chest")
+    assert raised.value.code == "unknown_pipeline"
+    assert find_pipeline("chest_ct_pneumonia") is PIPELINE
+
+
+def test_a_stage_that_fails_is_timed_too() -> None:
+    stages = Stages()
+    with pytest.raises(ValueError, match="x"), stages("lungs"):
+        raise ValueError("x")
+    assert list(stages.seconds) == ["lungs"]
