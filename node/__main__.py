@@ -53,8 +53,9 @@ jobs_app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(models_app, name="models", help="The models: list, train, export, evaluate.")
 
-console = Console()
-errors = Console(stderr=True)
+# reasons and paths may hold square brackets, which rich would read as markup
+console = Console(markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="Configuration file; see deploy/config.example.yaml.")
@@ -80,14 +81,12 @@ def check(config: ConfigOption) -> None:
     """Check the configuration, every destination (C-ECHO) and Triton's models."""
     loaded = load_config(config)
     routes_of(loaded)
-    console.print(
-        f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)"
-    )
+    _say(f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)")
     failed = False
     for name, destination in loaded.destinations.items():
         try:
             make_deliverer(name, destination, calling_ae_title=loaded.receive.ae_title).check()
-            console.print(f"destination {name}: reachable")
+            _say(f"destination {name}: reachable")
         except NodeError as error:
             failed = True
             _complain(error)
@@ -102,7 +101,7 @@ def _check_models(config: NodeConfig) -> bool:
         for spec in [spec for name in names for spec in PIPELINES[name].models]:
             try:
                 served = client.check(spec)
-                console.print(
+                _say(
                     f"model {spec.name} version {spec.version}: served, sha256 {served.identity.sha256[:12]}"
                 )
             except PipelineError as error:
@@ -120,7 +119,7 @@ def demo(
     ] = None,
 ) -> None:
     """Send a chest CT by C-STORE through a whole node into an archive, and show what came back."""
-    raise typer.Exit(run_demo(dicom or [], out, console))
+    raise typer.Exit(run_demo(dicom or [], out, Console()))
 
 
 @app.command(name="process")
@@ -159,7 +158,7 @@ def process_folder(
         table.add_row(result["modality"], result["sop_class_uid"], str(out / result["path"]))
     console.print(table)
     probabilities = ", ".join(f"{name} {p:.3f}" for name, p in summary["noisy_or"].items())
-    console.print(f"{summary['case_type']} (Noisy-OR: {probabilities}; {len(summary['findings'])} region(s))")
+    _say(f"{summary['case_type']} (Noisy-OR: {probabilities}; {len(summary['findings'])} region(s))")
 
 
 class _StageBars:
@@ -218,7 +217,7 @@ def triton(config: OptionalConfig = None) -> None:
         start_timeout_seconds=loaded.triton.start_timeout_seconds,
     )
     with server:
-        console.print(f"Triton is ready: gRPC {server.url}, metrics {server.metrics_url}")
+        _say(f"Triton is ready: gRPC {server.url}, metrics {server.metrics_url}")
         while server.alive() and not stopping.wait(1.0):
             pass
         raise typer.Exit(0 if stopping.is_set() else 1)
@@ -271,13 +270,13 @@ def jobs_show(job_id: str, config: ConfigOption, as_json: JsonOption = False) ->
 @jobs_app.command("retry")
 def jobs_retry(job_id: str, config: ConfigOption) -> None:
     """Ask for a job again; a running node picks it up within a second."""
-    console.print(f"job {operations.retry_job(_database(config), job_id)}: retry requested")
+    _say(f"job {operations.retry_job(_database(config), job_id)}: retry requested")
 
 
 @jobs_app.command("cancel")
 def jobs_cancel(job_id: str, config: ConfigOption) -> None:
     """Cancel a job: its next step isn't begun."""
-    console.print(f"job {operations.cancel_job(_database(config), job_id)}: cancelled")
+    _say(f"job {operations.cancel_job(_database(config), job_id)}: cancelled")
 
 
 def _database(config: Path) -> Engine:
@@ -298,10 +297,14 @@ def _triton(config: NodeConfig) -> Iterator[str]:
         yield server.url
 
 
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True)
+
+
 def _complain(error: NodeError | PipelineError) -> None:
-    errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"error: {error}", style="red", soft_wrap=True)
     if error.hint:
-        errors.print(f"hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"hint: {error.hint}", soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> Any:
