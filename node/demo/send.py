@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.uid import UID
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, Association, _config, evt
 
 from node.errors import NodeError
 from pipelines.load import dicom_files
@@ -61,14 +61,26 @@ def send(
         raise NodeError("the node didn't accept the demo's association", hint="see node.log")
     failed = []
     for done, item in enumerate(outgoing, 1):
-        status = association.send_c_store(item.path).get("Status")
-        if status != 0x0000:
-            failed.append(
-                f"{item.path.name}: " + ("no answer" if status is None else f"status {status:#06x}")
-            )
+        why_not = _store(association, item)
+        if why_not:
+            failed.append(f"{item.path.name}: {why_not}")
         progress(done, len(outgoing))
     association.release()
     return failed
+
+
+def _store(association: Association, item: Outgoing) -> str:
+    """Send one file; returns why it wasn't taken, or nothing."""
+    if not association.is_established:
+        return "the association had ended"
+    accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
+    if (item.sop_class_uid, item.transfer_syntax_uid) not in accepted:
+        return f"{item.sop_class_uid.name} in {item.transfer_syntax_uid.name} wasn't accepted"
+    status = association.send_c_store(item.path).get("Status")
+    if status is None:
+        association.abort()  # unless it is at its end already
+        return "no answer"
+    return "" if status == 0x0000 else f"status {status:#06x}"
 
 
 def _no_delay(event: evt.Event) -> None:

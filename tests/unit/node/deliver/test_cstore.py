@@ -5,15 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
-from pynetdicom import AE, evt
-from pynetdicom.sop_class import Verification
+from pynetdicom import evt
 from structlog.testing import capture_logs
 
 from node.config import CStoreDestination
@@ -21,8 +20,8 @@ from node.deliver import make_deliverer
 from node.deliver.cstore import CStoreDeliverer
 from node.errors import DeliveryError
 from node.triton_server import free_port
+from tests.unit.node.deliver.peer import PEER, Peer
 
-PEER = "PACS"
 STATUS_RETRYABLE = {
     0xA700: True,  # out of resources
     0x0110: True,  # processing failure
@@ -32,38 +31,6 @@ STATUS_RETRYABLE = {
     0xC000: False,  # cannot understand
     0xCFFF: False,
 }
-
-
-class Peer:
-    """A storage SCP. ``answers``: status a request, or a function of the event; 0x0000 when used up."""
-
-    def __init__(self, *classes: str, **ae_options: Any) -> None:
-        self.answers: list[int | Callable[[evt.Event], int]] = []
-        self.stored: list[str] = []
-        self.associations: list[tuple[str, str, int]] = []
-        ae = AE(ae_title=PEER)
-        for name, value in ae_options.items():
-            setattr(ae, name, value)
-        for sop_class in (*classes, Verification):
-            ae.add_supported_context(sop_class)
-        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._accepted)]
-        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        self.port = int(self._server.server_address[1])
-
-    def _accepted(self, event: evt.Event) -> None:
-        requestor = event.assoc.requestor
-        called = requestor.primitive.called_ae_title
-        self.associations.append((requestor.ae_title, called, requestor.maximum_length))
-
-    def _store(self, event: evt.Event) -> int:
-        answer = self.answers.pop(0) if self.answers else 0x0000
-        if not isinstance(answer, int):
-            return answer(event)
-        self.stored.append(event.request.AffectedSOPInstanceUID)
-        return answer
-
-    def stop(self) -> None:
-        self._server.shutdown()
 
 
 @pytest.fixture(scope="module")
