@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 
 from node import __version__
 from node.app import routes_of, serve
-from node.config import NodeConfig, load_config
+from node.config import LogConfig, NodeConfig, load_config
 from node.database import open_database
 from node.deliver import make_deliverer
 from node.demo import run_demo
@@ -309,6 +309,7 @@ def _complain(error: NodeError | PipelineError) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of ``pacsnode``."""
+    configure_logging(LogConfig(level="warning"))  # standard output is for results
     try:
         app(args=arguments)
     except ConfigError as error:

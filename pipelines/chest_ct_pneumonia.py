@@ -26,7 +26,9 @@ def analyse(
     with stages("lungs") as progress:
         lung_labels = lungs.segment_lungs(volume, inference, models["lungs"], progress=progress)
     with stages("lesions") as progress:
-        maps = lesions.segment_lesions(volume, lung_labels, inference, models["lesions"], progress=progress)
+        within = lungs.closed_lungs(volume, lung_labels)
+        maps = lesions.segment_lesions(volume, within, inference, models["lesions"], progress=progress)
+        lung_labels = np.where(maps.labels > 0, within, lung_labels)  # lesions are part of the lungs
     with stages("regions"):
         found = find_regions(volume, lung_labels, maps)
         by_type = noisy_or_by_type(found.regions)

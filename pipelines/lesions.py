@@ -1,7 +1,7 @@
 """Lesions: a volume and its lungs in, ground glass and consolidation with probabilities out.
 
 The ``lesions`` model is COVSeg-NET (Zhang et al. 2021). Only slices that hold lung are sent, and nothing
-outside of the lungs counts.
+outside of the lungs, with their notches closed, counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPEC = ModelSpec(
 @dataclass(frozen=True)
 class LesionMaps:
     """labels: uint8 (slices, rows, columns), 0 or ``Lesion``. probabilities: uint8 (2, slices, rows,
-    columns), probability * 255 of ground glass and of consolidation. Both zero outside the lungs."""
+    columns), probability * 255 of ground glass and of consolidation. Both zero outside ``within``."""
 
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.uint8]
@@ -37,21 +37,21 @@ class LesionMaps:
 
 def segment_lesions(
     volume: Volume,
-    lungs: NDArray[np.uint8],
+    within: NDArray[np.uint8],
     inference: Inference,
     model: ServedModel,
     *,
     progress: Progress | None = None,
 ) -> LesionMaps:
-    """Segment ground glass and consolidation inside ``lungs`` (uint8, the volume's grid)."""
+    """Segment ground glass and consolidation where ``within`` (uint8, the volume's grid) isn't 0."""
     view = AxialView.of(volume.affine)
-    axial_lungs = view.apply(lungs)
-    slices = np.flatnonzero(axial_lungs.any(axis=(1, 2)))
-    labels = np.zeros(axial_lungs.shape, np.uint8)
-    probabilities = np.zeros((2, *axial_lungs.shape), np.uint8)
+    axial_within = view.apply(within)
+    slices = np.flatnonzero(axial_within.any(axis=(1, 2)))
+    labels = np.zeros(axial_within.shape, np.uint8)
+    probabilities = np.zeros((2, *axial_within.shape), np.uint8)
     if slices.size:
         answer = inference.run(model, {"HU": view.apply(volume.hu)[slices]}, progress=progress)
-        inside = axial_lungs[slices] > 0
+        inside = axial_within[slices] > 0
         labels[slices] = answer["LABELS"] * inside
         for channel in range(2):
             probabilities[channel, slices] = answer["PROBABILITIES"][:, channel] * inside

@@ -35,6 +35,10 @@ SMALLEST_LUNG = 0.15
 #: … and their centres must lie at least this share of its width apart
 SIDE_BY_SIDE = 0.3
 
+#: a lesion that fills the lung up to the pleura opens a notch in the mask; notches up to twice as wide are
+#: closed to look for lesions in them
+CLOSING_MM = 15.0
+
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -83,6 +87,34 @@ def segment_lungs(
             hint="does the series show the chest?",
         )
     return view.restore(labels)
+
+
+def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
+    """Where a lesion of each lung may lie: the lungs with their notches and holes closed.
+
+    The ``lungs`` model leaves out what is as dense as the chest wall, so consolidation at the pleura, too.
+    Each lung is closed on its axial slices by a disc of CLOSING_MM, on a grid of about WORKING_MM.
+    Returns uint8 (slices, rows, columns) like ``lungs``, which it contains.
+    """
+    view = AxialView.of(volume.affine)
+    labels = view.apply(lungs)
+    spacing = [volume.spacing_mm[axis] for axis in view.permutation]
+    stride = tuple(max(1, round(WORKING_MM / mm)) for mm in spacing[1:])
+    sampling = tuple(mm * n for mm, n in zip(spacing[1:], stride, strict=True))
+    margin = tuple(int(CLOSING_MM / mm) + 2 for mm in sampling)
+    closed = np.zeros_like(labels)
+    for index in np.flatnonzero(labels.any(axis=(1, 2))):
+        for lung in Lung:
+            coarse = np.pad((labels[index] == lung)[:: stride[0], :: stride[1]], [(m, m) for m in margin])
+            if not coarse.any():
+                continue
+            grown = ndimage.distance_transform_edt(~coarse, sampling=sampling) <= CLOSING_MM
+            shrunk = ndimage.distance_transform_edt(grown, sampling=sampling) > CLOSING_MM
+            filled = ndimage.binary_fill_holes(shrunk)[margin[0] : -margin[0], margin[1] : -margin[1]]
+            fine = filled.repeat(stride[0], axis=0).repeat(stride[1], axis=1)
+            rows, columns = labels.shape[1:]
+            closed[index][fine[:rows, :columns] & (closed[index] == 0)] = lung
+    return view.restore(np.where(labels > 0, labels, closed))
 
 
 def split_lungs(mask: Mask, spacing_mm: tuple[float, float, float]) -> Labels:

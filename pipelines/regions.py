@@ -16,6 +16,9 @@ from pipelines.volume import FINDING_TYPES, Lung, Region, Volume
 MINIMUM_VOLUME_ML = 0.3
 #: a component whose mean probability is below this is left out likewise
 MINIMUM_PROBABILITY = 0.5
+#: a component that is on average at most so many axial slices high, and over at least this share of its
+#: footprint rests on what isn't lung, is the diaphragm's dome, partly inside of its slices; left out likewise
+DOME_SLICES, DOME_SHARE = 2.0, 0.7
 #: the largest so many enter the Noisy-OR: each becomes a segment and a measurement group
 MAXIMUM_REGIONS = 30
 
@@ -45,12 +48,14 @@ def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> 
     small = [i for i in by_size if sizes[i] * volume.voxel_volume_ml < MINIMUM_VOLUME_ML]
     labels = np.zeros(maps.labels.shape, np.uint16)
     regions: list[Region] = []
-    unsure = left_out = 0
+    unsure = domes = left_out = 0
     for i in by_size[: len(by_size) - len(small)]:
         inside = components[boxes[i]] == i + 1
         probabilities = maps.probabilities[(slice(None), *boxes[i])][:, inside] / 255.0
         if probabilities.max(axis=0).mean() < MINIMUM_PROBABILITY:
             unsure += 1
+        elif _is_dome(volume, lungs, boxes[i], inside):
+            domes += 1
         elif len(regions) >= MAXIMUM_REGIONS:
             left_out += 1
         else:
@@ -62,6 +67,7 @@ def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> 
         for n, why in (
             (len(small), f"smaller than {MINIMUM_VOLUME_ML} ml"),
             (unsure, f"with a mean probability below {MINIMUM_PROBABILITY}"),
+            (domes, "that are the diaphragm's dome, only partly inside of their slices"),
             (left_out, f"beyond the {MAXIMUM_REGIONS} largest"),
         )
         if n
@@ -102,6 +108,25 @@ def _describe(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps, compon
         centroid_lps_mm=(float(x), float(y), float(z)),
         key_slice=int(box[0].start + np.argmax(inside.sum(axis=(1, 2)))),
     )
+
+
+def _is_dome(
+    volume: Volume, lungs: NDArray[np.uint8], box: tuple[slice, slice, slice], inside: NDArray[np.bool_]
+) -> bool:
+    """Whether a component is only partial volume at the diaphragm (see DOME_SLICES).
+
+    A model that sees one slice at a time can't tell that from ground glass; the slice below can.
+    """
+    view = AxialView.of(volume.affine)
+    axis = view.permutation[0]
+    margins = [(0, 0)] * 3
+    margins[axis] = (min(1, box[axis].start), min(1, lungs.shape[axis] - box[axis].stop))
+    grown = tuple(slice(b.start - low, b.stop + high) for b, (low, high) in zip(box, margins, strict=True))
+    component, lung = view.apply(np.pad(inside, margins)), view.apply(lungs[grown] > 0)
+    rows, columns = np.nonzero(component.any(axis=0))
+    lowest = component.argmax(axis=0)[rows, columns]  # slices ascend towards the head
+    rests_on_tissue = (lowest > 0) & ~lung[np.maximum(lowest - 1, 0), rows, columns]
+    return inside.sum() <= DOME_SLICES * len(rows) and float(rests_on_tissue.mean()) >= DOME_SHARE
 
 
 def relative_distance_from_edge(

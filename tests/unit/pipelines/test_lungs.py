@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipelines import lungs
 from pipelines.errors import SeriesRefused
-from pipelines.lungs import segment_lungs, split_lungs
+from pipelines.lungs import closed_lungs, segment_lungs, split_lungs
 from pipelines.volume import Lung
 from tests.unit.pipelines.examples import ByRule, axial_affine, volume
 
@@ -94,6 +95,25 @@ def test_right_stays_right_in_patient_space(axes: tuple[int, ...], flips: tuple[
         lung: series.to_patient(np.argwhere(labels == lung).astype(float))[:, 0].mean() for lung in Lung
     }
     assert mean_x[Lung.RIGHT] < 85 < mean_x[Lung.LEFT]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+def test_closed_lungs_hold_consolidation_at_the_pleura(axes: tuple[int, ...]) -> None:
+    whole = split_lungs(chest(), SPACING)
+    dense = ellipsoid(whole.shape, (20, 50, 20), (6, 6, 6)) | ellipsoid(whole.shape, (20, 50, 34), (5, 5, 5))
+    notched = np.where(dense, 0, whole).astype(np.uint8)
+    affine = axial_affine(SPACING)
+    permuted = np.eye(4)
+    permuted[:3, :3] = affine[:3, list(axes)]
+    permuted[:3, 3] = affine[:3, 3]
+    stored = np.ascontiguousarray(notched.transpose(axes))
+    closed = closed_lungs(volume(np.zeros(stored.shape, np.int16), permuted), stored)
+    closed = closed.transpose(np.argsort(axes))
+    np.testing.assert_array_equal(closed[notched > 0], notched[notched > 0])
+    lost = dense & (whole > 0)
+    assert np.mean(closed[lost] == Lung.RIGHT) > 0.95
+    outside_mm = ndimage.distance_transform_edt(whole == 0, sampling=SPACING)
+    assert outside_mm[closed > 0].max() < 4.5, "neither the gap between the lungs nor the chest wall"
 
 
 def test_no_lungs_is_a_named_reason() -> None:

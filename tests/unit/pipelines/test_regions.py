@@ -74,6 +74,34 @@ def test_small_and_unsure_components_are_left_out_and_said_so() -> None:
     assert not found.labels.any()
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("head_first", [True, False])
+def test_the_dome_of_the_diaphragm_is_left_out(axes: tuple[int, ...], head_first: bool) -> None:
+    """A flat component on tissue is left out; the same one under tissue, higher, or inside of lung isn't."""
+    _, lungs, maps = scene()
+    lungs[:8, 20:30, 10:20] = 0  # the dome
+    add(maps, (slice(8, 10), slice(20, 30), slice(10, 20)), Lesion.GROUND_GLASS, 0.9)
+    lungs[12:, 20:30, 50:60] = 0
+    add(maps, (slice(10, 12), slice(20, 30), slice(50, 60)), Lesion.GROUND_GLASS, 0.9)
+    lungs[:8, 34:44, 10:20] = 0
+    add(maps, (slice(8, 12), slice(34, 44), slice(10, 20)), Lesion.GROUND_GLASS, 0.9)
+    add(maps, (slice(0, 2), slice(34, 44), slice(62, 72)), Lesion.GROUND_GLASS, 0.9)
+    affine = axial_affine()
+    turn = [slice(None, None, 1 if head_first else -1), slice(None), slice(None)]
+    if not head_first:
+        affine[:3, 3] += affine[:3, 0] * (SHAPE[0] - 1)
+        affine[:3, 0] *= -1
+    affine[:, :3] = affine[:, list(axes)]
+    stored = [np.ascontiguousarray(a[tuple(turn)].transpose(axes)) for a in (lungs, maps.labels)]
+    probabilities = np.stack(
+        [np.ascontiguousarray(p[tuple(turn)].transpose(axes)) for p in maps.probabilities]
+    )
+    series = volume(np.full(stored[0].shape, -850, np.int16), affine)
+    found = find_regions(series, stored[0], LesionMaps(stored[1], probabilities))
+    assert len(found.regions) == 3
+    assert next(note for note in found.notes if "dome" in note).startswith("1 component(s)")
+
+
 def test_no_more_than_the_largest_regions() -> None:
     series = volume(np.full((4, 200, 400), -850, np.int16), axial_affine())
     lungs = np.full(series.hu.shape, Lung.RIGHT, np.uint8)
