@@ -8,9 +8,10 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import structlog
 from dbos import (
@@ -21,6 +22,7 @@ from dbos import (
     SetEnqueueOptions,
     SetWorkflowID,
 )
+from sqlalchemy.exc import OperationalError
 
 from node.run.steps import Next, Steps
 
@@ -53,6 +55,29 @@ class _Attempt:
 FIRST = _Attempt()
 
 
+class _Repeated(TypedDict):
+    retries_allowed: bool
+    interval_seconds: float
+    backoff_rate: float
+    max_attempts: int
+    should_retry: Callable[[BaseException], bool]
+
+
+def _database_fails(error: BaseException) -> bool:
+    return isinstance(error, OperationalError)
+
+
+#: A step records whatever goes wrong, unless the database can't be written. A workflow that ended by that
+#: would leave a job that hangs; DBOS waits 1, 2, 4 … seconds, an hour at most, for about ten hours.
+_UNTIL_THE_DATABASE_ANSWERS = _Repeated(
+    retries_allowed=True,
+    interval_seconds=1.0,
+    backoff_rate=2.0,
+    max_attempts=22,
+    should_retry=_database_fails,
+)
+
+
 @DBOS.dbos_class()
 class JobWorkflows(DBOSConfiguredInstance):
     """The two workflows of a job; ``generation`` counts how often ops asked for the job again."""
@@ -77,11 +102,11 @@ class JobWorkflows(DBOSConfiguredInstance):
             delay = outcome["retry_in_seconds"]
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
 
-    @DBOS.step(name="execute")
+    @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
     def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
         return self._steps.execute(job_id, generation, attempt, failures)
 
-    @DBOS.step(name="deliver")
+    @DBOS.step(name="deliver", **_UNTIL_THE_DATABASE_ANSWERS)
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
         return self._steps.deliver(job_id, destination, generation, attempt)
 

@@ -51,14 +51,16 @@ def wait_for_calls(data_dir: Path, *wanted: str) -> None:
 
 
 def test_jobs_run_once_are_retried_with_delay_and_delivered_everywhere(tmp_path: Path, start: Start) -> None:
-    process = start("plain", "plain", "retry", "refuse")
+    process = start("plain", "plain", "retry", "refuse", "locked")
     wait_for_calls(
         tmp_path,
         "deliver plain 0 b 1",
         "deliver retry 0 a 1",
         "deliver retry 0 b 1",
         "deliver refuse 0 b 2",
+        "deliver locked 0 a 1",
     )
+    wait_for(lambda: calls(tmp_path).count("deliver locked 0 b 1") == 2, what="a database that answers")
     time.sleep(0.5)  # whatever would run twice has had its time
     assert sorted(calls(tmp_path)) == sorted(
         [
@@ -74,6 +76,11 @@ def test_jobs_run_once_are_retried_with_delay_and_delivered_everywhere(tmp_path:
             "deliver refuse 0 a 1",
             "deliver refuse 0 b 1",
             "deliver refuse 0 b 2",
+            "execute locked 0 1 0",
+            "execute locked 0 1 0",
+            "deliver locked 0 a 1",
+            "deliver locked 0 b 1",
+            "deliver locked 0 b 1",
         ]
     )
     waited = when(tmp_path, "execute retry 0 2 1") - when(tmp_path, "execute retry 0 1 0")
