@@ -182,7 +182,7 @@ def test_the_leftover_of_a_killed_run_is_replaced(bench: Bench) -> None:
 def test_the_run_that_ends_first_is_kept(bench: Bench) -> None:
     """Another generation's run of the same job made the result set meanwhile."""
     bench.pool.script = [lambda _request: write_result_set(bench.result_dir, case_type="consolidation")]
-    bench.steps.execute(JOB, 0, 1, 0)
+    assert bench.steps.execute(JOB, 0, 1, 0)["destinations"] == ["a", "b"]
     assert json.loads((bench.result_dir / "summary.json").read_text())["case_type"] == "consolidation"
     assert [path.name for path in bench.result_dir.parent.iterdir()] == [JOB]
 
