@@ -22,6 +22,7 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import UID
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -64,7 +65,7 @@ def run_demo(dicom: Sequence[Path], out: Path, console: Console) -> int:
         done = [job for job in jobs if job["state"] == "done"]
         for job in jobs:
             if job["state"] != "done":
-                console.print(f"[red]series {job['series_instance_uid']}: {job['reason']}[/red]")
+                console.print(f"[red]series {job['series_instance_uid']}: {escape(str(job['reason']))}[/red]")
         several = len(done) > 1
         good = [_collect(node, archive, job, out, several=several, console=console) for job in done]
     return 0 if good and all(good) and len(done) == len(jobs) else 1
@@ -173,7 +174,7 @@ def _feed(node: _Node, outgoing: Sequence[Outgoing], console: Console) -> list[d
             progress=lambda done, total: bars.update(sending, completed=done, total=total),
         )
         for line in failed:
-            bars.console.print(f"[yellow]not accepted: {line}[/yellow]")
+            bars.console.print(f"[yellow]not accepted: {escape(line)}[/yellow]")
         wanted = {item.series_instance_uid for item in outgoing} - {""}
         tasks: dict[str, Any] = {}
         deadline = time.monotonic() + RESULT_SECONDS
@@ -196,7 +197,7 @@ def _feed(node: _Node, outgoing: Sequence[Outgoing], console: Console) -> list[d
     for version in series:
         if version["series_instance_uid"] not in with_jobs:
             reasons = "; ".join(f"{r['route']}: {r['why']}" for r in version["decision"]["routes"])
-            console.print(f"series {version['series_instance_uid']}: no result, because {reasons}")
+            console.print(f"series {version['series_instance_uid']}: no result, because {escape(reasons)}")
     return jobs
 
 
@@ -230,7 +231,8 @@ def _collect(
         table.add_row(path.name, UID(result["sop_class_uid"]).name, _size(len(content)), said)
         for check in checks:
             if not check.ok:
-                console.print(f"[red]{path.name}: {check.tool}: {'; '.join(check.messages[:5])}[/red]")
+                messages = escape("; ".join(check.messages[:5]))
+                console.print(f"[red]{path.name}: {check.tool}: {messages}[/red]")
     shutil.copyfile(source / SUMMARY, folder / SUMMARY)
     console.print(table)
     probabilities = ", ".join(f"{name} {p:.3f}" for name, p in summary["noisy_or"].items())
