@@ -52,7 +52,7 @@ class Pacs(OrthancArchive):
 class RunningNode:
     """``pacsnode run`` with one C-STORE destination ``pacs``; may be killed and started again."""
 
-    def __init__(self, folder: Path, *, triton_url: str, pacs_port: int, **sections: Any) -> None:
+    def __init__(self, folder: Path, *, triton_url: str | None, pacs_port: int, **sections: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.web_port = free_port(), free_port()
         self.data_dir = folder / "var"

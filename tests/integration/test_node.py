@@ -21,6 +21,7 @@ from pydicom.uid import (
 
 from node.triton_server import DEFAULT_REPOSITORY, EmbeddedTriton, free_port
 from pipelines.noisy_or import noisy_or
+from pipelines.triton import InferenceClient
 from tests.integration.receiving import wait_for
 from tests.integration.running import Pacs, RunningNode, storescu
 from tests.shared_data import shared
@@ -100,6 +101,30 @@ def test_kill_9_during_the_run(node: RunningNode, pacs: Pacs, phantom_series: Pa
     job = node.job_in("done", "failed")
     assert job["state"] == "done", job["reason"]
     assert_one_result_set(pacs, node.summary(job), phantom_series)
+
+
+def test_kill_9_with_the_embedded_triton(tmp_path: Path, pacs: Pacs, phantom_series: Path) -> None:
+    """As ``make demo`` runs it: the killed node's Triton ends, too, and the next one finishes the job."""
+    node = RunningNode(tmp_path / "node", triton_url=None, pacs_port=pacs.port).start()
+    try:
+        wait_for(lambda: node.get("/readyz")["ready"], seconds=120, what="the embedded Triton")
+        (ready,) = node.events("triton_ready")
+        assert storescu(node.port, phantom_series).returncode == 0
+        wait_for(
+            lambda: any(event["stage"] == "lungs" for event in node.events("job_progress")),
+            seconds=60,
+            what="inference",
+        )
+        node.kill()
+        with InferenceClient(ready["url"], timeout_seconds=1.0) as orphan:
+            wait_for(lambda: not orphan.ready(), seconds=20, what="the end of the killed node's Triton")
+        node.start()
+        job = node.job_in("done", "failed")
+        assert job["state"] == "done", job["reason"]
+        assert_one_result_set(pacs, node.summary(job), phantom_series)
+        assert node.stop() == 0
+    finally:
+        node.stop()
 
 
 def test_kill_9_during_delivery(node: RunningNode, pacs: Pacs, phantom_series: Path) -> None:
