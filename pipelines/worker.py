@@ -65,6 +65,7 @@ def _claim_stdout() -> Emit:
     """Keep stdout for events alone: what native libraries print there goes to stderr instead."""
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper
 
     def emit(event: dict[str, Any]) -> None:
         events.write(json.dumps(event) + "\n")
