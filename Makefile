@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
 
-.PHONY: help demo test check format clean system-demo system-test venv venv-dev
+.PHONY: help demo test check bench bench-ingest format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -21,6 +21,11 @@ check: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: bench-ingest ## Run the benchmarks; figures go to build/bench
+
+bench-ingest: $(VENV)/.dev ## Receiving, against DCMTK's storescp and Orthanc in the same run
+	$(BIN)/python -m tests.benchmarks.ingest
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

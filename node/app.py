@@ -18,6 +18,7 @@ from node.deliver import make_deliverer
 from node.errors import ConfigError
 from node.metrics import Metrics
 from node.receive.listener import Listener
+from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 from node.route.router import Route, Router, compile_routes
@@ -101,7 +102,7 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     spool = Spool(
         config.data_dir, engine, tracker, free_disk_floor_bytes=config.receive.free_disk_floor_bytes
     )
-    spool.reconcile()
+    reconcile(spool, engine)
     tracker.start()
     stack.callback(tracker.stop)
 

@@ -6,14 +6,17 @@ tables serve PostgreSQL when several workers share them. Times are seconds since
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import (
     JSON,
+    ClauseElement,
     Column,
     Connection,
+    CursorResult,
     Engine,
     Float,
     ForeignKey,
@@ -44,7 +47,6 @@ instances = Table(
     Column("series_version", Integer),
     Column("path", String, nullable=False, unique=True),  # relative to data_dir
     Column("bytes", Integer, nullable=False),
-    Column("sha256", String(64), nullable=False),
     Column("association_id", String(64), nullable=False),
     Column("calling_ae_title", String(16), nullable=False),
     Column("state", String(16), nullable=False),
@@ -141,3 +143,25 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
+
+
+class Prepared:
+    """A statement that is compiled once, for the path of every instance.
+
+    There SQLAlchemy's own execution takes longer than the database does. Values are handed to the driver as
+    they are, so no column of the statement may need conversion (JSON does).
+    """
+
+    def __init__(
+        self, statement: ClauseElement, engine: Engine, *, columns: Sequence[str] | None = None
+    ) -> None:
+        """``columns``: those of an INSERT or UPDATE that get values."""
+        compiled = statement.compile(dialect=engine.dialect, column_keys=columns)
+        self._sql = str(compiled)
+        self._order: Sequence[str] | None = getattr(compiled, "positiontup", None)
+
+    def execute(self, connection: Connection, values: Mapping[str, Any]) -> CursorResult[Any]:
+        """``values``: by the name of the statement's bind parameters."""
+        if self._order is None:
+            return connection.exec_driver_sql(self._sql, dict(values))
+        return connection.exec_driver_sql(self._sql, tuple([values[name] for name in self._order]))

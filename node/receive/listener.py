@@ -1,14 +1,8 @@
 """The DICOM listener: Verification and Storage SCP.
 
 In: associations over TCP. Out: instances in the spool, and the tracker being told how each association
-ended. pynetdicom owns the upper layer, negotiation and the services; nothing here decodes a data set.
-
-C-STORE statuses that we answer (PS3.4 B.2.3; 0xCxxx is "cannot understand"):
-    0x0000  stored, or already stored with identical content
-    0xA700  out of resources: below the free-space floor, or disk or database failed; nothing was kept
-    0xA900  the data set's SOP Class or Instance UID isn't the command's; kept under quarantine
-    0xC000  the data set can't be understood, or lacks a UID that filing needs; kept under quarantine
-    0xC001  the SOP Instance UID is stored with different content; the new one is kept under quarantine
+ended. pynetdicom owns the upper layer, negotiation and the services; C-STORE's data path is ``pdata``'s, its
+answers are ``storage``'s. Nothing here decodes a data set.
 """
 
 from __future__ import annotations
@@ -21,19 +15,14 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import structlog
-from pydicom.dataset import Dataset
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID
 from pynetdicom import (
     AE,
     ALL_TRANSFER_SYNTAXES,
-    AllStoragePresentationContexts,
-    MediaStoragePresentationContexts,
-    NonPatientObjectPresentationContexts,
     build_context,
     evt,
 )
@@ -43,23 +32,14 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from node.config import ReceiveConfig
-from node.errors import SpoolError
 from node.metrics import Metrics
-from node.receive.part10 import is_uid
+from node.receive.command import StoreCommand
+from node.receive.pdata import Reception, request_handler
 from node.receive.series import SeriesTracker
-from node.receive.spool import Incoming, Spool
+from node.receive.spool import Spool
+from node.receive.storage import STATUS_STORED, Sender, StorageService
 
 log = structlog.get_logger("node.receive.listener")
-
-STATUS_STORED = 0x0000
-STATUS_OUT_OF_RESOURCES = 0xA700
-STATUS_BY_QUARANTINE_CODE = {
-    "uid_mismatch": 0xA900,
-    "unreadable_dataset": 0xC000,
-    "missing_uid": 0xC000,
-    "invalid_uid": 0xC000,
-    "duplicate_different": 0xC001,
-}
 
 #: (result, source, diagnostic) of an A-ASSOCIATE-RJ (PS3.8 9.3.4) -> the metric's reason
 _REJECTIONS = {
@@ -78,59 +58,15 @@ TRANSFER_SYNTAXES = (
 )
 
 
-def _standard_storage_classes() -> frozenset[str]:
-    """Every storage SOP class that pynetdicom or pydicom's dictionary knows, retired ones included.
-
-    Not the objects without a patient (PS3.4 GG) and media directories: they belong to no series.
-    """
-    current = {context.abstract_syntax for context in AllStoragePresentationContexts}
-    retired = {
-        uid
-        for uid, (_name, kind, _info, retired, keyword) in UID_dictionary.items()
-        if kind == "SOP Class" and retired and "Storage" in keyword and "Commitment" not in keyword
-    }
-    without_series = {
-        context.abstract_syntax
-        for context in (*NonPatientObjectPresentationContexts, *MediaStoragePresentationContexts)
-    }
-    return frozenset(str(uid) for uid in (current | retired) - without_series)
-
-
-STANDARD_STORAGE_CLASSES = _standard_storage_classes()
-
-
-def is_accepted_storage(abstract_syntax: str, *, accept_unknown: bool) -> bool:
-    """Whether C-STORE is accepted under this abstract syntax.
-
-    ``accept_unknown`` also takes UIDs that the standard's dictionary doesn't know: private classes and
-    classes newer than us, which can only be storage when they come in a C-STORE.
-    """
-    if abstract_syntax in STANDARD_STORAGE_CLASSES:
-        return True
-    return accept_unknown and is_uid(abstract_syntax) and abstract_syntax not in UID_dictionary
-
-
-@dataclass
-class _Live:
-    """An accepted association that hasn't ended."""
-
-    association_id: str
-    calling_ae_title: str
-    released: bool = False
-    stored: int = 0
-    quarantined: int = 0
-    refused: int = 0
-
-
 class Listener:
     """Accepts associations between ``start`` and ``stop``."""
 
     def __init__(self, config: ReceiveConfig, spool: Spool, series: SeriesTracker, metrics: Metrics) -> None:
         self._config = config
-        self._spool = spool
+        self._storage = StorageService(spool, metrics, accept_unknown=config.accept_unknown_sop_classes)
         self._series = series
         self._metrics = metrics
-        self._live: dict[Any, _Live] = {}  # pynetdicom Association -> ours
+        self._live: dict[Any, Sender] = {}  # pynetdicom Association -> ours
         self._lock = threading.Lock()
         self._server: _Server | None = None
 
@@ -178,8 +114,8 @@ class Listener:
                 (evt.EVT_REJECTED, self._on_rejected),
                 (evt.EVT_RELEASED, self._on_released),
                 (evt.EVT_C_ECHO, lambda _event: STATUS_STORED),
-                (evt.EVT_C_STORE, self._on_c_store),
             ],
+            request_handler=request_handler(self._begin_store),
             server_class=partial(_Server, on_idle=self._end_dead_associations),
         )
         self._server = server
@@ -230,11 +166,10 @@ class Listener:
         if not isinstance(primitive, A_ASSOCIATE):
             return []
         requested = {str(cx.abstract_syntax) for cx in primitive.presentation_context_definition_list}
-        accept_unknown = self._config.accept_unknown_sop_classes
-        return sorted(uid for uid in requested if is_accepted_storage(uid, accept_unknown=accept_unknown))
+        return sorted(uid for uid in requested if self._storage.accepts(uid))
 
     def _on_established(self, event: Any) -> None:
-        live = _Live(uuid.uuid4().hex, str(event.assoc.requestor.ae_title).strip())
+        live = Sender(uuid.uuid4().hex, str(event.assoc.requestor.ae_title).strip())
         with self._lock:
             self._live[event.assoc] = live
         self._metrics.associations_accepted.inc()
@@ -268,15 +203,15 @@ class Listener:
             self._end(live)
 
     def _end_dead_associations(self) -> None:
-        """End what didn't release: aborted, timed out, connection lost. Its thread is gone by then, so no
+        """End what didn't release: aborted, timed out, connection lost. Its threads are gone by then, so no
         instance of it can still be on its way into the spool."""
         with self._lock:
-            dead = [association for association in self._live if not association.is_alive()]
+            dead = [a for a in self._live if not a.is_alive() and not a.dul.is_alive()]
             ended = [self._live.pop(association) for association in dead]
         for live in ended:
             self._end(live)
 
-    def _end(self, live: _Live) -> None:
+    def _end(self, live: Sender) -> None:
         self._metrics.associations_open.dec()
         self._metrics.associations_ended.labels(how="released" if live.released else "aborted").inc()
         log.info(
@@ -289,49 +224,14 @@ class Listener:
         )
         self._series.association_ended(live.association_id, released=live.released)
 
-    def _on_c_store(self, event: Any) -> Dataset:
-        """Store one instance; runs in the association's thread."""
-        started = time.perf_counter()
+    def _begin_store(
+        self, association: Any, context: PresentationContext, command: StoreCommand
+    ) -> Reception:
+        """A C-STORE-RQ came; runs in the association's thread."""
         with self._lock:
-            live = self._live[event.assoc]
-        request = event.request
-        incoming = Incoming(
-            sop_class_uid=str(request.AffectedSOPClassUID),
-            sop_instance_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            dataset=event.encoded_dataset(include_meta=False),
-            association_id=live.association_id,
-            calling_ae_title=live.calling_ae_title,
-        )
-        self._metrics.received_bytes.inc(len(incoming.dataset))
-        try:
-            stored = self._spool.store(incoming)
-        except SpoolError as error:
-            live.refused += 1
-            self._metrics.instances.labels(outcome="refused", code=error.code).inc()
-            log.error(
-                "instance_refused",
-                code=error.code,
-                reason=str(error),
-                hint=error.hint,
-                association_id=live.association_id,
-            )
-            return _status(STATUS_OUT_OF_RESOURCES, error.code.replace("_", " "))
-        self._metrics.c_store_seconds.observe(time.perf_counter() - started)
-        self._metrics.instances.labels(outcome=stored.state, code=stored.code or "none").inc()
-        if stored.code is None:
-            live.stored += 1
-            return _status(STATUS_STORED)
-        live.quarantined += 1
-        return _status(STATUS_BY_QUARANTINE_CODE[stored.code], f"quarantined: {stored.code}")
-
-
-def _status(status: int, comment: str = "") -> Dataset:
-    answer = Dataset()
-    answer.Status = status
-    if comment:
-        answer.ErrorComment = comment[:64]
-    return answer
+            sender = self._live[association]
+        syntax = str(context.transfer_syntax[0])
+        return self._storage.begin(sender, command, str(context.abstract_syntax), syntax)
 
 
 class _Server(ThreadedAssociationServer):  # type: ignore[misc]

@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom.filereader import data_element_generator, read_file_meta_info
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from node.errors import InstanceRejected
 
 #: Enough for everything before (0020,000E) of any sane object; more would let a few kilobytes of deflated
 #: zeros ask for gigabytes.
 _INFLATE_LIMIT_BYTES = 4 * 1024 * 1024
+
+#: what of a data set is held in memory; the UIDs lie in its first kilobytes
+HEAD_BYTES = 64 * 1024
+
+_TAG, _SHORT, _LONG = struct.Struct("<HH"), struct.Struct("<H"), struct.Struct("<L")
+#: VRs with a 32-bit length (PS3.5 table 7.1-1)
+_LONG_VRS = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+)
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -56,28 +67,18 @@ def printable(text: str) -> str:
     return "".join(character if " " <= character <= "~" else "?" for character in text[:64])
 
 
-def read_filing_uids(dataset: bytes, transfer_syntax_uid: str) -> FilingUids:
+def read_filing_uids(
+    head: bytes, transfer_syntax_uid: str, whole: Callable[[], BinaryIO] | None = None
+) -> FilingUids:
     """Read the UIDs of an encoded data set.
 
-    Raises InstanceRejected with code ``unreadable_dataset``, ``missing_uid`` or ``invalid_uid``.
+    head: its first HEAD_BYTES, or all of it.  whole: opens all of it, for the rare case that these aren't
+    enough. Raises InstanceRejected with code ``unreadable_dataset``, ``missing_uid`` or ``invalid_uid``.
     """
     syntax = UID(transfer_syntax_uid)
-    found: dict[str, str] = {}
-    # An encoder that ignores the ascending order of tags (PS3.5 7.1) is read to the pixel data.
-    for last in (_LAST_FILING_TAG, _PIXEL_DATA - 1):
-        # Whatever a parser of foreign bytes raises is this instance's fault and becomes its quarantine
-        # reason: the list of what pydicom can raise here is open, and a file must not stop its neighbours.
-        try:
-            stream = io.BytesIO(_inflate(dataset) if syntax == DeflatedExplicitVRLittleEndian else dataset)
-            found = _read_uids(stream, syntax, last)
-        except Exception as error:
-            raise InstanceRejected(
-                f"the data set can't be read as {syntax.name}: {type(error).__name__}",
-                code="unreadable_dataset",
-                hint="see the file under quarantine with dcmdump",
-            ) from error
-        if len(found) == len(_FILING_TAGS):
-            break
+    found = scan_uids(head) if syntax.is_little_endian and not syntax.is_implicit_VR else None
+    if found is None:
+        found = _parse(lambda: io.BytesIO(head), syntax, whole if len(head) >= HEAD_BYTES else None)
     for keyword in _FILING_TAGS.values():
         value = found.get(keyword, "")
         if not value:
@@ -89,12 +90,74 @@ def read_filing_uids(dataset: bytes, transfer_syntax_uid: str) -> FilingUids:
     )
 
 
-def _inflate(dataset: bytes) -> bytes:
+def scan_uids(head: bytes) -> dict[str, str] | None:
+    """The four UIDs of a plain Explicit VR Little Endian data set; None for anything out of the ordinary.
+
+    What nearly every instance is, in a tenth of the time that a parser of everything takes: elements in
+    ascending order, each of a known length, up to the Series Instance UID.
+    """
+    found: dict[str, str] = {}
+    at, end, previous = 0, len(head), -1
+    while at + 12 <= end:
+        group, number = _TAG.unpack_from(head, at)
+        tag = group << 16 | number
+        if tag > _LAST_FILING_TAG:
+            break
+        vr = head[at + 4 : at + 6]
+        if vr in _LONG_VRS:
+            length, start = _LONG.unpack_from(head, at + 8)[0], at + 12
+        elif vr.isalpha() and vr.isupper():
+            length, start = _SHORT.unpack_from(head, at + 6)[0], at + 8
+        else:
+            return None
+        if tag <= previous or start + length > end:  # 0xFFFFFFFF, an undefined length, is beyond any end
+            return None
+        keyword = _FILING_TAGS.get(tag)
+        if keyword is not None:
+            found[keyword] = head[start : start + length].decode("ascii", errors="replace").strip(" \0")
+        at, previous = start + length, tag
+    return found if len(found) == len(_FILING_TAGS) else None
+
+
+def _parse(
+    beginning: Callable[[], BinaryIO], syntax: UID, whole: Callable[[], BinaryIO] | None
+) -> dict[str, str]:
+    """What pydicom's parser finds: in the beginning, in the whole, and then in any order of tags."""
+    found: dict[str, str] = {}
+    # An encoder that ignores the ascending order of tags (PS3.5 7.1) is read to the pixel data.
+    attempts = [(beginning, _LAST_FILING_TAG), (beginning, _PIXEL_DATA - 1)]
+    if whole is not None:
+        attempts += [(whole, _LAST_FILING_TAG), (whole, _PIXEL_DATA - 1)]
+    failure: Exception | None = None
+    for opened, last in attempts:
+        # Whatever a parser of foreign bytes raises is this instance's fault and becomes its quarantine
+        # reason: the list of what pydicom can raise here is open, and a file must not stop its neighbours.
+        try:
+            with opened() as stream:
+                found = _read_uids(_inflated(stream, syntax), syntax, last)
+            failure = None
+        except Exception as error:
+            failure = error
+        if len(found) == len(_FILING_TAGS):
+            break
+    if failure is not None:
+        raise InstanceRejected(
+            f"the data set can't be read as {syntax.name}: {type(failure).__name__}",
+            code="unreadable_dataset",
+            hint="see the file under quarantine with dcmdump",
+        ) from failure
+    return found
+
+
+def _inflated(stream: BinaryIO, syntax: UID) -> BinaryIO:
     """PS3.5 A.5: raw deflate (RFC 1951); only the beginning is inflated."""
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(dataset, _INFLATE_LIMIT_BYTES)
+    if syntax != DeflatedExplicitVRLittleEndian:
+        return stream
+    deflated = stream.read(_INFLATE_LIMIT_BYTES)
+    return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _INFLATE_LIMIT_BYTES))
 
 
-def _read_uids(stream: io.BytesIO, syntax: UID, last: int) -> dict[str, str]:
+def _read_uids(stream: BinaryIO, syntax: UID, last: int) -> dict[str, str]:
     found: dict[str, str] = {}
     elements = data_element_generator(
         stream,
@@ -117,16 +180,24 @@ def encode_header(
 
     The source AE title (0002,0016) is kept so that a file can be indexed again from itself alone.
     """
-    meta = create_file_meta(
-        sop_class_uid=UID(printable(sop_class_uid)),
-        sop_instance_uid=UID(printable(sop_instance_uid)),
-        transfer_syntax=UID(transfer_syntax_uid),
-        implementation_uid=PYNETDICOM_IMPLEMENTATION_UID,
-        implementation_version=PYNETDICOM_IMPLEMENTATION_VERSION,
+    elements = (
+        (0x0001, b"OB", b"\0\1"),
+        (0x0002, b"UI", printable(sop_class_uid).encode()),
+        (0x0003, b"UI", printable(sop_instance_uid).encode()),
+        (0x0010, b"UI", transfer_syntax_uid.encode()),
+        (0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID.encode()),
+        (0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION.encode()),
+        (0x0016, b"AE", printable(calling_ae_title)[:16].encode()),
     )
-    meta.SourceApplicationEntityTitle = printable(calling_ae_title)[:16]
-    header: bytes = bytes(128) + b"DICM" + encode_file_meta(meta)
-    return header
+    encoded = b"".join(_meta_element(number, vr, value) for number, vr, value in elements)
+    return bytes(128) + b"DICM" + _meta_element(0x0000, b"UL", _LONG.pack(len(encoded))) + encoded
+
+
+def _meta_element(number: int, vr: bytes, value: bytes) -> bytes:
+    """An element of group 0002, Explicit VR Little Endian (PS3.5 7.1.2)."""
+    value += (b"\0" if vr in (b"UI", b"OB") else b" ") * (len(value) % 2)
+    length = b"\0\0" + _LONG.pack(len(value)) if vr in _LONG_VRS else _SHORT.pack(len(value))
+    return _TAG.pack(0x0002, number) + vr + length + value
 
 
 @dataclass(frozen=True)
@@ -137,7 +208,7 @@ class Part10:
     sop_instance_uid: str
     transfer_syntax_uid: str
     calling_ae_title: str
-    dataset: bytes
+    header_bytes: int
 
 
 def read_part10(path: Path) -> Part10:
@@ -153,5 +224,5 @@ def read_part10(path: Path) -> Part10:
         sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
         transfer_syntax_uid=str(meta.TransferSyntaxUID),
         calling_ae_title=str(meta.get("SourceApplicationEntityTitle", "")),
-        dataset=path.read_bytes()[start:],
+        header_bytes=start,
     )

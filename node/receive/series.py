@@ -25,13 +25,25 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, and_, insert, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Engine,
+    Row,
+    and_,
+    bindparam,
+    case,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import SeriesConfig
-from node.database import instances, series, write_transaction
+from node.database import Prepared, instances, series, write_transaction
 from node.metrics import Metrics
-from node.receive.spool import RECOVERED, Filing
+from node.receive.index import RECOVERED, Filing
 
 log = structlog.get_logger("node.receive.series")
 
@@ -107,6 +119,22 @@ class SeriesTracker:
         self._handed_over: set[tuple[str, int]] = set()
         self._retry_at: dict[tuple[str, int], float] = {}
         self._opened = False
+        #: series -> (open version, its recorded associations): what the next instance needs to know
+        self._open: dict[str, tuple[int, frozenset[str]]] = {}
+        at: BindParameter[float] = bindparam("at")
+        self._count_one = Prepared(
+            update(series)
+            .where(
+                series.c.series_instance_uid == bindparam("uid"),
+                series.c.version == bindparam("open_version"),
+                series.c.state == literal_column("'open'"),
+            )
+            .values(
+                instance_count=series.c.instance_count + literal_column("1"),
+                last_instance_at=case((series.c.last_instance_at < at, at), else_=series.c.last_instance_at),
+            ),
+            engine,
+        )
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -142,10 +170,20 @@ class SeriesTracker:
 
     def file_instance(self, connection: Connection, filing: Filing) -> int:
         """Count one stored instance inside of the caller's transaction; returns its series version."""
+        version, associations = self._open.get(filing.series_instance_uid, (0, frozenset()))
+        if filing.association_id in associations:
+            values = {"uid": filing.series_instance_uid, "open_version": version, "at": filing.received_at}
+            if self._count_one.execute(connection, values).rowcount == 1:
+                return version
+        version, joined = self._file(connection, filing)
+        self._open[filing.series_instance_uid] = (version, frozenset(joined))
+        return version
+
+    def _file(self, connection: Connection, filing: Filing) -> tuple[int, Sequence[str]]:
+        """Count one instance by the series' row: the version that is open now and its open associations."""
         row = self._latest(connection, filing.series_instance_uid)
         if row is not None and row.state == "open":
-            self._update(connection, row, filing, added=1)
-            return int(row.version)
+            return int(row.version), self._update(connection, row, filing, added=1)
         version = 1 if row is None else row.version + 1
         associations = Associations(open=self._joined([], filing, version))
         connection.execute(
@@ -169,7 +207,11 @@ class SeriesTracker:
             version=version,
             association_id=filing.association_id,
         )
-        return version
+        return version, associations.open
+
+    def rolled_back(self) -> None:
+        """Called when a transaction with ``file_instance`` failed: what it would have changed isn't so."""
+        self._open.clear()
 
     def seen_again(self, connection: Connection, filing: Filing) -> None:
         """A stored instance was sent again: while its series is open, its sender is not finished yet."""
@@ -220,7 +262,8 @@ class SeriesTracker:
                     released_at=None if associations.open else now,
                 )
 
-    def _update(self, connection: Connection, row: Row[Any], filing: Filing, *, added: int) -> None:
+    def _update(self, connection: Connection, row: Row[Any], filing: Filing, *, added: int) -> Sequence[str]:
+        """Count instances and note their association; returns the version's open associations."""
         changes: dict[str, Any] = {
             "last_instance_at": max(filing.received_at, row.last_instance_at),
             "instance_count": row.instance_count + added,
@@ -232,6 +275,7 @@ class SeriesTracker:
             changes["evidence"] = {"associations": associations.to_json()}
             changes["released_at"] = None
         self._set(connection, row, **changes)
+        return joined
 
     def _joined(self, open_ids: Sequence[str], filing: Filing, version: int) -> list[str]:
         """The open associations of a version once this instance's is one of them."""
@@ -326,6 +370,7 @@ class SeriesTracker:
                 "associations": Associations.of(row).to_json(),
             }
             self._set(connection, row, state="complete", completed_at=now, evidence=evidence)
+        self._open.pop(seen.series_instance_uid, None)
         self._metrics.series_completed.labels(rule=rule).inc()
         log.info(
             "series_complete",

@@ -1,7 +1,8 @@
-"""The spool: received instances, durably on disk and in the database.
+"""The spool: received instances, durably on disk and in the index.
 
-In: one C-STORE request's bytes as they came off the wire. Out: a file that survives ``kill -9`` and power
-loss, a row in ``instances``, and a series version that it belongs to; or its place in quarantine and why.
+In: one C-STORE request and its data set, piece by piece as it comes off the wire. Out: a file that survives
+``kill -9`` and power loss, a row in ``instances``, and a series version that it belongs to; or its place in
+quarantine and why. Nothing holds a whole data set in memory.
 
     data_dir/spool/incoming/<random>.part                        being written
     data_dir/spool/series/<hash of series>/<hash of SOP>.dcm     stored
@@ -18,64 +19,27 @@ import errno
 import hashlib
 import os
 import shutil
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 import structlog
-from pydicom.errors import InvalidDicomError
-from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from node.database import instances, write_transaction
 from node.errors import InstanceRejected, OutOfSpace, SpoolError
-from node.receive.part10 import FilingUids, encode_header, printable, read_filing_uids, read_part10
+from node.receive.index import Entry, Incoming, InstanceIndex, SeriesFiling, fsync_folder
+from node.receive.part10 import HEAD_BYTES, FilingUids, encode_header, read_filing_uids
 
 log = structlog.get_logger("node.receive.spool")
 
-#: association_id of an instance that was indexed from its file at start-up.
-RECOVERED = "recovered"
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """One C-STORE request: the command's UIDs, the negotiated transfer syntax, the data set as encoded."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    dataset: bytes
-    association_id: str
-    calling_ae_title: str
-
-
-@dataclass(frozen=True)
-class Filing:
-    """What the series tracker learns of one instance."""
-
-    study_instance_uid: str
-    series_instance_uid: str
-    association_id: str
-    calling_ae_title: str
-    received_at: float
-
-
-class SeriesFiling(Protocol):
-    """The part of the series tracker that the spool calls, inside of its transaction."""
-
-    def file_instance(self, connection: Connection, filing: Filing) -> int:
-        """Count one new instance; returns the series version that it belongs to."""
-
-    def seen_again(self, connection: Connection, filing: Filing) -> None:
-        """Note that an instance that is already stored was sent again."""
-
-    def committed(self) -> None:
-        """Called after the commit of a transaction with ``file_instance``."""
+_MAX_IOV = 1000  # IOV_MAX is 1024 on Linux
+_CHECK_SPACE_BYTES = 16 * 1024 * 1024
+_COMPARE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -87,21 +51,10 @@ class Stored:
 
     state: Literal["stored", "duplicate", "quarantined"]
     path: str
-    sha256: str
     series_instance_uid: str | None = None
     series_version: int | None = None
     code: str | None = None
     reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Reconciled:
-    """What start-up found: counts of files removed, files indexed, rows whose file is gone, foreign files."""
-
-    temporary_removed: int
-    indexed: int
-    missing: int
-    foreign: int
 
 
 class Spool:
@@ -116,299 +69,191 @@ class Spool:
         free_disk_floor_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._data_dir = data_dir
-        self._engine = engine
-        self._series = series
+        self.data_dir = data_dir
+        self.index = InstanceIndex(data_dir, engine, series)
         self._floor = free_disk_floor_bytes
         self._clock = clock
-        self._commit_lock = threading.Lock()
         root = data_dir / "spool"
-        self._incoming = root / "incoming"
-        self._stored = root / "series"
-        self._quarantined = root / "quarantine"
-        for folder in (self._incoming, self._stored, self._quarantined):
+        self.incoming = root / "incoming"
+        self.stored = root / "series"
+        self.quarantined = root / "quarantine"
+        for folder in (self.incoming, self.stored, self.quarantined):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (data_dir, root):
-            _fsync_folder(folder)
+            fsync_folder(folder)
 
-    def store(self, incoming: Incoming) -> Stored:
-        """Make one instance durable, or keep it under quarantine when it can't be filed.
+    def receive(self, incoming: Incoming) -> Receiving:
+        """Begin one instance. Raises OutOfSpace below the free-space floor, SpoolError on I/O failure."""
+        self.check_space()
+        return Receiving(self, incoming)
 
-        Identical content under a known SOP Instance UID is a ``duplicate`` and not stored twice; different
-        content is quarantined and never replaces what is there.
-        Raises OutOfSpace below the free-space floor or on a full disk, SpoolError on other I/O failures:
-        then nothing of the instance is left.
-        """
-        free = shutil.disk_usage(self._data_dir).free - len(incoming.dataset)
+    def check_space(self) -> None:
+        """Raises OutOfSpace below the free-space floor."""
+        free = shutil.disk_usage(self.data_dir).free
         if free < self._floor:
             raise OutOfSpace(
-                f"{free} bytes would be free, the floor is {self._floor}",
+                f"{free} bytes are free, the floor is {self._floor}",
                 hint="free disk space under data_dir or lower receive.free_disk_floor_bytes",
             )
-        sha256 = hashlib.sha256(incoming.dataset).hexdigest()
-        try:
-            uids = _check(incoming)
-        except InstanceRejected as rejection:
-            return self._quarantine(incoming, sha256, rejection)
-        try:
-            known = self._known(uids, sha256, incoming)
-            if known is not None:
-                return known
-            temporary = self._write(incoming)
-            return self._file(temporary, incoming, sha256, uids)
-        except InstanceRejected as rejection:
-            return self._quarantine(incoming, sha256, rejection)
 
-    def reconcile(self) -> Reconciled:
-        """Bring disk and database together after a crash; call before anything is received.
+    def keep(self, incoming: Incoming, file: Path, header_bytes: int, head: bytes) -> Stored:
+        """File one instance that is complete and fsynced on disk.
 
-        Temporary files were never acknowledged and go. A whole file without a row is indexed: it was
-        probably never acknowledged either, but it must not be lost if the database is the older of the two.
-        A row whose file is gone or cut short is quarantined with code ``file_missing`` and logged.
+        file: a temporary file, which is moved or removed, or a file of the spool that has no row.
+        header_bytes: length of what precedes the data set in it.  head: the data set's beginning.
+        Raises OutOfSpace or SpoolError; then nothing of a temporary file is left.
         """
-        removed = 0
-        for path in self._incoming.iterdir():
-            path.unlink()
-            removed += 1
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(instances.c.path, instances.c.bytes, instances.c.reason_code))
-            sizes: dict[str, int] = {}
-            flagged: set[str] = set()  # by an earlier start-up; what is left of their files is no instance
-            for row in rows:
-                if row.reason_code == "file_missing":
-                    flagged.add(row.path)
-                else:
-                    sizes[row.path] = row.bytes
-        indexed = foreign = 0
-        on_disk: dict[str, int] = {}
-        for root in (self._stored, self._quarantined):
-            for path in sorted(root.rglob("*.dcm")):
-                relative = str(path.relative_to(self._data_dir))
-                on_disk[relative] = path.stat().st_size
-                if relative not in sizes and relative not in flagged:
-                    if self._index(path):
-                        indexed += 1
-                    else:
-                        foreign += 1
-        missing = [path for path, size in sizes.items() if on_disk.get(path) != size]
-        for relative in missing:
-            self._mark_missing(relative)
-        result = Reconciled(removed, indexed, len(missing), foreign)
-        log.info(
-            "spool_reconciled",
-            temporary_removed=removed,
-            indexed=indexed,
-            missing=len(missing),
-            foreign=foreign,
-            instances=len(sizes),
-        )
-        return result
+        try:
+            uids = _filing_uids(incoming, file, header_bytes, head)
+            folder = self.stored / _hash(uids.series_instance_uid)
+            final = folder / f"{_hash(uids.sop_instance_uid)}.dcm"
+            with failures():
+                entry = self._entry(incoming, file, final, uids=uids)
+                self.index.file(entry)
+                if entry.known is None:
+                    return Stored("stored", entry.path, uids.series_instance_uid, entry.version)
+                return self._sent_again(entry, entry.known, file, header_bytes)
+        except InstanceRejected as rejection:
+            return self._quarantine(incoming, file, header_bytes, rejection)
 
-    def _known(self, uids: FilingUids, sha256: str, incoming: Incoming) -> Stored | None:
-        with _failures(), self._engine.connect() as connection:
-            if self._find(connection, uids) is None:
-                return None
-        with _failures(), self._commit_lock, write_transaction(self._engine) as connection:
-            return self._acknowledge_known(connection, uids, sha256, incoming)
-
-    def _find(self, connection: Connection, uids: FilingUids) -> RowMapping | None:
-        row = connection.execute(
-            select(instances).where(
-                instances.c.sop_instance_uid == uids.sop_instance_uid, instances.c.state == "stored"
-            )
-        ).first()
-        return None if row is None else row._mapping
-
-    def _acknowledge_known(
-        self, connection: Connection, uids: FilingUids, sha256: str, incoming: Incoming
-    ) -> Stored | None:
-        """The duplicate that this is, or None. Raises InstanceRejected when the content differs."""
-        known = self._find(connection, uids)
-        if known is None:
-            return None
-        if known["sha256"] != sha256 or known["transfer_syntax_uid"] != incoming.transfer_syntax_uid:
+    def _sent_again(self, entry: Entry, known: Mapping[str, Any], file: Path, header_bytes: int) -> Stored:
+        """Acknowledge identical content without storing it again. Raises InstanceRejected when it differs."""
+        kept = self.data_dir / known["path"]
+        same_syntax = known["transfer_syntax_uid"] == entry.incoming.transfer_syntax_uid
+        if not same_syntax or not _same_data_set(kept, file, header_bytes):
             raise InstanceRejected(
                 "the SOP Instance UID is already stored with different content "
-                f"(sha256 {known['sha256'][:12]}…, transfer syntax {known['transfer_syntax_uid']})",
+                f"({known['path']}, transfer syntax {known['transfer_syntax_uid']})",
                 code="duplicate_different",
                 hint="an instance must not change under its UID (PS3.3 C.12.1.1.1); ask the sender",
             )
-        self._series.seen_again(connection, self._filing(incoming, uids))
-        return Stored(
-            "duplicate", known["path"], sha256, known["series_instance_uid"], known["series_version"]
-        )
+        if kept != file:
+            file.unlink()
+        self.index.seen_again(entry)
+        return Stored("duplicate", known["path"], known["series_instance_uid"], known["series_version"])
 
-    def _file(self, temporary: Path, incoming: Incoming, sha256: str, uids: FilingUids) -> Stored:
-        """Move a complete, fsynced file to its place and commit its row; the file goes if that fails."""
-        folder = self._stored / _hash(uids.series_instance_uid)
-        final = folder / f"{_hash(uids.sop_instance_uid)}.dcm"
-        relative = str(final.relative_to(self._data_dir))
-        filing = self._filing(incoming, uids)
-        # A file that is being indexed stays where it is, whatever happens; a new one leaves nothing behind.
-        is_new = temporary.parent == self._incoming
-        leftovers = [temporary] if is_new else []
-        try:
-            with _failures(), self._commit_lock, write_transaction(self._engine) as connection:
-                known = self._acknowledge_known(connection, uids, sha256, incoming)
-                if known is not None:
-                    temporary.unlink()
-                    return known
-                if is_new:  # from here on, and not before, what lies there is ours to remove
-                    leftovers.append(final)
-                _move(temporary, final)
-                version = self._series.file_instance(connection, filing)
-                self._insert(
-                    connection, incoming, relative, sha256, uids=uids, version=version, at=filing.received_at
-                )
-        except BaseException:
-            for path in leftovers:
-                path.unlink(missing_ok=True)
-            raise
-        self._series.committed()
-        return Stored("stored", relative, sha256, uids.series_instance_uid, version)
-
-    def _quarantine(self, incoming: Incoming, sha256: str, rejection: InstanceRejected) -> Stored:
+    def _quarantine(
+        self, incoming: Incoming, file: Path, header_bytes: int, rejection: InstanceRejected
+    ) -> Stored:
         """Keep an instance that can't be filed; the same one sent again is kept once."""
-        final = self._quarantined / f"{_hash(incoming.sop_instance_uid + ' ' + sha256)}.dcm"
-        relative = str(final.relative_to(self._data_dir))
-        result = Stored("quarantined", relative, sha256, code=rejection.code, reason=str(rejection))
-        with _failures(), self._engine.connect() as connection:
-            if self._has_row(connection, relative):
+        with failures():
+            name = _hash(f"{incoming.sop_instance_uid} {_content_hash(file, header_bytes)}")
+            final = self.quarantined / f"{name}.dcm"
+            entry = self._entry(incoming, file, final, rejection=(rejection.code, str(rejection)))
+            self.index.file(entry)
+            result = Stored("quarantined", entry.path, code=rejection.code, reason=str(rejection))
+            if entry.known is not None:
+                if entry.temporary is not None:
+                    file.unlink()
                 return result
-        temporary = self._write(incoming)
-        try:
-            with _failures(), self._commit_lock, write_transaction(self._engine) as connection:
-                if self._has_row(connection, relative):
-                    return result
-                _move(temporary, final)
-                self._insert(connection, incoming, relative, sha256, rejection=rejection, at=self._clock())
-        finally:
-            temporary.unlink(missing_ok=True)
         log.warning(
             "instance_quarantined",
             code=rejection.code,
             reason=str(rejection),
-            path=relative,
+            path=entry.path,
             association_id=incoming.association_id,
         )
         return result
 
-    def _write(self, incoming: Incoming) -> Path:
-        """A complete, fsynced temporary file."""
-        header = encode_header(
+    def _entry(self, incoming: Incoming, file: Path, final: Path, **values: Any) -> Entry:
+        path = str(final.relative_to(self.data_dir))
+        temporary = None if file == final else file
+        return Entry(incoming, path, temporary, file.stat().st_size, self._clock(), **values)
+
+
+class Receiving:
+    """One instance being written. Ends with ``finish`` or ``abandon``."""
+
+    def __init__(self, spool: Spool, incoming: Incoming) -> None:
+        self._spool = spool
+        self._incoming = incoming
+        self._head = bytearray()
+        self._header = encode_header(
             sop_class_uid=incoming.sop_class_uid,
             sop_instance_uid=incoming.sop_instance_uid,
             transfer_syntax_uid=incoming.transfer_syntax_uid,
             calling_ae_title=incoming.calling_ae_title,
         )
-        temporary = self._incoming / f"{uuid.uuid4().hex}.part"
+        self._path = spool.incoming / f"{uuid.uuid4().hex}.part"
+        self._unchecked_bytes = 0
+        self.size = 0  # of the data set so far
+        with failures():
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        self._write([memoryview(self._header)])
+
+    def write(self, pieces: Sequence[memoryview]) -> None:
+        """Append the next bytes of the data set.
+
+        Raises OutOfSpace or SpoolError; then nothing is left of what was written.
+        """
+        for piece in pieces:
+            if len(self._head) < HEAD_BYTES:
+                self._head += piece[: HEAD_BYTES - len(self._head)]
+            self.size += len(piece)
+            self._unchecked_bytes += len(piece)
+        if self._unchecked_bytes > _CHECK_SPACE_BYTES:
+            self._unchecked_bytes = 0
+            try:
+                self._spool.check_space()
+            except OutOfSpace:
+                self.abandon()
+                raise
+        self._write(pieces)
+
+    def finish(self) -> Stored:
+        """Make the instance durable, or keep it under quarantine when it can't be filed.
+
+        Identical content under a known SOP Instance UID is a ``duplicate`` and not stored twice; different
+        content is quarantined and never replaces what is there.
+        Raises OutOfSpace or SpoolError: then nothing of the instance is left.
+        """
         try:
-            with _failures(), temporary.open("xb", buffering=0) as file:
-                for chunk in (header, incoming.dataset):
-                    remaining = memoryview(chunk)
-                    while remaining:
-                        remaining = remaining[file.write(remaining) :]
-                os.fsync(file.fileno())
-        except SpoolError:
-            temporary.unlink(missing_ok=True)
+            with failures():
+                os.fsync(self._file)
+            self._close()
+            return self._spool.keep(self._incoming, self._path, len(self._header), bytes(self._head))
+        except BaseException:
+            self.abandon()
             raise
-        return temporary
 
-    def _insert(
-        self,
-        connection: Connection,
-        incoming: Incoming,
-        relative: str,
-        sha256: str,
-        *,
-        at: float,
-        uids: FilingUids | None = None,
-        version: int | None = None,
-        rejection: InstanceRejected | None = None,
-    ) -> None:
-        connection.execute(
-            delete(instances).where(instances.c.path == relative, instances.c.reason_code == "file_missing")
-        )
-        connection.execute(
-            insert(instances).values(
-                sop_instance_uid=printable(incoming.sop_instance_uid),
-                sop_class_uid=printable(incoming.sop_class_uid),
-                transfer_syntax_uid=incoming.transfer_syntax_uid,
-                study_instance_uid=uids.study_instance_uid if uids else None,
-                series_instance_uid=uids.series_instance_uid if uids else None,
-                series_version=version,
-                path=relative,
-                bytes=(self._data_dir / relative).stat().st_size,
-                sha256=sha256,
-                association_id=incoming.association_id,
-                calling_ae_title=printable(incoming.calling_ae_title),
-                state="quarantined" if rejection else "stored",
-                reason_code=rejection.code if rejection else None,
-                reason=str(rejection) if rejection else None,
-                received_at=at,
-            )
-        )
+    def abandon(self) -> None:
+        """Leave nothing."""
+        self._close()
+        self._path.unlink(missing_ok=True)
 
-    def _index(self, path: Path) -> bool:
-        """Make a row for a file that has none. False when the file isn't one of the spool's."""
+    def _write(self, pieces: Sequence[memoryview]) -> None:
         try:
-            parts = read_part10(path)
-        except (InvalidDicomError, OSError, AttributeError, EOFError, ValueError) as error:
-            log.error("spool_file_unreadable", path=str(path.name), error=type(error).__name__)
-            return False
-        incoming = Incoming(
-            parts.sop_class_uid,
-            parts.sop_instance_uid,
-            parts.transfer_syntax_uid,
-            parts.dataset,
-            RECOVERED,
-            parts.calling_ae_title,
-        )
-        sha256 = hashlib.sha256(incoming.dataset).hexdigest()
-        try:
-            uids = _check(incoming)
-            stored = self._file(path, incoming, sha256, uids)
-        except InstanceRejected as rejection:
-            stored = self._quarantine(incoming, sha256, rejection)
-            if self._data_dir / stored.path != path:
-                path.unlink(missing_ok=True)
-        log.warning("spool_file_indexed", path=stored.path, state=stored.state)
-        return True
+            with failures():
+                for start in range(0, len(pieces), _MAX_IOV):
+                    _write_all(self._file, pieces[start : start + _MAX_IOV])
+        except SpoolError:
+            self.abandon()
+            raise
 
-    def _mark_missing(self, relative: str) -> None:
-        log.error(
-            "instance_file_missing",
-            path=relative,
-            hint="the disk lost an acknowledged instance: send it again, and check the disk",
-        )
-        with write_transaction(self._engine) as connection:
-            connection.execute(
-                update(instances)
-                .where(instances.c.path == relative)
-                .values(
-                    state="quarantined",
-                    reason_code="file_missing",
-                    reason="the file was gone or cut short at start-up",
-                )
-            )
-
-    def _has_row(self, connection: Connection, relative: str) -> bool:
-        found = connection.execute(select(instances.c.id).where(instances.c.path == relative)).first()
-        return found is not None
-
-    def _filing(self, incoming: Incoming, uids: FilingUids) -> Filing:
-        return Filing(
-            uids.study_instance_uid,
-            uids.series_instance_uid,
-            incoming.association_id,
-            incoming.calling_ae_title,
-            self._clock(),
-        )
+    def _close(self) -> None:
+        if self._file >= 0:
+            descriptor, self._file = self._file, -1
+            os.close(descriptor)
 
 
-def _check(incoming: Incoming) -> FilingUids:
+def _write_all(file: int, pieces: Sequence[memoryview]) -> None:
+    left = sum(len(piece) for piece in pieces)
+    written = os.writev(file, pieces)
+    if written < left:  # a nearly full disk, or a signal
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            rest = rest[os.write(file, rest) :]
+
+
+def _filing_uids(incoming: Incoming, file: Path, header_bytes: int, head: bytes) -> FilingUids:
     """The data set's UIDs, which the command's must equal (PS3.4 B.2.2: an SCU sends what it announced)."""
-    uids = read_filing_uids(incoming.dataset, incoming.transfer_syntax_uid)
+
+    def whole() -> BinaryIO:
+        stream = file.open("rb")
+        stream.seek(header_bytes)
+        return stream
+
+    uids = read_filing_uids(head, incoming.transfer_syntax_uid, whole)
     for name, command, dataset in (
         ("SOP Instance UID", incoming.sop_instance_uid, uids.sop_instance_uid),
         ("SOP Class UID", incoming.sop_class_uid, uids.sop_class_uid),
@@ -420,30 +265,40 @@ def _check(incoming: Incoming) -> FilingUids:
     return uids
 
 
+def _same_data_set(kept: Path, file: Path, header_bytes: int) -> bool:
+    """Whether two files hold the same data set; the headers before it may name different senders."""
+    if kept == file:
+        return True
+    with kept.open("rb") as a, file.open("rb") as b:
+        kept_header = _header_bytes(a)
+        if os.fstat(a.fileno()).st_size - kept_header != os.fstat(b.fileno()).st_size - header_bytes:
+            return False
+        a.seek(kept_header)
+        b.seek(header_bytes)
+        while piece := a.read(_COMPARE_BYTES):
+            if piece != b.read(_COMPARE_BYTES):
+                return False
+    return True
+
+
+def _header_bytes(file: BinaryIO) -> int:
+    """Length of preamble, prefix and File Meta Information, by its group length (PS3.10 7.1)."""
+    file.seek(140)
+    return 144 + int.from_bytes(file.read(4), "little")
+
+
+def _content_hash(file: Path, header_bytes: int) -> str:
+    with file.open("rb") as stream:
+        stream.seek(header_bytes)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:32]
 
 
-def _move(temporary: Path, final: Path) -> None:
-    """Rename and make the rename durable; a new folder's own entry too."""
-    folder = final.parent
-    if not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        _fsync_folder(folder.parent)
-    temporary.replace(final)
-    _fsync_folder(folder)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
-def _failures() -> Iterator[None]:
+def failures() -> Iterator[None]:
     """Disk and database errors as SpoolError or OutOfSpace."""
     try:
         yield

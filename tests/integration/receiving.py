@@ -32,6 +32,7 @@ from node.database import instances, open_database, series
 from node.log import configure_logging
 from node.metrics import Metrics
 from node.receive.listener import Listener
+from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 
@@ -68,7 +69,7 @@ class ReceivingNode:
             self.tracker,
             free_disk_floor_bytes=self.receive.free_disk_floor_bytes,
         )
-        self.reconciled = self.spool.reconcile()
+        self.reconciled = reconcile(self.spool, self.engine)
         self.tracker.start()
         self.listener = Listener(self.receive, self.spool, self.tracker, self.metrics)
         self.listener.start()

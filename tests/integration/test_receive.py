@@ -148,7 +148,7 @@ def test_duplicates(node: ReceivingNode) -> None:
     assert node.dataset_bytes(stored) == encoded(image)
     assert node.dataset_bytes(kept) == encoded(changed)
     assert (kept["state"], kept["reason_code"]) == ("quarantined", "duplicate_different")
-    assert stored["sha256"][:12] in kept["reason"]
+    assert stored["path"] in kept["reason"]
 
 
 @pytest.mark.parametrize(

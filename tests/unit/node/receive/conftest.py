@@ -13,10 +13,24 @@ from sqlalchemy import Engine, select
 from node.config import SeriesConfig
 from node.database import instances, open_database, series
 from node.metrics import Metrics
+from node.receive.index import Incoming
+from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker
-from node.receive.spool import Spool
+from node.receive.spool import Spool, Stored
 
 TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=600)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One instance as a peer sends it: the fields of ``Incoming`` and its encoded data set."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    dataset: bytes
+    association_id: str = "a1"
+    calling_ae_title: str = "SCANNER"
 
 
 @dataclass
@@ -40,6 +54,24 @@ class Bench:
         self.spool = Spool(
             self.data_dir, self.engine, self.tracker, free_disk_floor_bytes=0, clock=lambda: self.now
         )
+
+    def store(self, sent: Sent, *, piece_bytes: int = 100) -> Stored:
+        """Through the spool, in pieces as off the wire."""
+        receiving = self.spool.receive(
+            Incoming(
+                sent.sop_class_uid,
+                sent.sop_instance_uid,
+                sent.transfer_syntax_uid,
+                sent.association_id,
+                sent.calling_ae_title,
+            )
+        )
+        whole = memoryview(sent.dataset)
+        receiving.write([whole[i : i + piece_bytes] for i in range(0, len(whole), piece_bytes)])
+        return receiving.finish()
+
+    def reconcile(self) -> Reconciled:
+        return reconcile(self.spool, self.engine)
 
     def _complete(self, series_instance_uid: str, version: int) -> None:
         if self.fail_times > 0:

@@ -13,12 +13,8 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from node.receive.listener import (
-    STANDARD_STORAGE_CLASSES,
-    STATUS_BY_QUARANTINE_CODE,
-    TRANSFER_SYNTAXES,
-    is_accepted_storage,
-)
+from node.receive.listener import TRANSFER_SYNTAXES
+from node.receive.storage import STANDARD_STORAGE_CLASSES, STATUS_BY_QUARANTINE_CODE, is_accepted_storage
 
 
 def test_every_storage_class_current_and_retired() -> None:

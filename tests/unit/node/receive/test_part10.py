@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import dcmread
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -105,6 +106,7 @@ def test_a_file_can_be_taken_apart_again(tmp_path: Path) -> None:
     path = tmp_path / "x.dcm"
     path.write_bytes(header + encoded(IMAGE))
     parts = read_part10(path)
-    assert parts.dataset == encoded(IMAGE)
+    assert path.read_bytes()[parts.header_bytes :] == encoded(IMAGE)
+    assert dcmread(path).file_meta.FileMetaInformationVersion == b"\0\1"
     assert (parts.sop_class_uid, parts.sop_instance_uid) == (CTImageStorage, "1.2.3.4")
     assert (parts.transfer_syntax_uid, parts.calling_ae_title) == (ExplicitVRLittleEndian, "SCANNER 1")

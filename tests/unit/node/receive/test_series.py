@@ -13,7 +13,7 @@ from tests.unit.node.receive.test_spool import incoming
 
 
 def store(bench: Bench, number: int, association: str = "a1", uid: str = "1.2.3") -> None:
-    bench.spool.store(replace(incoming(uid, number), association_id=association))
+    bench.store(replace(incoming(uid, number), association_id=association))
 
 
 def states(bench: Bench) -> list[tuple[int, str]]:

@@ -17,16 +17,14 @@ from sqlalchemy.exc import OperationalError
 
 from node.database import instances
 from node.errors import OutOfSpace, SpoolError
-from node.receive.spool import RECOVERED, Incoming
+from node.receive.index import RECOVERED
 from tests.integration.receiving import ct_slice, encoded
-from tests.unit.node.receive.conftest import Bench
+from tests.unit.node.receive.conftest import Bench, Sent
 
 
-def incoming(series_uid: str = "1.2.3", number: int = 1, **changes: Any) -> Incoming:
+def incoming(series_uid: str = "1.2.3", number: int = 1, **changes: Any) -> Sent:
     image = ct_slice(series_uid, number, **changes)
-    return Incoming(
-        image.SOPClassUID, image.SOPInstanceUID, ExplicitVRLittleEndian, encoded(image), "a1", "SCANNER"
-    )
+    return Sent(image.SOPClassUID, image.SOPInstanceUID, ExplicitVRLittleEndian, encoded(image))
 
 
 def files(bench: Bench) -> list[str]:
@@ -36,7 +34,7 @@ def files(bench: Bench) -> list[str]:
 
 def test_a_stored_instance_is_a_readable_file_and_a_row(bench: Bench) -> None:
     sent = incoming()
-    stored = bench.spool.store(sent)
+    stored = bench.store(sent)
     assert (stored.state, stored.series_version) == ("stored", 1)
     path = bench.data_dir / stored.path
     assert path.read_bytes().endswith(sent.dataset)
@@ -58,7 +56,7 @@ def test_success_comes_after_file_folder_and_row_are_durable(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    stored = bench.spool.store(incoming())
+    stored = bench.store(incoming())
     folder = (bench.data_dir / stored.path).parent
     assert synced[0].endswith(".part")
     assert synced[1:] == [str(folder.parent), str(folder)]
@@ -67,9 +65,7 @@ def test_success_comes_after_file_folder_and_row_are_durable(
 def test_identical_content_is_stored_once_by_any_number_of_threads(bench: Bench) -> None:
     sent = incoming()
     states: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: states.append(bench.spool.store(sent).state)) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: states.append(bench.store(sent).state)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -80,8 +76,8 @@ def test_identical_content_is_stored_once_by_any_number_of_threads(bench: Bench)
 
 def test_different_content_never_replaces(bench: Bench) -> None:
     first, second = incoming(), incoming(BodyPartExamined="HEAD")
-    kept = bench.spool.store(first)
-    other = bench.spool.store(second)
+    kept = bench.store(first)
+    other = bench.store(second)
     assert (other.state, other.code) == ("quarantined", "duplicate_different")
     assert (bench.data_dir / kept.path).read_bytes().endswith(first.dataset)
     assert (bench.data_dir / other.path).read_bytes().endswith(second.dataset)
@@ -90,7 +86,7 @@ def test_different_content_never_replaces(bench: Bench) -> None:
 
 def test_no_path_contains_what_a_peer_sent(bench: Bench) -> None:
     evil = "../../../tmp/evil\0/\u202e"
-    stored = bench.spool.store(replace(incoming(), sop_instance_uid=evil, calling_ae_title="../x"))
+    stored = bench.store(replace(incoming(), sop_instance_uid=evil, calling_ae_title="../x"))
     assert (stored.state, stored.code) == ("quarantined", "uid_mismatch")
     assert (bench.data_dir / stored.path).resolve().is_relative_to(bench.data_dir / "spool/quarantine")
 
@@ -98,7 +94,7 @@ def test_no_path_contains_what_a_peer_sent(bench: Bench) -> None:
 def test_below_the_floor_nothing_is_written(bench: Bench) -> None:
     bench.spool._floor = 2**60
     with pytest.raises(OutOfSpace):
-        bench.spool.store(incoming())
+        bench.store(incoming())
     assert files(bench) == [] and bench.rows() == []
 
 
@@ -119,7 +115,7 @@ def test_a_failing_disk_leaves_nothing(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(expected) as raised:
-        bench.spool.store(incoming())
+        bench.store(incoming())
     assert type(raised.value) is expected
     assert files(bench) == [] and bench.rows() == []
 
@@ -130,47 +126,47 @@ def test_a_failing_database_leaves_nothing(bench: Bench, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(bench.tracker, "file_instance", fail)
     with pytest.raises(SpoolError):
-        bench.spool.store(incoming())
+        bench.store(incoming())
     assert files(bench) == [] and bench.rows() == []
     monkeypatch.undo()
-    assert bench.spool.store(incoming()).state == "stored"
+    assert bench.store(incoming()).state == "stored"
 
 
 def test_reconcile_removes_temporary_files_and_indexes_whole_ones(bench: Bench) -> None:
-    good = bench.spool.store(incoming())
-    bad = bench.spool.store(incoming(number=2, SeriesInstanceUID=""))
+    good = bench.store(incoming())
+    bad = bench.store(incoming(number=2, SeriesInstanceUID=""))
     with bench.engine.begin() as connection:  # as if the process died before the commit
         connection.execute(delete(instances))
     (bench.data_dir / "spool/incoming/half.part").write_bytes(b"half")
     bench.restart()
-    found = bench.spool.reconcile()
+    found = bench.reconcile()
     assert (found.temporary_removed, found.indexed, found.missing, found.foreign) == (1, 2, 0, 0)
     rows = {row["path"]: row for row in bench.rows()}
     assert rows[good.path]["state"] == "stored"
     assert rows[good.path]["association_id"] == RECOVERED
     assert rows[good.path]["calling_ae_title"] == "SCANNER"
     assert rows[bad.path]["reason_code"] == "missing_uid"
-    assert bench.spool.reconcile().indexed == 0
+    assert bench.reconcile().indexed == 0
 
 
 def test_reconcile_flags_files_that_vanished_or_shrank(bench: Bench) -> None:
-    gone, cut = bench.spool.store(incoming()), bench.spool.store(incoming(number=2))
+    gone, cut = bench.store(incoming()), bench.store(incoming(number=2))
     (bench.data_dir / gone.path).unlink()
     os.truncate(bench.data_dir / cut.path, 600)
-    assert bench.spool.reconcile().missing == 2
-    again = bench.spool.reconcile()
+    assert bench.reconcile().missing == 2
+    again = bench.reconcile()
     assert (again.missing, again.indexed) == (0, 0)
     assert {row["reason_code"] for row in bench.rows()} == {"file_missing"}
-    assert bench.spool.store(incoming()).state == "stored"  # sent again, it is taken again
-    assert bench.spool.store(incoming(number=2)).state == "stored"
+    assert bench.store(incoming()).state == "stored"  # sent again, it is taken again
+    assert bench.store(incoming(number=2)).state == "stored"
     assert [row["state"] for row in bench.rows()] == ["stored", "stored"]
-    assert bench.spool.reconcile().missing == 0
+    assert bench.reconcile().missing == 0
 
 
 def test_reconcile_leaves_foreign_files_alone(bench: Bench) -> None:
     foreign = bench.data_dir / "spool/series/readme.dcm"
     foreign.write_bytes(b"not DICOM")
-    assert bench.spool.reconcile().foreign == 1
+    assert bench.reconcile().foreign == 1
     assert foreign.exists()
 
 
@@ -178,7 +174,7 @@ def test_cost_of_an_instance_does_not_grow_with_the_series(bench: Bench) -> None
     uid = generate_uid()
     for number in range(50):
         bench.now += 1
-        bench.spool.store(incoming(uid, number))
+        bench.store(incoming(uid, number))
     (row,) = bench.series_rows()
     assert row["instance_count"] == 50
     assert len(str(row["evidence"])) < 200

@@ -1,0 +1,182 @@
+"""The Storage service: what is accepted, and what is answered to each C-STORE (PS3.4 B.2.3).
+
+In: the command of a C-STORE and its data set, piece by piece.  Out: the instance in the spool and a status.
+
+    0x0000  stored, or already stored with identical content
+    0x0122  the presentation context isn't one of a storage SOP class
+    0xA700  out of resources: below the free-space floor, or disk or database failed; nothing was kept
+    0xA900  the data set's SOP Class or Instance UID isn't the command's; kept under quarantine
+    0xC000  the data set can't be understood, or lacks a UID that filing needs; kept under quarantine
+    0xC001  the SOP Instance UID is stored with different content; the new one is kept under quarantine
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from pydicom.uid import UID_dictionary
+from pynetdicom import (
+    AllStoragePresentationContexts,
+    MediaStoragePresentationContexts,
+    NonPatientObjectPresentationContexts,
+)
+
+from node.errors import SpoolError
+from node.metrics import Metrics
+from node.receive.command import StoreCommand
+from node.receive.index import Incoming
+from node.receive.part10 import is_uid
+from node.receive.spool import Receiving, Spool
+
+log = structlog.get_logger("node.receive.storage")
+
+STATUS_STORED = 0x0000
+STATUS_NOT_STORAGE = 0x0122
+STATUS_OUT_OF_RESOURCES = 0xA700
+STATUS_BY_QUARANTINE_CODE = {
+    "uid_mismatch": 0xA900,
+    "unreadable_dataset": 0xC000,
+    "missing_uid": 0xC000,
+    "invalid_uid": 0xC000,
+    "duplicate_different": 0xC001,
+}
+
+
+def _standard_storage_classes() -> frozenset[str]:
+    """Every storage SOP class that pynetdicom or pydicom's dictionary knows, retired ones included.
+
+    Not the objects without a patient (PS3.4 GG) and media directories: they belong to no series.
+    """
+    current = {context.abstract_syntax for context in AllStoragePresentationContexts}
+    retired = {
+        uid
+        for uid, (_name, kind, _info, retired, keyword) in UID_dictionary.items()
+        if kind == "SOP Class" and retired and "Storage" in keyword and "Commitment" not in keyword
+    }
+    without_series = {
+        context.abstract_syntax
+        for context in (*NonPatientObjectPresentationContexts, *MediaStoragePresentationContexts)
+    }
+    return frozenset(str(uid) for uid in (current | retired) - without_series)
+
+
+STANDARD_STORAGE_CLASSES = _standard_storage_classes()
+
+
+def is_accepted_storage(abstract_syntax: str, *, accept_unknown: bool) -> bool:
+    """Whether C-STORE is accepted under this abstract syntax.
+
+    ``accept_unknown`` also takes UIDs that the standard's dictionary doesn't know: private classes and
+    classes newer than us, which can only be storage when they come in a C-STORE.
+    """
+    if abstract_syntax in STANDARD_STORAGE_CLASSES:
+        return True
+    return accept_unknown and is_uid(abstract_syntax) and abstract_syntax not in UID_dictionary
+
+
+@dataclass
+class Sender:
+    """An accepted association that hasn't ended, and what came over it."""
+
+    association_id: str
+    calling_ae_title: str
+    released: bool = False
+    stored: int = 0
+    quarantined: int = 0
+    refused: int = 0
+
+
+class StorageService:
+    """Answers C-STORE for every association of a listener."""
+
+    def __init__(self, spool: Spool, metrics: Metrics, *, accept_unknown: bool) -> None:
+        self._spool = spool
+        self._metrics = metrics
+        self._accept_unknown = accept_unknown
+
+    def accepts(self, abstract_syntax: str) -> bool:
+        """Whether C-STORE is accepted under this abstract syntax."""
+        return is_accepted_storage(abstract_syntax, accept_unknown=self._accept_unknown)
+
+    def begin(
+        self, sender: Sender, command: StoreCommand, abstract_syntax: str, transfer_syntax_uid: str
+    ) -> StoreReception:
+        """The reception of one C-STORE's data set; never raises."""
+        reception = StoreReception(sender, self._metrics)
+        if not self.accepts(abstract_syntax):
+            reception.refuse(STATUS_NOT_STORAGE, "not_storage", "the context is not of a storage SOP class")
+            return reception
+        incoming = Incoming(
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            association_id=sender.association_id,
+            calling_ae_title=sender.calling_ae_title,
+        )
+        try:
+            reception.receiving = self._spool.receive(incoming)
+        except SpoolError as error:
+            reception.refuse_for(error)
+        return reception
+
+
+class StoreReception:
+    """See ``pdata.Reception``. What was refused is still read to its end, and then answered."""
+
+    def __init__(self, sender: Sender, metrics: Metrics) -> None:
+        self.receiving: Receiving | None = None
+        self._sender = sender
+        self._metrics = metrics
+        self._answer = (STATUS_STORED, "")
+        self._started = time.perf_counter()
+
+    def refuse(self, status: int, code: str, reason: str, hint: str = "") -> None:
+        """Keep nothing, and answer so."""
+        self.receiving = None
+        self._answer = (status, code.replace("_", " "))
+        self._sender.refused += 1
+        self._metrics.instances.labels(outcome="refused", code=code).inc()
+        log.error(
+            "instance_refused",
+            code=code,
+            reason=reason,
+            hint=hint,
+            association_id=self._sender.association_id,
+        )
+
+    def refuse_for(self, error: SpoolError) -> None:
+        self.refuse(STATUS_OUT_OF_RESOURCES, error.code, str(error), error.hint)
+
+    def write(self, pieces: Sequence[memoryview]) -> None:
+        if self.receiving is None:
+            return
+        try:
+            self.receiving.write(pieces)
+        except SpoolError as error:
+            self.refuse_for(error)
+
+    def finish(self) -> tuple[int, str]:
+        receiving = self.receiving
+        if receiving is None:
+            return self._answer
+        self._metrics.received_bytes.inc(receiving.size)
+        try:
+            stored = receiving.finish()
+        except SpoolError as error:
+            self.refuse_for(error)
+            return self._answer
+        self._metrics.c_store_seconds.observe(time.perf_counter() - self._started)
+        self._metrics.instances.labels(outcome=stored.state, code=stored.code or "none").inc()
+        if stored.code is None:
+            self._sender.stored += 1
+            return STATUS_STORED, ""
+        self._sender.quarantined += 1
+        return STATUS_BY_QUARANTINE_CODE[stored.code], f"quarantined: {stored.code}"
+
+    def abandon(self) -> None:
+        if self.receiving is not None:
+            self.receiving.abandon()
+            self.receiving = None
