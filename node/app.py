@@ -100,11 +100,18 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
 
     tracker = SeriesTracker(engine, config.series, router.route, metrics)
     spool = Spool(
-        config.data_dir, engine, tracker, free_disk_floor_bytes=config.receive.free_disk_floor_bytes
+        config.data_dir,
+        engine,
+        tracker,
+        free_disk_floor_bytes=config.receive.free_disk_floor_bytes,
+        journal_bytes=config.receive.journal_bytes,
     )
     reconcile(spool, engine)
+    spool.journal.start()
+    tracker.file_all = spool.journal.file_now
     tracker.start()
     stack.callback(tracker.stop)
+    stack.callback(spool.journal.stop)
 
     listener = Listener(config.receive, spool, tracker, metrics)
     listener.start()

@@ -49,6 +49,7 @@ class ReceiveConfig(Model):
     acse_timeout_seconds: Seconds = 30.0
     accept_unknown_sop_classes: bool = True
     free_disk_floor_bytes: int = Field(default=2_000_000_000, ge=0)
+    journal_bytes: int = Field(default=268_435_456, ge=0)
 
 
 class SeriesConfig(Model):

@@ -140,6 +140,19 @@ class InstanceIndex:
         if entry.error is not None:
             raise entry.error
 
+    def file_all(self, entries: Sequence[Entry]) -> None:
+        """``file`` for several, in one transaction. Raises the first entry's error."""
+        with self._commit_lock:
+            self._commit(entries)
+        for entry in entries:
+            if entry.error is not None:
+                raise entry.error
+
+    def is_stored(self, sop_instance_uid: str) -> bool:
+        """Whether an instance is stored under that UID."""
+        with self._engine.connect() as connection:
+            return self._stored(connection, sop_instance_uid) is not None
+
     def seen_again(self, entry: Entry) -> None:
         """Commit that a stored instance was sent again."""
         with self._commit_lock, write_transaction(self._engine) as connection:
@@ -175,7 +188,7 @@ class InstanceIndex:
                         moved.append(entry)
                         folders |= self._move(entry.temporary, self._data_dir / entry.path)
                     self._write_row(connection, entry)
-                for folder in folders:
+                for folder in sorted(folders):  # a new folder after the one that it is in
                     fsync_folder(folder)
         except BaseException:
             self._series.rolled_back()

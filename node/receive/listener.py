@@ -136,7 +136,7 @@ class Listener:
         server.disconnect_all(after_seconds=0.2)
         for association in server.active_associations:
             association.join(timeout=5.0)
-        self._end_dead_associations()
+        self._end_dead_associations(wait=True)
         self._server = None
         log.info("listener_stopped")
 
@@ -169,7 +169,7 @@ class Listener:
         return sorted(uid for uid in requested if self._storage.accepts(uid))
 
     def _on_established(self, event: Any) -> None:
-        live = Sender(uuid.uuid4().hex, str(event.assoc.requestor.ae_title).strip())
+        live = self._storage.open(uuid.uuid4().hex, str(event.assoc.requestor.ae_title).strip())
         with self._lock:
             self._live[event.assoc] = live
         self._metrics.associations_accepted.inc()
@@ -202,16 +202,21 @@ class Listener:
             live.released = True
             self._end(live)
 
-    def _end_dead_associations(self) -> None:
+    def _end_dead_associations(self, *, wait: bool = False) -> None:
         """End what didn't release: aborted, timed out, connection lost. Its threads are gone by then, so no
         instance of it can still be on its way into the spool."""
         with self._lock:
             dead = [a for a in self._live if not a.is_alive() and not a.dul.is_alive()]
             ended = [self._live.pop(association) for association in dead]
         for live in ended:
-            self._end(live)
+            # filing what came over it takes a moment, in which others want to be accepted
+            thread = threading.Thread(target=self._end, args=(live,), name="association-end", daemon=True)
+            thread.start()
+            if wait:
+                thread.join()
 
     def _end(self, live: Sender) -> None:
+        self._storage.close(live)
         self._metrics.associations_open.dec()
         self._metrics.associations_ended.labels(how="released" if live.released else "aborted").inc()
         log.info(

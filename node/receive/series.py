@@ -108,12 +108,15 @@ class SeriesTracker:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``on_complete(series_instance_uid, version)`` is called from the tracker's thread, at least once
-        for each version until it is routed; what it raises is logged and it is called again later."""
+        for each version until it is routed; what it raises is logged and it is called again later.
+        """
         self._engine = engine
         self._config = config
         self._on_complete = on_complete
         self._metrics = metrics
         self._clock = clock
+        #: files what is acknowledged and not yet counted here; called before anything is judged complete
+        self.file_all: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         self._sent_to: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._handed_over: set[tuple[str, int]] = set()
@@ -320,8 +323,10 @@ class SeriesTracker:
     def check(self) -> float:
         """Complete what is due and hand over what is complete; returns seconds until the next is due."""
         now = self._clock()
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(series).where(series.c.state.in_(("open", "complete")))).all()
+        rows = self._unrouted()
+        if any(row.state == "open" and self._due(row)[0] <= now for row in rows):
+            self.file_all()
+            rows = self._unrouted()
         next_due = now + _MAX_SLEEP_SECONDS
         complete = [(row.series_instance_uid, int(row.version)) for row in rows if row.state == "complete"]
         for row in rows:
@@ -337,6 +342,10 @@ class SeriesTracker:
             if key not in self._handed_over:
                 next_due = min(next_due, self._hand_over(key, now))
         return max(0.0, next_due - self._clock())
+
+    def _unrouted(self) -> Sequence[Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(select(series).where(series.c.state.in_(("open", "complete")))).all()
 
     def _due(self, row: Row[Any]) -> tuple[float, str]:
         """When this open version is complete if nothing else happens, and by which rule."""

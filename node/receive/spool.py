@@ -4,57 +4,50 @@ In: one C-STORE request and its data set, piece by piece as it comes off the wir
 ``kill -9`` and power loss, a row in ``instances``, and a series version that it belongs to; or its place in
 quarantine and why. Nothing holds a whole data set in memory.
 
+    data_dir/spool/journal/                                      acknowledged, filed in a moment
     data_dir/spool/incoming/<random>.part                        being written
     data_dir/spool/series/<hash of series>/<hash of SOP>.dcm     stored
     data_dir/spool/quarantine/<hash of SOP and content>.dcm      kept, not used
 
-Order of one store (DESIGN I1): temporary file, fsync, rename, fsync of the folder, commit. A crash leaves a
-temporary file or a file without a row, which ``reconcile`` mends at start-up; never a row without its file.
+Most instances are acknowledged when they are in the journal, and filed from there; the others when they are
+filed. Order of filing (DESIGN I1): temporary file, fsync, rename, fsync of the folder, commit. A crash leaves
+a temporary file or a file without a row, which ``reconcile`` mends at start-up; never a row without its file.
 No path contains text that a peer chose: only hashes of it.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import structlog
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from node.errors import InstanceRejected, OutOfSpace, SpoolError
+from node.errors import InstanceRejected, OutOfSpace
 from node.receive.index import Entry, Incoming, InstanceIndex, SeriesFiling, fsync_folder
-from node.receive.part10 import HEAD_BYTES, FilingUids, encode_header, read_filing_uids
+from node.receive.journal import Journal, Lane, Record, RecordedInstance
+from node.receive.part10 import FilingUids, read_filing_uids
+from node.receive.receiving import (
+    FileReceiving,
+    JournalReceiving,
+    Receiving,
+    Stored,
+    copy_content,
+    failures,
+    fsync_file,
+)
 
 log = structlog.get_logger("node.receive.spool")
 
 _MAX_IOV = 1000  # IOV_MAX is 1024 on Linux
 _CHECK_SPACE_BYTES = 16 * 1024 * 1024
 _COMPARE_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What became of one instance. ``path`` is relative to data_dir.
-
-    ``code`` and ``reason`` are set for quarantined instances. ``series_version`` is set for stored ones.
-    """
-
-    state: Literal["stored", "duplicate", "quarantined"]
-    path: str
-    series_instance_uid: str | None = None
-    series_version: int | None = None
-    code: str | None = None
-    reason: str | None = None
 
 
 class Spool:
@@ -67,10 +60,12 @@ class Spool:
         series: SeriesFiling,
         *,
         free_disk_floor_bytes: int,
+        journal_bytes: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.data_dir = data_dir
         self.index = InstanceIndex(data_dir, engine, series)
+        self.journal = Journal(data_dir / "spool/journal", journal_bytes, self._file_records)
         self._floor = free_disk_floor_bytes
         self._clock = clock
         root = data_dir / "spool"
@@ -82,10 +77,16 @@ class Spool:
         for folder in (data_dir, root):
             fsync_folder(folder)
 
-    def receive(self, incoming: Incoming) -> Receiving:
-        """Begin one instance. Raises OutOfSpace below the free-space floor, SpoolError on I/O failure."""
+    def receive(self, incoming: Incoming, lane: Lane | None = None) -> Receiving:
+        """Begin one instance, in its association's lane of the journal where there is room.
+
+        Raises OutOfSpace below the free-space floor, SpoolError on I/O failure.
+        """
         self.check_space()
-        return Receiving(self, incoming)
+        room = lane.room() if lane is not None else None
+        if lane is None or room is None:
+            return FileReceiving(self, incoming)
+        return JournalReceiving(self, incoming, lane, room)
 
     def check_space(self) -> None:
         """Raises OutOfSpace below the free-space floor."""
@@ -105,8 +106,7 @@ class Spool:
         """
         try:
             uids = _filing_uids(incoming, file, header_bytes, head)
-            folder = self.stored / _hash(uids.series_instance_uid)
-            final = folder / f"{_hash(uids.sop_instance_uid)}.dcm"
+            final = self.data_dir / self.path_of(uids)
             with failures():
                 entry = self._entry(incoming, file, final, uids=uids)
                 self.index.file(entry)
@@ -115,6 +115,54 @@ class Spool:
                 return self._sent_again(entry, entry.known, file, header_bytes)
         except InstanceRejected as rejection:
             return self._quarantine(incoming, file, header_bytes, rejection)
+
+    def path_of(self, uids: FilingUids) -> str:
+        """Where an instance is stored, relative to data_dir."""
+        folder = self.stored / _hash(uids.series_instance_uid)
+        return str((folder / f"{_hash(uids.sop_instance_uid)}.dcm").relative_to(self.data_dir))
+
+    def path_of_instance(self, instance: RecordedInstance) -> str:
+        """Where a recorded instance will be stored, relative to data_dir."""
+        return self.path_of(_uids(instance))
+
+    def now(self) -> float:
+        return self._clock()
+
+    def _file_records(self, records: Sequence[Record]) -> None:
+        """Make files and rows of records of the journal; again with the same ones does no harm."""
+        entries: list[Entry] = []
+        try:
+            for record in records:
+                instance = record.instance
+                incoming = Incoming(
+                    instance.sop_class_uid,
+                    instance.sop_instance_uid,
+                    instance.transfer_syntax_uid,
+                    instance.association_id,
+                    instance.calling_ae_title,
+                )
+                uids, at = _uids(instance), instance.received_at
+                temporary = self.incoming / f"{uuid.uuid4().hex}.part"
+                entry = Entry(incoming, self.path_of(uids), temporary, record.length, at, uids=uids)
+                entries.append(entry)
+                copy_content(record, temporary)
+            for entry in entries:
+                fsync_file(entry.temporary)
+            self.index.file_all(entries)
+            for entry, record in zip(entries, records, strict=True):
+                if entry.known is not None and entry.temporary is not None:
+                    self._settle(entry, entry.known, entry.temporary, record.instance.header_bytes)
+        finally:
+            for entry in entries:
+                if entry.temporary is not None:
+                    entry.temporary.unlink(missing_ok=True)
+
+    def _settle(self, entry: Entry, known: Mapping[str, Any], file: Path, header_bytes: int) -> Stored:
+        """What becomes of an instance whose UID is stored already."""
+        try:
+            return self._sent_again(entry, known, file, header_bytes)
+        except InstanceRejected as rejection:
+            return self._quarantine(entry.incoming, file, header_bytes, rejection)
 
     def _sent_again(self, entry: Entry, known: Mapping[str, Any], file: Path, header_bytes: int) -> Stored:
         """Acknowledge identical content without storing it again. Raises InstanceRejected when it differs."""
@@ -161,88 +209,13 @@ class Spool:
         return Entry(incoming, path, temporary, file.stat().st_size, self._clock(), **values)
 
 
-class Receiving:
-    """One instance being written. Ends with ``finish`` or ``abandon``."""
-
-    def __init__(self, spool: Spool, incoming: Incoming) -> None:
-        self._spool = spool
-        self._incoming = incoming
-        self._head = bytearray()
-        self._header = encode_header(
-            sop_class_uid=incoming.sop_class_uid,
-            sop_instance_uid=incoming.sop_instance_uid,
-            transfer_syntax_uid=incoming.transfer_syntax_uid,
-            calling_ae_title=incoming.calling_ae_title,
-        )
-        self._path = spool.incoming / f"{uuid.uuid4().hex}.part"
-        self._unchecked_bytes = 0
-        self.size = 0  # of the data set so far
-        with failures():
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        self._write([memoryview(self._header)])
-
-    def write(self, pieces: Sequence[memoryview]) -> None:
-        """Append the next bytes of the data set.
-
-        Raises OutOfSpace or SpoolError; then nothing is left of what was written.
-        """
-        for piece in pieces:
-            if len(self._head) < HEAD_BYTES:
-                self._head += piece[: HEAD_BYTES - len(self._head)]
-            self.size += len(piece)
-            self._unchecked_bytes += len(piece)
-        if self._unchecked_bytes > _CHECK_SPACE_BYTES:
-            self._unchecked_bytes = 0
-            try:
-                self._spool.check_space()
-            except OutOfSpace:
-                self.abandon()
-                raise
-        self._write(pieces)
-
-    def finish(self) -> Stored:
-        """Make the instance durable, or keep it under quarantine when it can't be filed.
-
-        Identical content under a known SOP Instance UID is a ``duplicate`` and not stored twice; different
-        content is quarantined and never replaces what is there.
-        Raises OutOfSpace or SpoolError: then nothing of the instance is left.
-        """
-        try:
-            with failures():
-                os.fsync(self._file)
-            self._close()
-            return self._spool.keep(self._incoming, self._path, len(self._header), bytes(self._head))
-        except BaseException:
-            self.abandon()
-            raise
-
-    def abandon(self) -> None:
-        """Leave nothing."""
-        self._close()
-        self._path.unlink(missing_ok=True)
-
-    def _write(self, pieces: Sequence[memoryview]) -> None:
-        try:
-            with failures():
-                for start in range(0, len(pieces), _MAX_IOV):
-                    _write_all(self._file, pieces[start : start + _MAX_IOV])
-        except SpoolError:
-            self.abandon()
-            raise
-
-    def _close(self) -> None:
-        if self._file >= 0:
-            descriptor, self._file = self._file, -1
-            os.close(descriptor)
-
-
-def _write_all(file: int, pieces: Sequence[memoryview]) -> None:
-    left = sum(len(piece) for piece in pieces)
-    written = os.writev(file, pieces)
-    if written < left:  # a nearly full disk, or a signal
-        rest = memoryview(b"".join(pieces))[written:]
-        while rest:
-            rest = rest[os.write(file, rest) :]
+def _uids(instance: RecordedInstance) -> FilingUids:
+    return FilingUids(
+        instance.sop_class_uid,
+        instance.sop_instance_uid,
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+    )
 
 
 def _filing_uids(incoming: Incoming, file: Path, header_bytes: int, head: bytes) -> FilingUids:
@@ -295,22 +268,3 @@ def _content_hash(file: Path, header_bytes: int) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:32]
-
-
-@contextmanager
-def failures() -> Iterator[None]:
-    """Disk and database errors as SpoolError or OutOfSpace."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfSpace(
-                f"the disk is full: {error.strerror}", hint="free disk space under data_dir"
-            ) from error
-        raise SpoolError(
-            f"cannot write to the spool: {error.strerror}", hint="check the disk under data_dir"
-        ) from error
-    except SQLAlchemyError as error:
-        raise SpoolError(
-            f"cannot write to the database: {type(error).__name__}", hint="check the disk under data_dir"
-        ) from error

@@ -28,8 +28,10 @@ from node.errors import SpoolError
 from node.metrics import Metrics
 from node.receive.command import StoreCommand
 from node.receive.index import Incoming
+from node.receive.journal import Lane
 from node.receive.part10 import is_uid
-from node.receive.spool import Receiving, Spool
+from node.receive.receiving import Receiving
+from node.receive.spool import Spool
 
 log = structlog.get_logger("node.receive.storage")
 
@@ -83,6 +85,7 @@ class Sender:
 
     association_id: str
     calling_ae_title: str
+    lane: Lane | None = None
     released: bool = False
     stored: int = 0
     quarantined: int = 0
@@ -101,6 +104,15 @@ class StorageService:
         """Whether C-STORE is accepted under this abstract syntax."""
         return is_accepted_storage(abstract_syntax, accept_unknown=self._accept_unknown)
 
+    def open(self, association_id: str, calling_ae_title: str) -> Sender:
+        """An association was established."""
+        return Sender(association_id, calling_ae_title, self._spool.journal.lane())
+
+    def close(self, sender: Sender) -> None:
+        """It ended, and nothing of it is on its way: file everything that came over it."""
+        if sender.lane is not None:
+            self._spool.journal.end(sender.lane)
+
     def begin(
         self, sender: Sender, command: StoreCommand, abstract_syntax: str, transfer_syntax_uid: str
     ) -> StoreReception:
@@ -117,7 +129,7 @@ class StorageService:
             calling_ae_title=sender.calling_ae_title,
         )
         try:
-            reception.receiving = self._spool.receive(incoming)
+            reception.receiving = self._spool.receive(incoming, sender.lane)
         except SpoolError as error:
             reception.refuse_for(error)
         return reception

@@ -31,6 +31,7 @@ from node.config import LogConfig, ReceiveConfig, SeriesConfig
 from node.database import instances, open_database, series
 from node.log import configure_logging
 from node.metrics import Metrics
+from node.receive.journal import SEGMENT_BYTES
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
@@ -51,6 +52,7 @@ class ReceivingNode:
             network_timeout_seconds=5.0,
             acse_timeout_seconds=2.0,
             free_disk_floor_bytes=0,
+            journal_bytes=4 * SEGMENT_BYTES,
         )
     )
     timing: SeriesConfig = field(
@@ -68,8 +70,12 @@ class ReceivingNode:
             self.engine,
             self.tracker,
             free_disk_floor_bytes=self.receive.free_disk_floor_bytes,
+            journal_bytes=self.receive.journal_bytes,
         )
         self.reconciled = reconcile(self.spool, self.engine)
+        self.spool.journal.start()
+        self.tracker.file_all = self.spool.journal.file_now
+        wait_for(lambda: self.spool.journal.is_made, what="the journal's segments")
         self.tracker.start()
         self.listener = Listener(self.receive, self.spool, self.tracker, self.metrics)
         self.listener.start()
@@ -77,6 +83,7 @@ class ReceivingNode:
 
     def stop(self, grace_seconds: float = 2.0) -> None:
         self.listener.stop(grace_seconds)
+        self.spool.journal.stop()
         self.tracker.stop()
         self.engine.dispose()
 
@@ -85,10 +92,12 @@ class ReceivingNode:
         return self.listener.port
 
     def rows(self) -> list[dict[str, Any]]:
+        self.spool.journal.file_now()
         with self.engine.connect() as connection:
             return [dict(r._mapping) for r in connection.execute(select(instances).order_by(instances.c.id))]
 
     def series_rows(self) -> list[dict[str, Any]]:
+        self.spool.journal.file_now()
         with self.engine.connect() as connection:
             return [dict(r._mapping) for r in connection.execute(select(series).order_by(series.c.opened_at))]
 

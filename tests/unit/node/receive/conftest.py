@@ -14,9 +14,10 @@ from node.config import SeriesConfig
 from node.database import instances, open_database, series
 from node.metrics import Metrics
 from node.receive.index import Incoming
+from node.receive.receiving import Stored
 from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker
-from node.receive.spool import Spool, Stored
+from node.receive.spool import Spool
 
 TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=600)
 

@@ -222,7 +222,6 @@ class Routed:
                     series_version=1,
                     path="0.dcm",
                     bytes=1,
-                    sha256="x",
                     association_id="a",
                     calling_ae_title="SCANNER",
                     state="stored",

@@ -126,7 +126,6 @@ class Bench:
                         series_version=1,
                         path=f"spool/{number}.dcm",
                         bytes=1,
-                        sha256="x",
                         association_id="a",
                         calling_ae_title="SCANNER",
                         state="stored",

@@ -104,7 +104,6 @@ def fill(engine: Engine) -> None:
                 transfer_syntax_uid="1",
                 path="spool/quarantine/x.dcm",
                 bytes=1,
-                sha256="x",
                 association_id="a",
                 calling_ae_title="A",
                 state="quarantined",
