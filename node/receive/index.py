@@ -108,13 +108,12 @@ class InstanceIndex:
         self._waiting_lock = threading.Lock()
         self._commit_lock = threading.Lock()
 
-        self._find_stored = Prepared(
-            select(instances).where(
-                instances.c.sop_instance_uid == bindparam("uid"),
-                instances.c.state == literal_column("'stored'"),
-            ),
-            engine,
+        under_uid = (
+            instances.c.sop_instance_uid == bindparam("uid"),
+            instances.c.state == literal_column("'stored'"),
         )
+        self._find_stored = Prepared(select(instances).where(*under_uid), engine)
+        self._is_stored = Prepared(select(instances.c.id).where(*under_uid), engine)
         columns = [column.name for column in instances.c if column.name != "id"]
         self._insert = Prepared(insert(instances), engine, columns=columns)
         self._forget_missing = Prepared(
@@ -151,7 +150,7 @@ class InstanceIndex:
     def is_stored(self, sop_instance_uid: str) -> bool:
         """Whether an instance is stored under that UID."""
         with self._engine.connect() as connection:
-            return self._stored(connection, sop_instance_uid) is not None
+            return self._is_stored.execute(connection, {"uid": sop_instance_uid}).first() is not None
 
     def seen_again(self, entry: Entry) -> None:
         """Commit that a stored instance was sent again."""

@@ -40,7 +40,7 @@ ROOM_BYTES = 2 * 1024 * 1024
 #: an instance is filed at the latest so long after it was acknowledged, while its association goes on
 MAX_LAG_SECONDS = 0.5
 #: … and at once when fewer than this share of the segments is free
-LOW_SHARE = 0.25
+LOW_SHARE = 0.125
 BATCH = 64
 
 _SEGMENT = struct.Struct("<8sQQ")  # magic, generation, checksum of both

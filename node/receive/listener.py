@@ -15,18 +15,17 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import structlog
-from pydicom.uid import UID
 from pynetdicom import (
     AE,
     ALL_TRANSFER_SYNTAXES,
     build_context,
     evt,
 )
-from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
@@ -48,7 +47,6 @@ _REJECTIONS = {
     (2, 3, 2): "too_many_associations",
 }
 
-_STORAGE_SERVICE_CLASS_UID = "1.2.840.10008.4.2"
 _EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 #: In our order of preference for a context that offers several: explicit VR first, because it keeps the
 #: VRs of private attributes.
@@ -56,6 +54,12 @@ TRANSFER_SYNTAXES = (
     _EXPLICIT_VR_LITTLE_ENDIAN,
     *(uid for uid in ALL_TRANSFER_SYNTAXES if uid != _EXPLICIT_VR_LITTLE_ENDIAN),
 )
+
+
+@lru_cache(maxsize=1024)
+def _storage_context(abstract_syntax: str) -> PresentationContext:
+    """What we support of a storage SOP class; shared by associations, which only read it."""
+    return build_context(abstract_syntax, list(TRANSFER_SYNTAXES))
 
 
 class Listener:
@@ -109,7 +113,6 @@ class Listener:
             contexts=[build_context(Verification)],
             evt_handlers=[
                 (evt.EVT_REQUESTED, self._on_requested),
-                (evt.EVT_SOP_COMMON, self._on_sop_common),
                 (evt.EVT_ESTABLISHED, self._on_established),
                 (evt.EVT_REJECTED, self._on_rejected),
                 (evt.EVT_RELEASED, self._on_released),
@@ -144,22 +147,8 @@ class Listener:
         """Support what was asked for and is acceptable: negotiation then costs what the request is long."""
         contexts: list[PresentationContext] = [build_context(Verification)]
         for uid in self._requested_storage(event.assoc):
-            contexts.append(build_context(uid, list(TRANSFER_SYNTAXES)))
+            contexts.append(_storage_context(uid))
         event.assoc.acceptor.supported_contexts = contexts
-
-    def _on_sop_common(self, event: Any) -> dict[UID, SOPClassCommonExtendedNegotiation]:
-        """Tell pynetdicom that the classes it doesn't know belong to the Storage service.
-
-        It looks up the service by SOP class; this is its one way of extending the look-up for a single
-        association instead of the whole process. Nothing of it goes over the wire (PS3.7 D.3.3.6).
-        """
-        items = {}
-        for uid in self._requested_storage(event.assoc):
-            item = SOPClassCommonExtendedNegotiation()
-            item.sop_class_uid = uid
-            item.service_class_uid = _STORAGE_SERVICE_CLASS_UID
-            items[UID(uid)] = item
-        return items
 
     def _requested_storage(self, association: Any) -> list[str]:
         primitive = association.requestor.primitive
@@ -169,18 +158,26 @@ class Listener:
         return sorted(uid for uid in requested if self._storage.accepts(uid))
 
     def _on_established(self, event: Any) -> None:
-        live = self._storage.open(uuid.uuid4().hex, str(event.assoc.requestor.ae_title).strip())
+        self._sender(event.assoc)
+
+    def _sender(self, association: Any) -> Sender:
+        """The sender of an association; its first C-STORE may be read before it is reported established."""
         with self._lock:
-            self._live[event.assoc] = live
+            live = self._live.get(association)
+            if live is not None:
+                return live
+            live = self._storage.open(uuid.uuid4().hex, str(association.requestor.ae_title).strip())
+            self._live[association] = live
         self._metrics.associations_accepted.inc()
         self._metrics.associations_open.inc()
         log.info(
             "association_accepted",
             association_id=live.association_id,
             calling_ae_title=live.calling_ae_title,
-            contexts=len(event.assoc.accepted_contexts),
-            contexts_rejected=len(event.assoc.rejected_contexts),
+            contexts=len(association.accepted_contexts),
+            contexts_rejected=len(association.rejected_contexts),
         )
+        return live
 
     def _on_rejected(self, event: Any) -> None:
         primitive = event.assoc.acceptor.primitive
@@ -233,8 +230,7 @@ class Listener:
         self, association: Any, context: PresentationContext, command: StoreCommand
     ) -> Reception:
         """A C-STORE-RQ came; runs in the association's thread."""
-        with self._lock:
-            sender = self._live[association]
+        sender = self._sender(association)
         syntax = str(context.transfer_syntax[0])
         return self._storage.begin(sender, command, str(context.abstract_syntax), syntax)
 

@@ -44,6 +44,9 @@ _FILING_TAGS: dict[BaseTag, str] = {
     Tag(0x0020, 0x000E): "SeriesInstanceUID",
 }
 _LAST_FILING_TAG = max(_FILING_TAGS)
+#: as plain numbers, which compare in a tenth of the time
+_FILING_NUMBERS = {int(tag): keyword for tag, keyword in _FILING_TAGS.items()}
+_LAST_FILING_NUMBER = int(_LAST_FILING_TAG)
 _PIXEL_DATA = Tag(0x7FE0, 0x0008)  # float, double and integer pixel data are (7FE0,0008) to (7FE0,0010)
 
 
@@ -64,6 +67,8 @@ def is_uid(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Text from a peer as at most 64 printable ASCII characters, ? for each other one."""
+    if text.isascii() and text.isprintable():
+        return text[:64]
     return "".join(character if " " <= character <= "~" else "?" for character in text[:64])
 
 
@@ -104,7 +109,7 @@ def scan_uids(head: bytes, transfer_syntax_uid: str) -> dict[str, str] | None:
     while at + 12 <= end:
         group, number = _TAG.unpack_from(head, at)
         tag = group << 16 | number
-        if tag > _LAST_FILING_TAG:
+        if tag > _LAST_FILING_NUMBER:
             break
         vr = head[at + 4 : at + 6]
         if vr in _LONG_VRS:
@@ -115,11 +120,11 @@ def scan_uids(head: bytes, transfer_syntax_uid: str) -> dict[str, str] | None:
             return None
         if tag <= previous or start + length > end:  # 0xFFFFFFFF, an undefined length, is beyond any end
             return None
-        keyword = _FILING_TAGS.get(tag)
+        keyword = _FILING_NUMBERS.get(tag)
         if keyword is not None:
             found[keyword] = head[start : start + length].decode("ascii", errors="replace").strip(" \0")
         at, previous = start + length, tag
-    return found if len(found) == len(_FILING_TAGS) else None
+    return found if len(found) == len(_FILING_NUMBERS) else None
 
 
 def _parse(
