@@ -333,18 +333,21 @@ def _encode_record(generation: int, length: int, checksum: int, instance: Record
 
 
 def _read_records(file: int, generation: int) -> Iterator[Record]:
-    """The whole records of a generation, in order."""
-    offset = BLOCK_BYTES
-    while offset + BLOCK_BYTES <= SEGMENT_BYTES:
+    """The whole records of a generation, in order; a damaged one hides none of the others."""
+    offset = 0
+    while offset + 2 * BLOCK_BYTES <= SEGMENT_BYTES:
+        offset += BLOCK_BYTES
         block = os.pread(file, BLOCK_BYTES, offset)
+        if len(block) < BLOCK_BYTES:
+            return
         magic, its_generation, length, checksum, text_length = _RECORD.unpack_from(block)
         end = _RECORD.size + text_length
         if magic != _RECORD_MAGIC or its_generation != generation or end + 8 > BLOCK_BYTES:
-            return
+            continue
         if block[end : end + 8] != xxhash.xxh3_64_digest(block[:end]):
-            return
-        offset += BLOCK_BYTES
-        content = os.pread(file, length, offset)
+            continue
+        content = os.pread(file, length, offset + BLOCK_BYTES)
         if len(content) == length and xxhash.xxh3_64_intdigest(content) == checksum:
-            yield Record(file, offset, length, RecordedInstance(**json.loads(block[_RECORD.size : end])))
-        offset += -(-length // BLOCK_BYTES) * BLOCK_BYTES
+            instance = RecordedInstance(**json.loads(block[_RECORD.size : end]))
+            yield Record(file, offset + BLOCK_BYTES, length, instance)
+            offset += -(-length // BLOCK_BYTES) * BLOCK_BYTES

@@ -304,20 +304,22 @@ def test_unknown_and_private_classes(tmp_path: Path) -> None:
 
 def test_garbage_on_the_port_leaves_nothing_behind(node: ReceivingNode) -> None:
     rng = random.Random(20261120)  # noqa: S311 repeatable noise
+    for connection in [node.engine.connect() for _ in range(5)]:  # the pool holds so many from now on
+        connection.close()
     descriptors = _descriptors()
     started = threading.active_count()
     for size in (0, 1, 5, 6, 7, 64, 4096, 200_000):
-        with socket.create_connection(("127.0.0.1", node.port)) as connection:
-            connection.sendall(rng.randbytes(size))
+        with socket.create_connection(("127.0.0.1", node.port)) as peer:
+            peer.sendall(rng.randbytes(size))
     half_request = bytes([1, 0]) + struct.pack(">L", 500) + b"\0\1\0\0PACSNODE"
     release_first = bytes([5, 0]) + struct.pack(">L", 4) + bytes(4)
     undecodable = bytes([1, 0]) + struct.pack(">L", 80) + rng.randbytes(80)
     for pdu in (half_request, release_first, undecodable, bytes([4, 0]) + struct.pack(">L", 2**32 - 1)):
-        with socket.create_connection(("127.0.0.1", node.port)) as connection:
-            connection.sendall(pdu)
-            connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(3)
-            while connection.recv(4096):
+        with socket.create_connection(("127.0.0.1", node.port)) as peer:
+            peer.sendall(pdu)
+            peer.shutdown(socket.SHUT_WR)
+            peer.settimeout(3)
+            while peer.recv(4096):
                 pass
     uid = generate_uid()
     sender = Sender(node.port, CT)

@@ -14,10 +14,12 @@ from node.config import SeriesConfig
 from node.database import instances, open_database, series
 from node.metrics import Metrics
 from node.receive.index import Incoming
+from node.receive.journal import Lane
 from node.receive.receiving import Stored
 from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
+from tests.integration.receiving import wait_for
 
 TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=600)
 
@@ -41,6 +43,7 @@ class Bench:
     now: float = 1000.0
     completed: list[tuple[str, int]] = field(default_factory=list)
     fail_times: int = 0
+    journal_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.metrics = Metrics("test")
@@ -53,8 +56,18 @@ class Bench:
         )
         self.tracker.recover()
         self.spool = Spool(
-            self.data_dir, self.engine, self.tracker, free_disk_floor_bytes=0, clock=lambda: self.now
+            self.data_dir,
+            self.engine,
+            self.tracker,
+            free_disk_floor_bytes=0,
+            journal_bytes=self.journal_bytes,
+            clock=lambda: self.now,
         )
+        self.lane: Lane | None = None
+        if self.journal_bytes:
+            self.spool.journal.start()
+            wait_for(lambda: self.spool.journal.is_made, what="the journal's segments")
+            self.lane = self.spool.journal.lane()
 
     def store(self, sent: Sent, *, piece_bytes: int = 100) -> Stored:
         """Through the spool, in pieces as off the wire."""
@@ -65,7 +78,8 @@ class Bench:
                 sent.transfer_syntax_uid,
                 sent.association_id,
                 sent.calling_ae_title,
-            )
+            ),
+            self.lane,
         )
         whole = memoryview(sent.dataset)
         receiving.write([whole[i : i + piece_bytes] for i in range(0, len(whole), piece_bytes)])
