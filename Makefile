@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
 
-.PHONY: help demo test check bench bench-ingest format clean
+.PHONY: help demo test test-kills check bench bench-ingest format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -16,6 +16,9 @@ demo: $(VENV)/.demo ## Run the main job: C-STORE in, results back. DICOM=<folder
 
 test: $(VENV)/.dev ## Run everything that a developer's machine can check
 	$(BIN)/pytest
+
+test-kills: $(VENV)/.dev ## kill -9 the listener 100 times under load
+	PACSNODE_KILLS=100 $(BIN)/pytest tests/integration/test_receive_kills.py
 
 check: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff check .

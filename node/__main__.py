@@ -27,7 +27,6 @@ from node.app import routes_of, serve
 from node.config import LogConfig, NodeConfig, load_config
 from node.database import open_database
 from node.deliver import make_deliverer
-from node.demo import run_demo
 from node.errors import ConfigError, NodeError
 from node.log import configure_logging
 from node.route.defaults import default_routes
@@ -37,9 +36,8 @@ from node.route.router import compile_routes
 from node.run import operations
 from node.triton_server import EmbeddedTriton
 from pipelines.errors import PipelineError
-from pipelines.load import dicom_files
-from pipelines.process import Request, find_pipeline, process
-from pipelines.registry import PIPELINES
+from pipelines.registry import find_pipeline
+from pipelines.request import Request
 from pipelines.triton import InferenceClient
 from triton_models.cli import app as models_app
 
@@ -98,7 +96,7 @@ def _check_models(config: NodeConfig) -> bool:
     names = sorted({route.pipeline for route in config.routes})
     ok = True
     with _triton(config) as url, InferenceClient(url, timeout_seconds=10.0) as client:
-        for spec in [spec for name in names for spec in PIPELINES[name].models]:
+        for spec in [spec for name in names for spec in find_pipeline(name).models]:
             try:
                 served = client.check(spec)
                 _say(
@@ -119,6 +117,8 @@ def demo(
     ] = None,
 ) -> None:
     """Send a chest CT by C-STORE through a whole node into an archive, and show what came back."""
+    from node.demo import run_demo  # noqa: PLC0415 - the running node needn't load what it computes with
+
     raise typer.Exit(run_demo(dicom or [], out, Console()))
 
 
@@ -131,6 +131,9 @@ def process_folder(
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline on a folder, without DICOM networking."""
+    from pipelines.load import dicom_files  # noqa: PLC0415 - as in demo
+    from pipelines.process import process  # noqa: PLC0415
+
     loaded = load_config(config) if config is not None else NodeConfig()
     find_pipeline(pipeline)
     out.mkdir(parents=True, exist_ok=True)

@@ -8,44 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from pipelines.errors import PipelineError
 from pipelines.load import load_series
-from pipelines.pipeline import Pipeline, StageProgress, Stages
-from pipelines.registry import PIPELINES
+from pipelines.pipeline import StageProgress, Stages
+from pipelines.registry import find_pipeline
+from pipelines.request import SUMMARY, Request
 from pipelines.results import ResultEntry, build_result_set, write_result_set
 from pipelines.triton import Inference
 from pipelines.volume import Findings, Region, ResultContext, Volume
-
-SUMMARY = "summary.json"
-
-
-@dataclass(frozen=True)
-class Request:
-    """One run. content_datetime is the job's, so that a re-run makes identical objects."""
-
-    pipeline: str
-    paths: tuple[Path, ...]
-    out: Path
-    software_version: str
-    content_datetime: datetime
-    clinical_use: bool = False
-    uid_root: str | None = None
-
-
-def find_pipeline(name: str) -> Pipeline:
-    """The registered pipeline. Raises PipelineError (unknown_pipeline) naming those there are."""
-    try:
-        return PIPELINES[name]
-    except KeyError:
-        raise PipelineError(
-            f"pipeline {name!r} isn't known; known are {', '.join(sorted(PIPELINES))}",
-            code="unknown_pipeline",
-        ) from None
 
 
 def process(request: Request, inference: Inference, report: StageProgress | None = None) -> dict[str, Any]:

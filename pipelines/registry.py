@@ -1,8 +1,27 @@
-"""The pipelines there are. Adding one: a file with a ``Pipeline``, and its name here."""
+"""The pipelines there are. Adding one: a file with a ``PIPELINE``, and its name here.
+
+Loading a pipeline imports what it computes with; knowing its name doesn't.
+"""
 
 from __future__ import annotations
 
-from pipelines import chest_ct_pneumonia
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+from pipelines.errors import PipelineError
 from pipelines.pipeline import Pipeline
 
-PIPELINES: dict[str, Pipeline] = {p.name: p for p in (chest_ct_pneumonia.PIPELINE,)}
+#: name -> the module that has it as ``PIPELINE``
+PIPELINES: Mapping[str, str] = MappingProxyType({"chest_ct_pneumonia": "pipelines.chest_ct_pneumonia"})
+
+
+def find_pipeline(name: str) -> Pipeline:
+    """The registered pipeline. Raises PipelineError (unknown_pipeline) naming those there are."""
+    if name not in PIPELINES:
+        raise PipelineError(
+            f"pipeline {name!r} isn't known; known are {', '.join(sorted(PIPELINES))}",
+            code="unknown_pipeline",
+        )
+    pipeline: Pipeline = import_module(PIPELINES[name]).PIPELINE
+    return pipeline

@@ -19,44 +19,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.process import Request, process
+from pipelines.process import process
+from pipelines.request import decode_request
 from pipelines.triton import InferenceClient
-
-
-def encode_request(request: Request, *, triton_url: str, timeout_seconds: float) -> str:
-    """One line for the worker's stdin."""
-    return json.dumps(
-        {
-            "pipeline": request.pipeline,
-            "paths": [str(path) for path in request.paths],
-            "out": str(request.out),
-            "software_version": request.software_version,
-            "content_datetime": request.content_datetime.isoformat(),
-            "clinical_use": request.clinical_use,
-            "uid_root": request.uid_root,
-            "triton_url": triton_url,
-            "timeout_seconds": timeout_seconds,
-        }
-    )
-
-
-def _decode_request(message: dict[str, Any]) -> Request:
-    return Request(
-        pipeline=message["pipeline"],
-        paths=tuple(Path(path) for path in message["paths"]),
-        out=Path(message["out"]),
-        software_version=message["software_version"],
-        content_datetime=datetime.fromisoformat(message["content_datetime"]),
-        clinical_use=message["clinical_use"],
-        uid_root=message["uid_root"],
-    )
-
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -79,7 +48,7 @@ def _run(line: str, emit: Emit) -> None:
         message = json.loads(line)
         with InferenceClient(message["triton_url"], timeout_seconds=message["timeout_seconds"]) as client:
             summary = process(
-                _decode_request(message),
+                decode_request(message),
                 client,
                 lambda stage, done, total: emit(
                     {"event": "progress", "stage": stage, "done": done, "total": total}

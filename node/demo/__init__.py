@@ -33,7 +33,7 @@ from node.demo.send import Outgoing, find_outgoing, send
 from node.errors import NodeError
 from node.route.defaults import default_routes
 from node.triton_server import free_port
-from pipelines.process import SUMMARY
+from pipelines.request import SUMMARY
 from pipelines.results.validation import validate
 
 NODE_AE_TITLE = "PACSNODE"

@@ -33,7 +33,7 @@ from node.metrics import Metrics
 from node.receive.series import instance_paths
 from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
 from pipelines.errors import InferenceUnavailable
-from pipelines.process import SUMMARY, Request
+from pipelines.request import SUMMARY, Request
 
 log = structlog.get_logger(__name__)
 

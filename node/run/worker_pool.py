@@ -18,8 +18,7 @@ from typing import Any
 import structlog
 
 from node.errors import NodeError, WorkerCrashed
-from pipelines.process import Request
-from pipelines.worker import encode_request
+from pipelines.request import Request, encode_request
 
 log = structlog.get_logger(__name__)
 

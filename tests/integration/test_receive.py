@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +24,7 @@ from pydicom.uid import (
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, Verification
 
-from node.config import ReceiveConfig, SeriesConfig
+from node.config import ReceiveConfig
 from tests.integration.receiving import (
     CALLING,
     CT,
@@ -373,53 +370,6 @@ def test_stop_aborts_what_outlasts_the_grace(tmp_path: Path) -> None:
     node.stop(grace_seconds=0.2)
     assert time.monotonic() - started < 4
     wait_for(lambda: sender.association.is_aborted)
-
-
-def test_kill_9_while_receiving_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    data_dir = tmp_path / "var"
-    acknowledged: dict[str, bytes] = {}
-    uid = generate_uid()
-    rng = random.Random(7)  # noqa: S311 repeatable noise
-    number = 0
-    for _round in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.receiving", str(data_dir)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-            text=True,
-        )
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        killer = threading.Timer(0.2 + rng.random() * 0.5, process.send_signal, [signal.SIGKILL])
-        sender = Sender(port, CT)
-        killer.start()
-        try:
-            while True:
-                image = ct_slice(uid, number, PixelData=rng.randbytes(200_000))
-                number += 1
-                if sender.store_image(image) == 0x0000:
-                    acknowledged[image.SOPInstanceUID] = encoded(image)
-        except (ConnectionError, RuntimeError, StopIteration):
-            pass
-        process.wait()
-        process.stdout.close()
-        sender.abort()
-    node = ReceivingNode(data_dir, timing=SeriesConfig(quiet_seconds=0.5)).start()
-    try:
-        rows = {row["sop_instance_uid"]: row for row in node.rows()}
-        assert len(acknowledged) > 20
-        assert set(acknowledged) <= set(rows)
-        assert {uid: node.dataset_bytes(rows[uid]) for uid in acknowledged} == acknowledged
-        assert all(row["state"] == "stored" for row in rows.values())
-        assert list(data_dir.rglob("*.part")) == []
-        assert len(list(data_dir.rglob("*.dcm"))) == len(rows)
-        assert node.reconciled.missing == 0
-        wait_for(lambda: node.completed != [])
-        latest = node.series_rows()[-1]
-        assert latest["evidence"]["rule"] == "quiet_time"
-        assert latest["instance_count"] == len(rows)
-    finally:
-        node.stop()
 
 
 def _associate(port: int, calling: str, called: str, contexts: list[object] | None = None) -> object:

@@ -11,7 +11,7 @@ import pytest
 
 from node.run.worker_pool import PipelineFailed, WorkerPool
 from node.triton_server import EmbeddedTriton
-from pipelines.process import Request
+from pipelines.request import Request
 
 pytestmark = pytest.mark.integration
 

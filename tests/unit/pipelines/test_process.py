@@ -20,7 +20,9 @@ from pipelines.chest_ct_pneumonia import PIPELINE
 from pipelines.errors import PipelineError, SeriesRefused
 from pipelines.noisy_or import case_type, noisy_or
 from pipelines.pipeline import Stages
-from pipelines.process import SUMMARY, Request, find_pipeline, process
+from pipelines.process import process
+from pipelines.registry import find_pipeline
+from pipelines.request import SUMMARY, Request
 from pipelines.volume import Findings, Lesion, Lung, Volume
 from tests.unit.pipelines.examples import ByRule
 from tests.unit.pipelines.results.synthetic import chest

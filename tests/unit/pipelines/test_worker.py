@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from node.triton_server import free_port
-from pipelines.process import Request
-from pipelines.worker import _decode_request, encode_request
+from pipelines.request import Request, decode_request, encode_request
 
 REQUEST = Request(
     pipeline="chest_ct_pneumonia",
@@ -110,7 +109,7 @@ def test_a_request_survives_the_journey() -> None:
     line = encode_request(REQUEST, triton_url="triton:8001", timeout_seconds=3.5)
     assert "\n" not in line
     message = json.loads(line)
-    assert _decode_request(message) == REQUEST
+    assert decode_request(message) == REQUEST
     assert (message["triton_url"], message["timeout_seconds"]) == ("triton:8001", 3.5)
 
 

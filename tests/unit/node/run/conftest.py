@@ -16,7 +16,7 @@ from node.database import deliveries, instances, jobs, open_database, series
 from node.metrics import Metrics
 from node.run.steps import Services, Steps
 from node.run.worker_pool import OnProgress
-from pipelines.process import SUMMARY, Request
+from pipelines.request import SUMMARY, Request
 
 JOB = "j1"
 SERIES = "1.2.3"

@@ -17,7 +17,7 @@ import pytest
 from node.errors import WorkerCrashed
 from node.run.worker_pool import NODE_STOPPING, PipelineFailed, WorkerPool
 from node.triton_server import free_port
-from pipelines.process import Request
+from pipelines.request import Request
 from tests.integration.receiving import wait_for
 
 PIPELINE = "chest_ct_pneumonia"

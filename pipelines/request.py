@@ -1,0 +1,55 @@
+"""What a run of a pipeline is asked for, as an object and as a line of JSON. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+#: name of the file that a run leaves last, beside its result set
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run. content_datetime is the job's, so that a re-run makes identical objects."""
+
+    pipeline: str
+    paths: tuple[Path, ...]
+    out: Path
+    software_version: str
+    content_datetime: datetime
+    clinical_use: bool = False
+    uid_root: str | None = None
+
+
+def encode_request(request: Request, *, triton_url: str, timeout_seconds: float) -> str:
+    """One line for the worker's stdin."""
+    return json.dumps(
+        {
+            "pipeline": request.pipeline,
+            "paths": [str(path) for path in request.paths],
+            "out": str(request.out),
+            "software_version": request.software_version,
+            "content_datetime": request.content_datetime.isoformat(),
+            "clinical_use": request.clinical_use,
+            "uid_root": request.uid_root,
+            "triton_url": triton_url,
+            "timeout_seconds": timeout_seconds,
+        }
+    )
+
+
+def decode_request(message: dict[str, Any]) -> Request:
+    """The inverse of ``encode_request``."""
+    return Request(
+        pipeline=message["pipeline"],
+        paths=tuple(Path(path) for path in message["paths"]),
+        out=Path(message["out"]),
+        software_version=message["software_version"],
+        content_datetime=datetime.fromisoformat(message["content_datetime"]),
+        clinical_use=message["clinical_use"],
+        uid_root=message["uid_root"],
+    )
