@@ -17,10 +17,7 @@ from node.database import jobs, open_database
 from node.deliver import make_deliverer
 from node.errors import ConfigError
 from node.metrics import Metrics
-from node.receive.listener import Listener
-from node.receive.reconcile import reconcile
-from node.receive.series import SeriesTracker
-from node.receive.spool import Spool
+from node.receive.process import ReceiverProcess
 from node.route.router import Route, Router, compile_routes
 from node.run.engine import JobEngine
 from node.run.operations import RetryWatch
@@ -31,9 +28,6 @@ from node.web.app import WebServer, create_app
 from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
-
-#: running associations may go on for so long after SIGTERM
-STOP_GRACE_SECONDS = 10.0
 
 
 def routes_of(config: NodeConfig) -> tuple[Route, ...]:
@@ -98,30 +92,15 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     retry_watch.start()
     stack.callback(retry_watch.stop)
 
-    tracker = SeriesTracker(engine, config.series, router.route, metrics)
-    spool = Spool(
-        config.data_dir,
-        engine,
-        tracker,
-        free_disk_floor_bytes=config.receive.free_disk_floor_bytes,
-        journal_bytes=config.receive.journal_bytes,
-    )
-    reconcile(spool, engine)
-    spool.journal.start()
-    tracker.file_all = spool.journal.file_now
-    tracker.start()
-    stack.callback(tracker.stop)
-    stack.callback(spool.journal.stop)
-
-    listener = Listener(config.receive, spool, tracker, metrics)
-    listener.start()
-    stack.callback(listener.stop, STOP_GRACE_SECONDS)
+    receiver = ReceiverProcess(config, router.route)
+    stack.callback(receiver.stop)
+    receiver.start()
 
     checks = {
-        "listener": lambda: None if listener.is_listening else "the DICOM listener is down",
+        "listener": receiver.why_not_ready,
         "triton": triton.why_not_ready,
     }
-    web = WebServer(config.web, create_app(engine, metrics, checks))
+    web = WebServer(config.web, create_app(engine, metrics, checks, receiver.metrics))
     web.start()
     stack.callback(web.stop)
 

@@ -17,16 +17,13 @@ _SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 _SECONDS_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class Metrics:
-    """The node's metrics on a registry of their own; make one for a process (or one for a test)."""
+class ReceiveMetrics:
+    """What the receiver's process counts, on a registry of its own."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
-        ProcessCollector(namespace="pacsnode", registry=registry)
-        Info("pacsnode_build", "The running software.", registry=registry).info({"version": version})
-
-        # receive
+        ProcessCollector(namespace="pacsnode_receive", registry=registry)
         self.associations_open = Gauge(
             "pacsnode_associations_open", "Associations accepted and not yet ended.", registry=registry
         )
@@ -57,15 +54,10 @@ class Metrics:
         )
         self.c_store_seconds = Histogram(
             "pacsnode_c_store_duration_seconds",
-            "From the whole C-STORE request being read to its bytes being durable and indexed.",
+            "From a C-STORE request to its instance being durable.",
             buckets=_SECONDS_SHORT,
             registry=registry,
         )
-        self.free_disk_bytes = Gauge(
-            "pacsnode_free_disk_bytes", "Free space where data_dir lies.", registry=registry
-        )
-
-        # series and routing
         self.series_opened = Counter(
             "pacsnode_series_opened_total", "Series versions opened by a first instance.", registry=registry
         )
@@ -75,6 +67,26 @@ class Metrics:
             ["rule"],
             registry=registry,
         )
+
+    def expose(self) -> bytes:
+        """The current values in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Metrics:
+    """What the rest of the node counts, on a registry of its own; one a process (or a test)."""
+
+    def __init__(self, version: str) -> None:
+        registry = CollectorRegistry()
+        self.registry = registry
+        ProcessCollector(namespace="pacsnode", registry=registry)
+        Info("pacsnode_build", "The running software.", registry=registry).info({"version": version})
+
+        self.free_disk_bytes = Gauge(
+            "pacsnode_free_disk_bytes", "Free space where data_dir lies.", registry=registry
+        )
+
+        # series and routing
         self.series = Gauge(
             "pacsnode_series",
             "Series versions now. state: open, complete, routed.",

@@ -31,7 +31,7 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from node.config import ReceiveConfig
-from node.metrics import Metrics
+from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
 from node.receive.pdata import Reception, request_handler
 from node.receive.series import SeriesTracker
@@ -65,7 +65,9 @@ def _storage_context(abstract_syntax: str) -> PresentationContext:
 class Listener:
     """Accepts associations between ``start`` and ``stop``."""
 
-    def __init__(self, config: ReceiveConfig, spool: Spool, series: SeriesTracker, metrics: Metrics) -> None:
+    def __init__(
+        self, config: ReceiveConfig, spool: Spool, series: SeriesTracker, metrics: ReceiveMetrics
+    ) -> None:
         self._config = config
         self._storage = StorageService(spool, metrics, accept_unknown=config.accept_unknown_sop_classes)
         self._series = series

@@ -42,7 +42,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import SeriesConfig
 from node.database import Prepared, instances, series, write_transaction
-from node.metrics import Metrics
+from node.metrics import ReceiveMetrics
 from node.receive.index import RECOVERED, Filing
 
 log = structlog.get_logger("node.receive.series")
@@ -103,7 +103,7 @@ class SeriesTracker:
         engine: Engine,
         config: SeriesConfig,
         on_complete: Callable[[str, int], object],
-        metrics: Metrics,
+        metrics: ReceiveMetrics,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:

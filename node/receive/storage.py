@@ -25,7 +25,7 @@ from pynetdicom import (
 )
 
 from node.errors import SpoolError
-from node.metrics import Metrics
+from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
 from node.receive.index import Incoming
 from node.receive.journal import Lane
@@ -95,7 +95,7 @@ class Sender:
 class StorageService:
     """Answers C-STORE for every association of a listener."""
 
-    def __init__(self, spool: Spool, metrics: Metrics, *, accept_unknown: bool) -> None:
+    def __init__(self, spool: Spool, metrics: ReceiveMetrics, *, accept_unknown: bool) -> None:
         self._spool = spool
         self._metrics = metrics
         self._accept_unknown = accept_unknown
@@ -138,7 +138,7 @@ class StorageService:
 class StoreReception:
     """See ``pdata.Reception``. What was refused is still read to its end, and then answered."""
 
-    def __init__(self, sender: Sender, metrics: Metrics) -> None:
+    def __init__(self, sender: Sender, metrics: ReceiveMetrics) -> None:
         self.receiving: Receiving | None = None
         self._sender = sender
         self._metrics = metrics

@@ -54,8 +54,16 @@ def database_writable(engine: Engine) -> Check:
     return check
 
 
-def create_app(engine: Engine, metrics: Metrics, checks: Mapping[str, Check]) -> FastAPI:
-    """The ASGI application. ``checks``: readiness checks by name, besides the database's own."""
+def create_app(
+    engine: Engine,
+    metrics: Metrics,
+    checks: Mapping[str, Check],
+    more_metrics: Callable[[], bytes] = lambda: b"",
+) -> FastAPI:
+    """The ASGI application.
+
+    checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
+    """
     app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
 
@@ -72,7 +80,9 @@ def create_app(engine: Engine, metrics: Metrics, checks: Mapping[str, Check]) ->
     @app.get("/metrics")
     def metrics_text() -> Response:
         _measure_states(engine, metrics)
-        return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            metrics.expose() + more_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @app.get("/api/series")
     def api_series(limit: _Limit = 100) -> list[dict[str, Any]]:

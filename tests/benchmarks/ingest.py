@@ -43,21 +43,24 @@ OUT = Path("build/bench/ingest.json")
 Receiver = Callable[[Path], "contextmanager[int]"]
 
 
-def make_slices(folder: Path, count: int = SLICES) -> list[Path]:
+def make_slices(folder: Path, count: int = SLICES, *, series: str = "series") -> list[Path]:
     """Write ``count`` slices of one CT series."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 4096, (512, 512), dtype=np.uint16)
-    study, series = generate_uid(entropy_srcs=["bench study"]), generate_uid(entropy_srcs=["bench series"])
+    study, series_uid = (
+        generate_uid(entropy_srcs=["bench study"]),
+        generate_uid(entropy_srcs=["bench", series]),
+    )
     paths = []
     for number in range(count):
         image = Dataset()
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
-        image.SOPInstanceUID = generate_uid(entropy_srcs=["bench", str(number)])
+        image.SOPInstanceUID = generate_uid(entropy_srcs=["bench", series, str(number)])
         image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-        image.StudyInstanceUID, image.SeriesInstanceUID = study, series
+        image.StudyInstanceUID, image.SeriesInstanceUID = study, series_uid
         image.Modality, image.PatientID, image.PatientName = "CT", "BENCH", "Bench^Ingest"
         image.StudyDate, image.StudyTime, image.AccessionNumber = "20260101", "120000", "1"
         image.InstanceNumber, image.ImagePositionPatient = number + 1, [0, 0, float(number)]
@@ -121,13 +124,18 @@ def ours(folder: Path, peaks: list[int]) -> Iterator[tuple[int, str]]:
     try:
         yield node.port, "PACSNODE"
         assert node.process is not None
-        status = Path(f"/proc/{node.process.pid}/status").read_text()
+        children = Path(f"/proc/{node.process.pid}/task").glob("*/children")
+        pids = [pid for listed in children for pid in listed.read_text().split()]
+        (receiver,) = [p for p in pids if "node.receive" in Path(f"/proc/{p}/cmdline").read_text()]
+        status = Path(f"/proc/{receiver}/status").read_text()
         peaks.append(next(int(row.split()[1]) * 1024 for row in status.splitlines() if "VmHWM" in row))
     finally:
         node.stop()
 
 
-def measure(work: Path, paths: Sequence[Path], rounds: int, names: Sequence[str]) -> dict[str, object]:
+def measure(
+    work: Path, paths: Sequence[Path], warm_up: Sequence[Path], rounds: int, names: Sequence[str]
+) -> dict[str, object]:
     receivers = {"ours": ours, "dcmtk": dcmtk, "orthanc": orthanc}
     seconds = {(name, n): [] for name in names for n in ASSOCIATIONS}
     peaks: list[int] = []
@@ -137,6 +145,7 @@ def measure(work: Path, paths: Sequence[Path], rounds: int, names: Sequence[str]
             for name in names:
                 folder = work / f"{name}-{number}-{associations}"
                 with receivers[name](folder, peaks) as (port, called):
+                    send(port, called, warm_up, 1)
                     seconds[name, associations].append(send(port, called, paths, associations))
                 shutil.rmtree(folder)
                 print(
@@ -169,7 +178,8 @@ def main() -> None:
     names = ["ours", "dcmtk"] + ([] if arguments.without_orthanc else ["orthanc"])
     with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=".") as name:
         work = Path(name)
-        result = measure(work, make_slices(work / "slices"), arguments.rounds, names)
+        slices, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
+        result = measure(work, slices, warm_up, arguments.rounds, names)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     table = Table("figure", "value")

@@ -30,7 +30,7 @@ from sqlalchemy import select
 from node.config import LogConfig, ReceiveConfig, SeriesConfig
 from node.database import instances, open_database, series
 from node.log import configure_logging
-from node.metrics import Metrics
+from node.metrics import ReceiveMetrics
 from node.receive.journal import SEGMENT_BYTES
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
@@ -63,7 +63,7 @@ class ReceivingNode:
 
     def start(self) -> ReceivingNode:
         self.engine = open_database(self.data_dir)
-        self.metrics = Metrics("test")
+        self.metrics = ReceiveMetrics()
         self.tracker = SeriesTracker(self.engine, self.timing, self._complete, self.metrics)
         self.spool = Spool(
             self.data_dir,

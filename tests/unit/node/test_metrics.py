@@ -6,12 +6,14 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.metrics import Metrics
+from node.metrics import Metrics, ReceiveMetrics
 
 
 def test_names_and_units() -> None:
-    families = list(text_string_to_metric_families(Metrics("1.0").expose().decode()))
-    assert families
+    families = list(
+        text_string_to_metric_families((Metrics("1.0").expose() + ReceiveMetrics().expose()).decode())
+    )
+    assert len({family.name for family in families}) == len(families) > 20
     for family in families:
         assert family.name.startswith("pacsnode_"), family.name
         assert family.documentation, family.name
@@ -21,15 +23,13 @@ def test_names_and_units() -> None:
 
 
 def test_labels_are_bounded_ones() -> None:
-    metrics = Metrics("1.0")
-    labels = {
-        label for collector in vars(metrics).values() for label in getattr(collector, "_labelnames", ())
-    }
+    collectors = [*vars(Metrics("1.0")).values(), *vars(ReceiveMetrics()).values()]
+    labels = {label for collector in collectors for label in getattr(collector, "_labelnames", ())}
     assert labels <= {"reason", "how", "outcome", "code", "rule", "state", "pipeline", "stage", "destination"}
 
 
 def test_two_can_live_side_by_side() -> None:
-    first, second = Metrics("1"), Metrics("1")
+    first, second = ReceiveMetrics(), ReceiveMetrics()
     first.associations_accepted.inc()
     assert second.registry.get_sample_value("pacsnode_associations_accepted_total") == 0.0
 

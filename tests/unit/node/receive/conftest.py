@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select
 
 from node.config import SeriesConfig
 from node.database import instances, open_database, series
-from node.metrics import Metrics
+from node.metrics import ReceiveMetrics
 from node.receive.index import Incoming
 from node.receive.journal import Lane
 from node.receive.receiving import Stored
@@ -46,7 +46,7 @@ class Bench:
     journal_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics("test")
+        self.metrics = ReceiveMetrics()
         self.restart()
 
     def restart(self) -> None:

@@ -1,0 +1,142 @@
+"""The receiver: listener, spool, journal and series tracker in a process of their own.
+
+``python -m node.receive``, started by ``node/receive/process.py``. Apart from the rest of the node, because
+pipelines, workflows and web pages must not compete with it for the interpreter lock, nor for memory.
+
+In, on stdin: the node's configuration as one line of JSON; then ``metrics`` whenever these are wanted. The
+end of stdin is the end of the node: the receiver ends at once, as if killed.
+Out, on stdout: lines of JSON.
+
+    {"event": "ready", "port": …}
+    {"event": "failed", "message": …, "hint": …}                         it can't start
+    {"event": "complete", "series_instance_uid": …, "version": …}        to be routed; at least once
+    {"event": "metrics", "text": …}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from node.config import NodeConfig
+from node.database import open_database
+from node.log import configure_logging
+from node.metrics import ReceiveMetrics
+from node.receive.listener import Listener
+from node.receive.reconcile import reconcile
+from node.receive.series import SeriesTracker
+from node.receive.spool import Spool
+
+#: running associations may go on for so long after SIGTERM
+STOP_GRACE_SECONDS = 10.0
+#: a receiver of a node that was killed needs a moment to notice
+LOCK_SECONDS = 15.0
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def _claim_stdout() -> Emit:
+    """Keep stdout for events alone."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lock = threading.Lock()
+
+    def emit(event: dict[str, Any]) -> None:
+        with lock:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
+
+    return emit
+
+
+def _lock(data_dir: Path, stack: ExitStack) -> None:
+    """One receiver a spool: two would reconcile each other's running transfers away."""
+    handle = stack.enter_context((data_dir / "receive.lock").open("w"))
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitStack) -> Listener:
+    """Start everything; ``stack`` stops it in reverse."""
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    _lock(config.data_dir, stack)
+    engine = open_database(config.data_dir)
+    stack.callback(engine.dispose)
+
+    def complete(series_instance_uid: str, version: int) -> None:
+        emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})
+
+    tracker = SeriesTracker(engine, config.series, complete, metrics)
+    spool = Spool(
+        config.data_dir,
+        engine,
+        tracker,
+        free_disk_floor_bytes=config.receive.free_disk_floor_bytes,
+        journal_bytes=config.receive.journal_bytes,
+    )
+    reconcile(spool, engine)
+    spool.journal.start()
+    tracker.file_all = spool.journal.file_now
+    tracker.start()
+    stack.callback(tracker.stop)
+    stack.callback(spool.journal.stop)
+    listener = Listener(config.receive, spool, tracker, metrics)
+    listener.start()
+    stack.callback(listener.stop, STOP_GRACE_SECONDS)
+    return listener
+
+
+def _answer(metrics: ReceiveMetrics, emit: Emit) -> None:
+    for line in sys.stdin:
+        if line.strip() == "metrics":
+            emit({"event": "metrics", "text": metrics.expose().decode()})
+    os._exit(1)
+
+
+def main() -> None:
+    emit = _claim_stdout()
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the node, which tells us
+    config = NodeConfig.model_validate_json(sys.stdin.readline())
+    configure_logging(config.log)
+    metrics = ReceiveMetrics()
+    with ExitStack() as stack:
+        try:
+            listener = _start(config, metrics, emit, stack)
+        except OSError as error:
+            receive = config.receive
+            emit(
+                {
+                    "event": "failed",
+                    "message": f"receive {receive.host}:{receive.port}: {error.strerror or error}",
+                    "hint": "is the port in use, and may we write to data_dir?",
+                }
+            )
+            sys.exit(1)
+        emit({"event": "ready", "port": listener.port})
+        threading.Thread(target=_answer, args=(metrics, emit), name="answers", daemon=True).start()
+        stopping.wait()
+    sys.stderr.flush()
+    os._exit(0)  # threads of libraries must not hold the process back
+
+
+if __name__ == "__main__":
+    main()
