@@ -7,6 +7,7 @@ defaults equal to those here.
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,13 @@ def _ae_title(value: str) -> str:
     return title
 
 
+def _network(value: str) -> str:
+    """An IP address, or a network in CIDR notation without host bits."""
+    return str(ip_network(value.strip()))
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -43,6 +50,7 @@ class ReceiveConfig(Model):
     allowed_calling_ae_titles: tuple[AETitle, ...] = ()
     allow_any_calling_ae_title: bool = False
     require_called_ae_title: bool = True
+    allowed_hosts: tuple[Network, ...] = ()
     max_associations: int = Field(default=50, ge=1, le=1000)
     max_pdu_bytes: int = Field(default=131072, ge=4096, le=1048576)
     network_timeout_seconds: Seconds = 60.0

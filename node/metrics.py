@@ -32,7 +32,8 @@ class ReceiveMetrics:
         )
         self.associations_rejected = Counter(
             "pacsnode_associations_rejected_total",
-            "Associations rejected. reason: calling_ae_title, called_ae_title, too_many_associations, other.",
+            "Associations rejected. reason: calling_ae_title, called_ae_title, host, too_many_associations, "
+            "no_space, other.",
             ["reason"],
             registry=registry,
         )

@@ -16,6 +16,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from functools import lru_cache, partial
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import structlog
@@ -33,6 +34,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from node.config import ReceiveConfig
 from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
+from node.receive.part10 import printable
 from node.receive.pdata import Reception, request_handler
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
@@ -46,6 +48,10 @@ _REJECTIONS = {
     (1, 1, 7): "called_ae_title",
     (2, 3, 2): "too_many_associations",
 }
+#: rejected-permanent by the service user, no reason given
+_HOST_REJECTION = (1, 1, 1)
+#: rejected-transient by the service provider (presentation), temporary congestion
+_SPACE_REJECTION = (2, 3, 1)
 
 _EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 #: In our order of preference for a context that offers several: explicit VR first, because it keeps the
@@ -147,10 +153,35 @@ class Listener:
 
     def _on_requested(self, event: Any) -> None:
         """Support what was asked for and is acceptable: negotiation then costs what the request is long."""
+        if not self._allows(str(event.assoc.requestor.address)):
+            self._reject(event.assoc, _HOST_REJECTION, "host")
+            return
+        if not self._storage.has_space():
+            self._reject(event.assoc, _SPACE_REJECTION, "no_space")
+            return
         contexts: list[PresentationContext] = [build_context(Verification)]
         for uid in self._requested_storage(event.assoc):
             contexts.append(_storage_context(uid))
         event.assoc.acceptor.supported_contexts = contexts
+
+    def _allows(self, address: str) -> bool:
+        allowed = self._config.allowed_hosts
+        if not allowed:
+            return True
+        host = ip_address(address.removeprefix("::ffff:"))  # IPv4 on an IPv6 socket
+        return any(host in ip_network(network) for network in allowed)
+
+    def _reject(self, association: Any, rejection: tuple[int, int, int], reason: str) -> None:
+        """Answer A-ASSOCIATE-RJ (PS3.8 9.3.4) instead of negotiating."""
+        self._metrics.associations_rejected.labels(reason=reason).inc()
+        log.warning(
+            "association_rejected",
+            reason=reason,
+            calling_ae_title=printable(str(association.requestor.primitive.calling_ae_title)),
+            peer=association.requestor.address,
+        )
+        association.acse.send_reject(*rejection)
+        association.kill()
 
     def _requested_storage(self, association: Any) -> list[str]:
         primitive = association.requestor.primitive

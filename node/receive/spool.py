@@ -89,8 +89,9 @@ class Spool:
         return JournalReceiving(self, incoming, lane, room)
 
     def check_space(self) -> None:
-        """Raises OutOfSpace below the free-space floor."""
-        free = shutil.disk_usage(self.data_dir).free
+        """Raises OutOfSpace below the free-space floor, SpoolError when that can't be told."""
+        with failures():
+            free = shutil.disk_usage(self.data_dir).free
         if free < self._floor:
             raise OutOfSpace(
                 f"{free} bytes are free, the floor is {self._floor}",

@@ -104,6 +104,14 @@ class StorageService:
         """Whether C-STORE is accepted under this abstract syntax."""
         return is_accepted_storage(abstract_syntax, accept_unknown=self._accept_unknown)
 
+    def has_space(self) -> bool:
+        """Whether there is room for another instance: above the free-space floor."""
+        try:
+            self._spool.check_space()
+        except SpoolError:
+            return False
+        return True
+
     def open(self, association_id: str, calling_ae_title: str) -> Sender:
         """An association was established."""
         return Sender(association_id, calling_ae_title, self._spool.journal.lane())

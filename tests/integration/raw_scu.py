@@ -22,26 +22,32 @@ COMMAND, LAST = 1, 2
 CT_CONTEXT, ECHO_CONTEXT = 1, 3
 
 
+def association_request() -> bytes:
+    """An A-ASSOCIATE-RQ for CT images and for Verification."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = CALLING, "PACSNODE"
+    contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(Verification)]
+    for context, number in zip(contexts, (CT_CONTEXT, ECHO_CONTEXT), strict=True):
+        context.context_id = number
+    request.presentation_context_definition_list = contexts
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received = 16382
+    implementation.implementation_class_uid = generate_uid()
+    request.user_information = [length, implementation]
+    encoded = A_ASSOCIATE_RQ()
+    encoded.from_primitive(request)
+    content: bytes = encoded.encode()
+    return content
+
+
 class RawScu:
     """An association over a plain socket, to which any bytes can be sent."""
 
     def __init__(self, port: int) -> None:
-        request = A_ASSOCIATE()
-        request.application_context_name = "1.2.840.10008.3.1.1.1"
-        request.calling_ae_title, request.called_ae_title = CALLING, "PACSNODE"
-        contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(Verification)]
-        for context, number in zip(contexts, (CT_CONTEXT, ECHO_CONTEXT), strict=True):
-            context.context_id = number
-        request.presentation_context_definition_list = contexts
-        length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-        length.maximum_length_received = 16382
-        implementation.implementation_class_uid = generate_uid()
-        request.user_information = [length, implementation]
-        pdu = A_ASSOCIATE_RQ()
-        pdu.from_primitive(request)
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(pdu.encode())
+        self.socket.sendall(association_request())
         assert self.pdu()[0] == 2, "A-ASSOCIATE-AC"
 
     def __enter__(self) -> RawScu:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, Verification
 
 from node.config import ReceiveConfig
+from node.receive.journal import SEGMENT_BYTES
 from tests.integration.receiving import (
     CALLING,
     CT,
@@ -173,17 +176,80 @@ def test_instances_that_cannot_be_filed(
     assert row["path"].startswith("spool/quarantine/")
 
 
-def test_full_disk(tmp_path: Path) -> None:
-    receive = ReceiveConfig(port=0, allow_any_calling_ae_title=True, free_disk_floor_bytes=2**60)
+def test_below_the_floor_peers_are_told_to_come_back_and_all_recovers(node: ReceivingNode) -> None:
+    uid = generate_uid()
+    sender = Sender(node.port, CT)
+    assert sender.store_image(ct_slice(uid, 1)) == 0x0000
+    node.spool._floor = 2**60
+    assert sender.store_image(ct_slice(uid, 2)) == 0xA700
+    refused = _associate(node.port, CALLING, "PACSNODE")
+    assert refused.is_rejected
+    primitive = refused.acceptor.primitive
+    assert (primitive.result, primitive.result_source, primitive.diagnostic) == (2, 3, 1)
+    assert 'rejected_total{reason="no_space"} 1.0' in node.metrics.expose().decode()
+    node.spool._floor = 0
+    assert sender.store_image(ct_slice(uid, 2)) == 0x0000
+    assert _echo(node.port) == 0x0000
+    sender.release()
+    assert [row["state"] for row in node.rows()] == ["stored", "stored"]
+    assert not list(node.data_dir.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "accepted"),
+    [(("127.0.0.1",), True), (("10.0.0.0/8", "127.0.0.0/8"), True), (("10.0.0.1",), False)],
+)
+def test_hosts(tmp_path: Path, allowed: tuple[str, ...], accepted: bool) -> None:
+    receive = ReceiveConfig(port=0, allow_any_calling_ae_title=True, allowed_hosts=allowed, journal_bytes=0)
     node = ReceivingNode(tmp_path, receive).start()
     try:
-        sender = Sender(node.port, CT)
-        assert sender.store_image(ct_slice(generate_uid(), 1)) == 0xA700
-        sender.release()
-        assert node.rows() == []
-        assert not list(tmp_path.rglob("*.dcm")) and not list(tmp_path.rglob("*.part"))
+        association = _associate(node.port, "ANYONE", "PACSNODE")
+        assert association.is_established is accepted
+        if accepted:
+            association.release()
+        else:
+            primitive = association.acceptor.primitive
+            assert (primitive.result, primitive.result_source, primitive.diagnostic) == (1, 1, 1)
+            assert 'rejected_total{reason="host"} 1.0' in node.metrics.expose().decode()
     finally:
         node.stop()
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """A small file system of its own: what doesn't fit is refused, and once there is room all goes on."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("mounting a small file system needs root")
+    try:
+        receive = ReceiveConfig(
+            port=0, allow_any_calling_ae_title=True, free_disk_floor_bytes=0, journal_bytes=SEGMENT_BYTES
+        )
+        node = ReceivingNode(small / "var", receive).start()
+        uid = generate_uid()
+        sender = Sender(node.port, CT)
+        statuses = []
+        for number in range(16):
+            image = ct_slice(uid, number, PixelData=bytes([number]) * 1_500_000)
+            statuses.append(sender.store_image(image))
+        assert statuses[0] == 0x0000 and set(statuses) == {0x0000, 0xA700}
+        subprocess.run(["mount", "-o", "remount,size=96m", str(small)], check=True)
+        for number, status in enumerate(statuses):
+            if status != 0x0000:
+                image = ct_slice(uid, number, PixelData=bytes([number]) * 1_500_000)
+                assert sender.store_image(image) == 0x0000
+        sender.release()
+        wait_for(lambda: len(node.rows()) == 16, what="everything to be filed")
+        assert {row["state"] for row in node.rows()} == {"stored"}
+        assert not list(small.rglob("*.part"))
+        node.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_interleaved_series_and_one_series_over_several_associations(node: ReceivingNode) -> None:
