@@ -6,6 +6,7 @@ In: the configuration.  Out: ``on_complete`` for every complete series version, 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -26,6 +27,8 @@ HANDOVER_RETRY_SECONDS = 10.0
 METRICS_SECONDS = 2.0
 STOP_SECONDS = 30.0
 
+#: glibc keeps a heap for every few threads, and what associations free in each of them stays there
+ALLOCATOR = {"MALLOC_ARENA_MAX": "2"}
 #: (series, version)
 Key = tuple[str, int]
 
@@ -118,6 +121,7 @@ class ReceiverProcess:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            env=os.environ | ALLOCATOR,
         ) as process:
             self._process = process
             assert process.stdin is not None and process.stdout is not None  # noqa: S101 - Popen was given PIPE
