@@ -42,6 +42,8 @@ MAX_LAG_SECONDS = 0.5
 #: … and at once when fewer than this share of the segments is free
 LOW_SHARE = 0.125
 BATCH = 64
+#: when disk or database fails, filing is tried again after so long
+RETRY_SECONDS = 2.0
 
 _SEGMENT = struct.Struct("<8sQQ")  # magic, generation, checksum of both
 _RECORD = struct.Struct("<8sQQQI")  # magic, generation, content's length and checksum, length of the JSON
@@ -166,7 +168,7 @@ class Journal:
         """The association has ended: file all of its records before this returns."""
         lane.ended = True
         while not self._file_lane(lane):
-            if self._stopping.wait(MAX_LAG_SECONDS):
+            if self._stopping.wait(RETRY_SECONDS):
                 return  # they are filed at the next start
         with self._lock:
             if lane in self._lanes:
@@ -228,7 +230,8 @@ class Journal:
                     if any(s.records and (low or s.oldest_at < due) for s in lane.segments)
                 ]
             for lane in lanes:
-                self._file_lane(lane)
+                if not self._file_lane(lane):
+                    self._stopping.wait(RETRY_SECONDS)
 
     def _file_lane(self, lane: Lane) -> bool:
         """File what the lane has; False when that failed."""

@@ -265,12 +265,22 @@ def copy_content(record: Record, path: Path) -> None:
     try:
         offset, left = record.offset, record.length
         while left:
-            count = os.copy_file_range(record.file, target, left, offset_src=offset)
+            count = _copy(record.file, target, offset, left)
             if count == 0:
                 raise OSError(errno.EIO, "the segment is shorter than its record")
             offset, left = offset + count, left - count
     finally:
         os.close(target)
+
+
+def _copy(source: int, target: int, offset: int, count: int) -> int:
+    """Copy bytes inside of the kernel, or through us where the file system can't; returns how many."""
+    try:
+        return os.copy_file_range(source, target, count, offset_src=offset)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV):
+            raise
+    return os.write(target, os.pread(source, min(count, _COPY_BYTES), offset))
 
 
 def fsync_file(path: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,3 +184,16 @@ def test_instances_that_outgrow_a_segment_and_more_than_there_is_room_for(
     bench.spool.journal.file_now()
     kept = {content(bench, row["path"]) for row in bench.rows()}
     assert kept == {one.dataset for one in sent}
+
+
+def test_a_file_system_that_cannot_copy_inside_of_the_kernel(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_args: object, **_kwargs: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "copy_file_range", unsupported)
+    one = large(1, 3_000_000)
+    path = bench.store(one, piece_bytes=100_000).path
+    bench.spool.journal.file_now()
+    assert content(bench, path) == one.dataset
