@@ -187,12 +187,12 @@ class Journal:
         with self._lock:
             self._pending.discard(sop_instance_uid)
 
-    def file_now(self) -> None:
-        """File every record there is."""
+    def file_now(self) -> bool:
+        """File every record there is; False when that failed for some."""
         with self._lock:
             lanes = list(self._lanes)
-        for lane in lanes:
-            self._file_lane(lane)
+        filed = [self._file_lane(lane) for lane in lanes]
+        return all(filed)
 
     def take(self, lane: Lane) -> Segment | None:
         """A free segment, put at the lane's end; None when there is none."""

@@ -50,6 +50,7 @@ log = structlog.get_logger("node.receive.series")
 #: The longest sleep of the tracker's thread; wall-clock jumps are noticed after that at the latest.
 _MAX_SLEEP_SECONDS = 30.0
 _HANDOVER_RETRY_SECONDS = 10.0
+_FILING_RETRY_SECONDS = 1.0
 
 
 @dataclass
@@ -115,8 +116,9 @@ class SeriesTracker:
         self._on_complete = on_complete
         self._metrics = metrics
         self._clock = clock
-        #: files what is acknowledged and not yet counted here; called before anything is judged complete
-        self.file_all: Callable[[], object] = lambda: None
+        #: files what is acknowledged and not yet counted here; called before anything is judged complete,
+        #: which waits while it returns False
+        self.file_all: Callable[[], bool] = lambda: True
         self._lock = threading.Lock()
         self._sent_to: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._handed_over: set[tuple[str, int]] = set()
@@ -325,7 +327,8 @@ class SeriesTracker:
         now = self._clock()
         rows = self._unrouted()
         if any(row.state == "open" and self._due(row)[0] <= now for row in rows):
-            self.file_all()
+            if not self.file_all():
+                return _FILING_RETRY_SECONDS
             rows = self._unrouted()
         next_due = now + _MAX_SLEEP_SECONDS
         complete = [(row.series_instance_uid, int(row.version)) for row in rows if row.state == "complete"]

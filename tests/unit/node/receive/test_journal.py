@@ -137,6 +137,27 @@ def test_a_failing_database_delays_filing_and_loses_nothing(
     assert [row["state"] for row in bench.rows()] == ["stored"]
 
 
+def test_no_series_is_judged_before_its_instances_are_filed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.tracker.file_all = bench.spool.journal.file_now
+    bench.store(incoming(number=1))
+    bench.spool.journal.file_now()
+    bench.store(incoming(number=2))
+    bench.now += 1000
+
+    def fail(*_args: object, **_kwargs: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "copy_file_range", fail)
+    assert bench.tracker.check() == 1.0
+    assert bench.completed == []
+    monkeypatch.undo()
+    bench.tracker.check()
+    assert bench.completed == [("1.2.3", 1)]
+    assert bench.series_rows()[0]["instance_count"] == 2
+
+
 def test_a_failing_disk_is_no_success_and_the_uid_is_free_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
