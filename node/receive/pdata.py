@@ -44,7 +44,7 @@ _PDU = struct.Struct(">BBL")
 _PDV = struct.Struct(">LBB")
 _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02
-_DATA_TRANSFER = "Sta6"
+_AWAITING_REQUEST, _DATA_TRANSFER = "Sta2", "Sta6"
 _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
 
@@ -150,7 +150,12 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
     def _read_pdu_data(self) -> None:
         """pynetdicom's hook: there is something to read."""
         if self.state_machine.current_state != _DATA_TRANSFER:
+            awaiting_request = self.state_machine.current_state == _AWAITING_REQUEST
             super()._read_pdu_data()
+            if awaiting_request and not {_CONNECTION_CLOSED, _INVALID_PDU}.isdisjoint(self.event_queue.queue):
+                # the association's thread would wait for its request until the ARTIM timer ends, and count as
+                # an association all the time
+                self.to_user_queue.put(None)
             return
         # pynetdicom's reactor of the association polls every millisecond: it has nothing to do meanwhile
         self.assoc._reactor_checkpoint.clear()

@@ -84,11 +84,22 @@ class Fuzzer:
         assert self._process.poll() is None, "the receiver ended"
         self._good += 1
         image = ct_slice(generate_uid(entropy_srcs=["good", str(self._good)]), 1)
-        with RawScu(self.port) as scu:
+        with self._associate() as scu:
             scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
             assert scu.status() == 0x0000
             scu.socket.sendall(RELEASE)
             assert scu.pdu()[0] == 6
+
+    def _associate(self) -> RawScu:
+        """Asks again while the receiver is still busy with what was damaged (rejected-transient)."""
+        deadline = time.monotonic() + 15.0
+        while True:
+            try:
+                return RawScu(self.port)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def rows(self) -> list[tuple[str, str | None]]:
         engine = create_engine(f"sqlite:///{self._data_dir / 'node.sqlite'}")

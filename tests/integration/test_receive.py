@@ -398,6 +398,29 @@ def test_garbage_on_the_port_leaves_nothing_behind(node: ReceivingNode) -> None:
     wait_for(lambda: _descriptors() <= descriptors + 2, what="sockets to close")
 
 
+def test_garbage_takes_nobody_s_place(tmp_path: Path) -> None:
+    """What never becomes an association doesn't count as one until the ARTIM timer ends."""
+    receive = ReceiveConfig(
+        port=0,
+        allow_any_calling_ae_title=True,
+        acse_timeout_seconds=30.0,
+        max_associations=5,
+        journal_bytes=0,
+    )
+    node = ReceivingNode(tmp_path, receive).start()
+    try:
+        for number in range(20):
+            with socket.create_connection(("127.0.0.1", node.port), timeout=5) as peer:
+                peer.sendall((b"", b"GET / HTTP/1.1\r\n", bytes([1, 0]) + struct.pack(">L", 500))[number % 3])
+                peer.shutdown(socket.SHUT_WR)
+                while peer.recv(4096):
+                    pass
+        wait_for(lambda: not _acceptor_threads(), seconds=5, what="the threads to end")
+        assert _echo(node.port) == 0x0000
+    finally:
+        node.stop()
+
+
 def test_a_stalled_peer_is_dropped(tmp_path: Path) -> None:
     receive = ReceiveConfig(
         port=0, allow_any_calling_ae_title=True, network_timeout_seconds=0.5, acse_timeout_seconds=0.5
