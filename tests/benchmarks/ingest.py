@@ -1,9 +1,10 @@
 """How fast we receive, against DCMTK's storescp and Orthanc in the same run.
 
 The same 300 CT slices (512 x 512 x 16 bit, Explicit VR Little Endian) are sent by DCMTK's storescu over one
-association and split over four, to each receiver in turn, for several rounds; every receiver starts each
-round empty. Times are of the senders, from their start to their end. Ours includes fsync of file and folder
-and the index's commit for every instance; storescp promises no durability.
+association and split over four, to each receiver in turn, for several rounds. Every receiver is empty when a
+round starts, and is sent one slice of another series before the clock runs. Times are of the senders, from
+their start to their end. Ours syncs every instance with its index entry (the journal's record) to disk before
+it answers, and makes files and rows of them a moment later; storescp promises no durability.
 
     python -m tests.benchmarks.ingest [--rounds 5] [--without-orthanc]
 
