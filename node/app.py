@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import threading
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from node.config import NodeConfig
 from node.database import jobs, open_database
 from node.deliver import make_deliverer
 from node.errors import ConfigError
+from node.files import lock
 from node.metrics import Metrics
 from node.receive.process import ReceiverProcess
 from node.route.router import Route, Router, compile_routes
@@ -106,10 +106,9 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
 
 
 def _lock(data_dir: Path, stack: ExitStack) -> None:
-    """One node a data_dir: two would reconcile each other's running transfers away."""
-    handle = stack.enter_context((data_dir / "lock").open("w"))
+    """One node a data_dir."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(data_dir / "lock", stack)
     except OSError:
         raise ConfigError(
             f"data_dir: {data_dir} is in use by another node", hint="stop it, or choose another data_dir"

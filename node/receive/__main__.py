@@ -15,20 +15,18 @@ Out, on stdout: lines of JSON.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from node.config import NodeConfig
 from node.database import open_database
+from node.files import lock
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
 from node.receive.listener import Listener
@@ -58,25 +56,11 @@ def _claim_stdout() -> Emit:
     return emit
 
 
-def _lock(data_dir: Path, stack: ExitStack) -> None:
-    """One receiver a spool: two would reconcile each other's running transfers away."""
-    handle = stack.enter_context((data_dir / "receive.lock").open("w"))
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-
-
 def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitStack) -> Listener:
     """Start everything; ``stack`` stops it in reverse."""
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    _lock(config.data_dir, stack)
+    # two would reconcile each other's running transfers away
+    lock(config.data_dir / "receive.lock", stack, wait_seconds=LOCK_SECONDS)
     engine = open_database(config.data_dir)
     stack.callback(engine.dispose)
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+#: type of a P-DATA-TF PDU, and the bits of a PDV's message control header (PS3.8 9.3.5, E.2)
+P_DATA_TF = 0x04
+COMMAND, LAST = 0x01, 0x02
+
 C_STORE_RQ = 0x0001
 C_STORE_RSP = 0x8001
 NO_DATA_SET = 0x0101
@@ -18,8 +22,6 @@ _COMMAND_FIELD, _MESSAGE_ID, _COMMAND_DATA_SET_TYPE = 0x0100, 0x0110, 0x0800
 _MESSAGE_ID_RESPONDED_TO, _STATUS, _ERROR_COMMENT = 0x0120, 0x0900, 0x0902
 _ELEMENT = struct.Struct("<HHL")
 _US = struct.Struct("<H")
-_LAST_FRAGMENT_OF_COMMAND = 0x03
-_P_DATA_TF = 0x04
 
 
 class BadCommandSet(Exception):
@@ -90,9 +92,9 @@ def command_pdus(context_id: int, command_set: bytes, peer_max_pdu_bytes: int) -
     for start in range(0, len(command_set), room):
         fragment = command_set[start : start + room]
         last = start + room >= len(command_set)
-        control = _LAST_FRAGMENT_OF_COMMAND if last else _LAST_FRAGMENT_OF_COMMAND & ~0x02
+        control = COMMAND | LAST if last else COMMAND
         header = struct.pack(
-            ">BBLLBB", _P_DATA_TF, 0, len(fragment) + 6, len(fragment) + 2, context_id, control
+            ">BBLLBB", P_DATA_TF, 0, len(fragment) + 6, len(fragment) + 2, context_id, control
         )
         pdus.append(header + fragment)
     return b"".join(pdus)

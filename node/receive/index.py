@@ -9,7 +9,6 @@ Everything is durable when ``file`` returns.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, insert, literal_co
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.database import Prepared, instances, write_transaction
+from node.files import fsync_folder
 from node.receive.part10 import FilingUids, printable
 
 #: association_id of an instance that was indexed from its file at start-up
@@ -239,12 +239,3 @@ class InstanceIndex:
                 "received_at": entry.received_at,
             },
         )
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

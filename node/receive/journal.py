@@ -6,7 +6,7 @@ handed to ``file`` in batches, in the order of each association.
 To make a new file, its name and its row durable takes three writes to the disk and the file system's own
 journal. A segment is a file that was written over its full length once; writing into it again is one write
 that changes no metadata. So an instance is acknowledged once it is in a segment, and becomes a file and a row
-afterwards (``Spool.file_records``); only then may its place be used again.
+afterwards (``Spool._file_records``); only then may its place be used again.
 
 A segment:  block 0: magic, generation.  Then records, each at a multiple of BLOCK_BYTES: one block of header
 (what ``Record`` says, as JSON, with checksums of itself and of the content), and the content: a Part 10 file.
@@ -79,7 +79,6 @@ class Record:
 class Segment:
     """One file. ``end``: where the next record goes; ``records``: those that aren't filed yet."""
 
-    path: Path
     file: int
     generation: int
     end: int = BLOCK_BYTES
@@ -279,7 +278,7 @@ class Journal:
             for offset in range(os.fstat(file).st_size, SEGMENT_BYTES, len(zeros)):
                 os.pwrite(file, zeros, offset)
             os.fsync(file)
-            segment = Segment(path, file, int.from_bytes(os.pread(file, 8, 8), "little"))
+            segment = Segment(file, int.from_bytes(os.pread(file, 8, 8), "little"))
             _begin_generation(segment)
         except OSError as error:
             log.warning("journal_segment_not_made", error=error.strerror, hint="receiving goes on without it")
@@ -305,9 +304,9 @@ class Journal:
                 )
                 for start in range(0, len(records), BATCH):
                     self._file(records[start : start + BATCH])
-                if records:
+                if generation is not None and records:
                     log.warning("journal_recovered", segment=path.name, instances=len(records))
-                    _begin_generation(Segment(path, file, generation or 0))
+                    _begin_generation(Segment(file, generation))
             finally:
                 os.close(file)
 

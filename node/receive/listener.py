@@ -90,10 +90,6 @@ class Listener:
         return int(self._server.server_address[1])
 
     @property
-    def is_listening(self) -> bool:
-        return self._server is not None
-
-    @property
     def open_associations(self) -> int:
         with self._lock:
             return len(self._live)

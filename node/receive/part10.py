@@ -29,6 +29,9 @@ _INFLATE_LIMIT_BYTES = 4 * 1024 * 1024
 #: what of a data set is held in memory; the UIDs lie in its first kilobytes
 HEAD_BYTES = 64 * 1024
 
+#: preamble, prefix, and the group length element with its value of 4 bytes (PS3.10 7.1)
+_AFTER_GROUP_LENGTH = 128 + 4 + 8 + 4
+
 _TAG, _SHORT, _LONG = struct.Struct("<HH"), struct.Struct("<H"), struct.Struct("<L")
 #: VRs with a 32-bit length (PS3.5 table 7.1-1)
 _LONG_VRS = frozenset(
@@ -219,14 +222,19 @@ class Part10:
     header_bytes: int
 
 
+def header_length(file: BinaryIO) -> int:
+    """Bytes before the data set in a file that starts with ``encode_header``'s header."""
+    file.seek(_AFTER_GROUP_LENGTH - 4)
+    return _AFTER_GROUP_LENGTH + int.from_bytes(file.read(4), "little")
+
+
 def read_part10(path: Path) -> Part10:
     """Take a file apart that the spool wrote.
 
     Raises InvalidDicomError, OSError, AttributeError or EOFError when it is none.
     """
     meta = read_file_meta_info(path)
-    # 128 preamble + 4 prefix + the group length element itself (8 header, 4 value)
-    start = 144 + int(meta.FileMetaInformationGroupLength)
+    start = _AFTER_GROUP_LENGTH + int(meta.FileMetaInformationGroupLength)
     return Part10(
         sop_class_uid=str(meta.MediaStorageSOPClassUID),
         sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),

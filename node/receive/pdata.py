@@ -22,6 +22,9 @@ from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from node.receive.command import (
     C_STORE_RQ,
+    COMMAND,
+    LAST,
+    P_DATA_TF,
     BadCommandSet,
     StoreCommand,
     command_field,
@@ -42,8 +45,6 @@ TURN_MILLISECONDS = 50
 
 _PDU = struct.Struct(">BBL")
 _PDV = struct.Struct(">LBB")
-_P_DATA_TF = 0x04
-_COMMAND, _LAST = 0x01, 0x02
 _AWAITING_REQUEST, _DATA_TRANSFER = "Sta2", "Sta6"
 _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
@@ -176,7 +177,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             self._abandon()
             self.socket.start = self.socket.end = 0
             self.event_queue.put(event)
-        elif self.socket.end > self.socket.start and self.socket.data[self.socket.start] != _P_DATA_TF:
+        elif self.socket.end > self.socket.start and self.socket.data[self.socket.start] != P_DATA_TF:
             self._abandon()
             super()._read_pdu_data()
 
@@ -187,7 +188,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             connection.begin_pdu()
             if connection.start == connection.end:
                 self._fill()
-            if connection.data[connection.start] != _P_DATA_TF:
+            if connection.data[connection.start] != P_DATA_TF:
                 return
             between_messages = self._p_data()
             if between_messages and not self._stay():
@@ -209,8 +210,8 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             if not 2 <= length <= left - 4:
                 raise _InvalidPdu("a PDV that is longer than its PDU")
             left -= length + 4
-            last = bool(control & _LAST)
-            if control & _COMMAND:
+            last = bool(control & LAST)
+            if control & COMMAND:
                 self._command_fragment(context_id, length - 2, last=last)
             elif self._reception is not None:
                 self._data_fragment(context_id, length - 2, last=last)
@@ -240,7 +241,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             if not self._store.has_data_set:
                 self._finish()
             return
-        self._forward(context_id, _COMMAND | _LAST, command_set)
+        self._forward(context_id, COMMAND | LAST, command_set)
         if self.assoc.dimse.message is not None:  # pynetdicom waits for a data set
             self._other_left = MAX_OTHER_DATA_SET_BYTES
 
@@ -262,7 +263,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         if length >= self._other_left:
             raise _InvalidPdu("a data set without a command, or one that is too long")
         self._other_left -= length
-        self._forward(context_id, _LAST if last else 0, self._take(length))
+        self._forward(context_id, LAST if last else 0, self._take(length))
         if last:
             self._other_left = 0
 

@@ -98,10 +98,7 @@ class JournalReceiving:
         if self._elsewhere is not None:
             self._elsewhere.write(pieces)
             return
-        for piece in pieces:
-            if len(self._head) >= HEAD_BYTES:
-                break
-            self._head += piece[: HEAD_BYTES - len(self._head)]
+        _keep_head(self._head, pieces)
         self._append(pieces, length)
 
     def finish(self) -> Stored:
@@ -183,15 +180,10 @@ class FileReceiving:
         self._write([memoryview(self._header)])
 
     def write(self, pieces: Sequence[memoryview]) -> None:
-        """Append the next bytes of the data set.
-
-        Raises OutOfSpace or SpoolError; then nothing is left of what was written.
-        """
-        for piece in pieces:
-            if len(self._head) < HEAD_BYTES:
-                self._head += piece[: HEAD_BYTES - len(self._head)]
-            self.size += len(piece)
-            self._unchecked_bytes += len(piece)
+        _keep_head(self._head, pieces)
+        length = sum(len(piece) for piece in pieces)
+        self.size += length
+        self._unchecked_bytes += length
         if self._unchecked_bytes > _CHECK_SPACE_BYTES:
             self._unchecked_bytes = 0
             try:
@@ -202,12 +194,6 @@ class FileReceiving:
         self._write(pieces)
 
     def finish(self) -> Stored:
-        """Make the instance durable, or keep it under quarantine when it can't be filed.
-
-        Identical content under a known SOP Instance UID is a ``duplicate`` and not stored twice; different
-        content is quarantined and never replaces what is there.
-        Raises OutOfSpace or SpoolError: then nothing of the instance is left.
-        """
         try:
             with failures():
                 os.fsync(self._file)
@@ -218,7 +204,6 @@ class FileReceiving:
             raise
 
     def abandon(self) -> None:
-        """Leave nothing."""
         self._close()
         self._path.unlink(missing_ok=True)
 
@@ -235,6 +220,14 @@ class FileReceiving:
         if self._file >= 0:
             descriptor, self._file = self._file, -1
             os.close(descriptor)
+
+
+def _keep_head(head: bytearray, pieces: Sequence[memoryview]) -> None:
+    """Add to ``head`` what it lacks of a data set's first HEAD_BYTES."""
+    for piece in pieces:
+        if len(head) >= HEAD_BYTES:
+            return
+        head += piece[: HEAD_BYTES - len(head)]
 
 
 def _header(incoming: Incoming) -> bytes:

@@ -30,9 +30,10 @@ import structlog
 from sqlalchemy import Engine
 
 from node.errors import InstanceRejected, OutOfSpace
-from node.receive.index import Entry, Incoming, InstanceIndex, SeriesFiling, fsync_folder
+from node.files import fsync_folder
+from node.receive.index import Entry, Incoming, InstanceIndex, SeriesFiling
 from node.receive.journal import Journal, Lane, Record, RecordedInstance
-from node.receive.part10 import FilingUids, read_filing_uids
+from node.receive.part10 import FilingUids, header_length, read_filing_uids
 from node.receive.receiving import (
     FileReceiving,
     JournalReceiving,
@@ -244,7 +245,7 @@ def _same_data_set(kept: Path, file: Path, header_bytes: int) -> bool:
     if kept == file:
         return True
     with kept.open("rb") as a, file.open("rb") as b:
-        kept_header = _header_bytes(a)
+        kept_header = header_length(a)
         if os.fstat(a.fileno()).st_size - kept_header != os.fstat(b.fileno()).st_size - header_bytes:
             return False
         a.seek(kept_header)
@@ -253,12 +254,6 @@ def _same_data_set(kept: Path, file: Path, header_bytes: int) -> bool:
             if piece != b.read(_COMPARE_BYTES):
                 return False
     return True
-
-
-def _header_bytes(file: BinaryIO) -> int:
-    """Length of preamble, prefix and File Meta Information, by its group length (PS3.10 7.1)."""
-    file.seek(140)
-    return 144 + int.from_bytes(file.read(4), "little")
 
 
 def _content_hash(file: Path, header_bytes: int) -> str:

@@ -85,7 +85,7 @@ class Sender:
 
     association_id: str
     calling_ae_title: str
-    lane: Lane | None = None
+    lane: Lane
     released: bool = False
     stored: int = 0
     quarantined: int = 0
@@ -118,8 +118,7 @@ class StorageService:
 
     def close(self, sender: Sender) -> None:
         """It ended, and nothing of it is on its way: file everything that came over it."""
-        if sender.lane is not None:
-            self._spool.journal.end(sender.lane)
+        self._spool.journal.end(sender.lane)
 
     def begin(
         self, sender: Sender, command: StoreCommand, abstract_syntax: str, transfer_syntax_uid: str

@@ -9,7 +9,6 @@ ends as a recorded reason, never as a job that hangs (DESIGN I9).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import traceback
@@ -29,6 +28,7 @@ from node.config import NodeConfig
 from node.database import deliveries, jobs, series, write_transaction
 from node.deliver import Deliverer
 from node.errors import DeliveryError, NodeError
+from node.files import fsync_folder
 from node.metrics import Metrics
 from node.receive.series import instance_paths
 from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
@@ -190,7 +190,7 @@ class Steps:
             partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        _fsync_folder(final.parent)
+        fsync_folder(final.parent)
         for stage, seconds in summary["timings_seconds"].items():
             services.metrics.stage_seconds.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
         return summary
@@ -347,11 +347,3 @@ def _log_progress(job_id: str) -> OnProgress:
             log.info("job_progress", job_id=job_id, stage=stage, done=done, total=total)
 
     return on_progress
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,8 @@
 """Helpers: a receiving node (spool, tracker, listener) on a free port, senders, and the shared data.
 
-``ReceivingNode`` is the receiving half of the service as ``node/app.py`` puts it together. ``python -m
-tests.integration.receiving DATA_DIR`` runs one as a process that prints its port: something to kill.
+``ReceivingNode`` is the receiving half of the service as ``node/receive/__main__.py`` puts it together.
+``python -m tests.integration.receiving DATA_DIR`` runs one as a process that prints its port: something to
+kill.
 """
 
 from __future__ import annotations
