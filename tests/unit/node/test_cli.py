@@ -18,6 +18,7 @@ from node.__main__ import main
 from node.database import deliveries, jobs, open_database
 from node.triton_server import free_port
 from tests.unit.node.deliver.conftest import write_object
+from tests.unit.node.rows import job_row
 from triton_models.registry import MODELS, weights_sha256
 
 COMMANDS = ("run", "check", "demo", "process", "explain", "jobs", "models", "triton")
@@ -74,18 +75,7 @@ def config(configure: Callable[..., Path], tmp_path: Path) -> Path:
     with engine.begin() as connection:
         connection.execute(
             insert(jobs).values(
-                job_id=JOB_ID,
-                series_instance_uid="1.2.3",
-                series_version=1,
-                study_instance_uid="1.2",
-                pipeline="chest_ct_pneumonia",
-                route="r",
-                destinations=["pacs"],
-                priority=100,
-                state="failed",
-                reason_code="io_error",
-                reason="[/red] broke",
-                created_at=1.0,
+                job_row(job_id=JOB_ID, state="failed", reason_code="io_error", reason="[/red] broke")
             )
         )
         connection.execute(

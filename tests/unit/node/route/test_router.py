@@ -23,6 +23,7 @@ from node.route.facts import series_facts
 from node.route.router import Router, compile_routes, decide, job_id
 from tests.integration.receiving import ct_slice, encoded
 from tests.shared_data import shared
+from tests.unit.node.rows import instance_row, series_row
 
 DEFAULT = compile_routes(default_routes(["pacs"]))
 
@@ -201,32 +202,9 @@ class Routed:
         )
         write(data_dir / "0.dcm", 0)
         with engine.begin() as connection:
+            connection.execute(insert(series).values(series_row(state="complete")))
             connection.execute(
-                insert(series).values(
-                    series_instance_uid="1.2.3",
-                    version=1,
-                    study_instance_uid="1.2",
-                    calling_ae_title="SCANNER",
-                    state="complete",
-                    instance_count=1,
-                    opened_at=1.0,
-                    last_instance_at=1.0,
-                )
-            )
-            connection.execute(
-                insert(instances).values(
-                    sop_instance_uid="1.2.3.0",
-                    sop_class_uid="1",
-                    transfer_syntax_uid="1",
-                    series_instance_uid="1.2.3",
-                    series_version=1,
-                    path="0.dcm",
-                    bytes=1,
-                    association_id="a",
-                    calling_ae_title="SCANNER",
-                    state="stored",
-                    received_at=1.0,
-                )
+                insert(instances).values(instance_row(series_instance_uid="1.2.3", series_version=1))
             )
 
     def use(self, routes: list[RouteConfig]) -> None:

@@ -17,6 +17,7 @@ from node.metrics import Metrics
 from node.run.steps import Services, Steps
 from node.run.worker_pool import OnProgress
 from pipelines.request import SUMMARY, Request
+from tests.unit.node.rows import instance_row, job_row, series_row
 
 JOB = "j1"
 SERIES = "1.2.3"
@@ -106,48 +107,36 @@ class Bench:
         with self.engine.begin() as connection:
             connection.execute(
                 insert(series).values(
-                    series_instance_uid=SERIES,
-                    version=1,
-                    study_instance_uid="1.2",
-                    calling_ae_title="SCANNER",
-                    state="routed",
-                    instance_count=2,
-                    opened_at=1000.0,
-                    last_instance_at=1001.0,
+                    series_row(
+                        series_instance_uid=SERIES,
+                        instance_count=2,
+                        opened_at=1000.0,
+                        last_instance_at=1001.0,
+                    )
                 )
             )
             for number in (1, 2):
                 connection.execute(
                     insert(instances).values(
-                        sop_instance_uid=f"{SERIES}.{number}",
-                        sop_class_uid="1",
-                        transfer_syntax_uid="1",
-                        series_instance_uid=SERIES,
-                        series_version=1,
-                        path=f"spool/{number}.dcm",
-                        bytes=1,
-                        association_id="a",
-                        calling_ae_title="SCANNER",
-                        state="stored",
-                        received_at=1000.0,
+                        instance_row(
+                            sop_instance_uid=f"{SERIES}.{number}",
+                            series_instance_uid=SERIES,
+                            series_version=1,
+                            path=f"spool/{number}.dcm",
+                        )
                     )
                 )
 
     def add_job(self, job_id: str = JOB, **changes: Any) -> None:
-        values = {
-            "job_id": job_id,
-            "series_instance_uid": SERIES,
-            "series_version": 1,
-            "study_instance_uid": "1.2",
-            "pipeline": "chest",
-            "route": "r",
-            "destinations": ["a", "b"],
-            "priority": 100,
-            "state": "queued",
-            "created_at": 1002.5,
-        }
+        row = job_row(
+            job_id=job_id,
+            series_instance_uid=SERIES,
+            pipeline="chest",
+            destinations=["a", "b"],
+            created_at=1002.5,
+        )
         with self.engine.begin() as connection:
-            connection.execute(insert(jobs).values(**{**values, **changes}))
+            connection.execute(insert(jobs).values(row | changes))
 
     def set_job(self, **values: Any) -> None:
         with self.engine.begin() as connection:

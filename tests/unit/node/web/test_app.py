@@ -13,6 +13,7 @@ from node.config import WebConfig
 from node.database import deliveries, instances, jobs, open_database, series
 from node.metrics import Metrics
 from node.web.app import WebServer, create_app
+from tests.unit.node.rows import instance_row, job_row, series_row
 
 UID = "1.2.826.0.1.3680043.8.498.1"
 
@@ -59,32 +60,23 @@ def fill(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(
             insert(series).values(
-                series_instance_uid=UID,
-                version=1,
-                study_instance_uid="1.2",
-                calling_ae_title="<script>alert(1)",
-                state="routed",
-                instance_count=7,
-                opened_at=1.0,
-                last_instance_at=1.0,
-                evidence={"rule": "quiet_time"},
-                decision=decision,
+                series_row(
+                    series_instance_uid=UID,
+                    calling_ae_title="<script>alert(1)",
+                    instance_count=7,
+                    evidence={"rule": "quiet_time"},
+                    decision=decision,
+                )
             )
         )
         connection.execute(
             insert(jobs).values(
-                job_id="j1",
-                series_instance_uid=UID,
-                series_version=1,
-                study_instance_uid="1.2",
-                pipeline="chest_ct",
-                route="r",
-                destinations=["pacs"],
-                priority=1,
-                state="failed",
-                reason_code="geometry_tilted",
-                reason="the gantry is tilted",
-                created_at=1.0,
+                job_row(
+                    series_instance_uid=UID,
+                    state="failed",
+                    reason_code="geometry_tilted",
+                    reason="the gantry is tilted",
+                )
             )
         )
         connection.execute(
@@ -99,17 +91,12 @@ def fill(engine: Engine) -> None:
         )
         connection.execute(
             insert(instances).values(
-                sop_instance_uid="1.2.9",
-                sop_class_uid="1",
-                transfer_syntax_uid="1",
-                path="spool/quarantine/x.dcm",
-                bytes=1,
-                association_id="a",
-                calling_ae_title="A",
-                state="quarantined",
-                reason_code="missing_uid",
-                reason="SeriesInstanceUID is missing or empty",
-                received_at=1.0,
+                instance_row(
+                    path="spool/quarantine/x.dcm",
+                    state="quarantined",
+                    reason_code="missing_uid",
+                    reason="SeriesInstanceUID is missing or empty",
+                )
             )
         )
 
