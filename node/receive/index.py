@@ -113,7 +113,6 @@ class InstanceIndex:
             instances.c.state == literal_column("'stored'"),
         )
         self._find_stored = Prepared(select(instances).where(*under_uid), engine)
-        self._is_stored = Prepared(select(instances.c.id).where(*under_uid), engine)
         columns = [column.name for column in instances.c if column.name != "id"]
         self._insert = Prepared(insert(instances), engine, columns=columns)
         self._forget_missing = Prepared(
@@ -146,11 +145,6 @@ class InstanceIndex:
         for entry in entries:
             if entry.error is not None:
                 raise entry.error
-
-    def is_stored(self, sop_instance_uid: str) -> bool:
-        """Whether an instance is stored under that UID."""
-        with self._engine.connect() as connection:
-            return self._is_stored.execute(connection, {"uid": sop_instance_uid}).first() is not None
 
     def seen_again(self, entry: Entry) -> None:
         """Commit that a stored instance was sent again."""

@@ -124,7 +124,6 @@ class Journal:
         self._file = file
         self._free: list[Segment] = []
         self._lanes: list[Lane] = []
-        self._made = 0
         self._pending: set[str] = set()
         self._lock = threading.Lock()
         self._filing = threading.Lock()
@@ -133,9 +132,11 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
-        """File what the last process left, then make segments and file in a thread."""
+        """File what the last process left, make the segments (once, some seconds), then file in a thread."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._recover()
+        while len(self._free) < self._wanted and self._make_segment():
+            pass
         self._thread.start()
 
     def stop(self) -> None:
@@ -150,11 +151,6 @@ class Journal:
         for segment in self._free:
             os.close(segment.file)
         self._free.clear()
-
-    @property
-    def is_made(self) -> bool:
-        """Whether all segments are there; receiving doesn't wait for them."""
-        return self._made >= self._wanted
 
     def lane(self) -> Lane:
         """A lane for a new association."""
@@ -214,9 +210,6 @@ class Journal:
             segment.end += used
 
     def _run(self) -> None:
-        while self._made < self._wanted and not self._stopping.is_set():
-            if not self._make_segment():
-                break
         while not self._stopping.is_set():
             self._wake.wait(MAX_LAG_SECONDS / 2)
             self._wake.clear()
@@ -271,7 +264,7 @@ class Journal:
                 self._free.append(segment)
 
     def _make_segment(self) -> bool:
-        path = self._folder / f"{self._made:04d}.segment"
+        path = self._folder / f"{len(self._free):04d}.segment"
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             zeros = bytes(1024 * 1024)
@@ -283,9 +276,7 @@ class Journal:
         except OSError as error:
             log.warning("journal_segment_not_made", error=error.strerror, hint="receiving goes on without it")
             return False
-        with self._lock:
-            self._made += 1
-            self._free.append(segment)
+        self._free.append(segment)
         return True
 
     def _recover(self) -> None:

@@ -35,7 +35,7 @@ from node.config import ReceiveConfig
 from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
 from node.receive.part10 import printable
-from node.receive.pdata import Reception, request_handler
+from node.receive.pdata import Reception, limit_waiting, request_handler
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 from node.receive.storage import STATUS_STORED, Sender, StorageService
@@ -279,8 +279,8 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]
         request, address = super().get_request()
         # Nagle's algorithm against the peer's delayed ACK costs 40 ms an answer.
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer that stops in the middle of a PDU would block its thread for ever.
-        request.settimeout(self.ae.network_timeout)
+        # A peer that stops in the middle of a PDU, or reads no answers, would block its thread for ever.
+        limit_waiting(request, self.ae.network_timeout)
         self._sockets.add(request)
         return request, address
 

@@ -9,6 +9,7 @@ twice a millisecond. Memory is one buffer an association, however large the inst
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 import struct
 import time
@@ -45,6 +46,7 @@ TURN_MILLISECONDS = 50
 
 _PDU = struct.Struct(">BBL")
 _PDV = struct.Struct(">LBB")
+_TIMEVAL = struct.Struct("@ll")
 _AWAITING_REQUEST, _DATA_TRANSFER = "Sta2", "Sta6"
 _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
@@ -64,6 +66,21 @@ class Reception(Protocol):
 
 #: (pynetdicom association, context, command) -> the reception of that C-STORE
 Begin = Callable[[Any, PresentationContext, StoreCommand], Reception]
+
+
+def limit_waiting(connection: socket.socket, seconds: float) -> None:
+    """Let no read or write of a socket take longer; they raise OSError then.
+
+    For plain TCP the kernel keeps the time: Python's own timeout is another system call before each read, and
+    another moment in which the association's thread waits for the interpreter.
+    """
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(seconds)
+        return
+    connection.settimeout(None)
+    limit = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 class _InvalidPdu(Exception):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MAX_IOV = 1000  # IOV_MAX is 1024 on Linux
 _CHECK_SPACE_BYTES = 16 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
+_EARLY_BYTES = 64 * 1024
 _SCAN_BYTES = 8192  # the UIDs lie in the first kilobyte or two
 
 
@@ -86,20 +87,19 @@ class JournalReceiving:
         self._checksum = xxhash.xxh3_64()
         self._elsewhere: FileReceiving | None = None
         self.size = 0
-        header = _header(incoming)
-        self._header_bytes = len(header)
-        self._append([memoryview(header)], len(header))
+        self._header: list[memoryview] = [memoryview(_header(incoming))]  # written with the first pieces
+        self._header_bytes = len(self._header[0])
 
     def write(self, pieces: Sequence[memoryview]) -> None:
         length = sum(len(piece) for piece in pieces)
         self.size += length
-        if self._elsewhere is None and self._at + length > SEGMENT_BYTES:
+        if self._elsewhere is None and self._at + self._header_bytes + length > SEGMENT_BYTES:
             self._go_elsewhere()
         if self._elsewhere is not None:
             self._elsewhere.write(pieces)
             return
         _keep_head(self._head, pieces)
-        self._append(pieces, length)
+        self._append(pieces)
 
     def finish(self) -> Stored:
         instance = self._instance() if self._elsewhere is None else None
@@ -111,14 +111,14 @@ class JournalReceiving:
             return self._go_elsewhere().finish()
         try:
             with failures():
-                if self._spool.index.is_stored(uid):
+                path = self._spool.path_of_instance(instance)
+                if (self._spool.data_dir / path).exists():
                     journal.release(uid)
                     return self._go_elsewhere().finish()
                 self._lane.append(self._segment, self._at - self._start, self._checksum.intdigest(), instance)
         except BaseException:
             journal.release(uid)
             raise
-        path = self._spool.path_of_instance(instance)
         return Stored("stored", path, instance.series_instance_uid)
 
     def abandon(self) -> None:
@@ -146,9 +146,12 @@ class JournalReceiving:
             received_at=self._spool.now(),
         )
 
-    def _append(self, pieces: Sequence[memoryview], length: int) -> None:
+    def _append(self, pieces: Sequence[memoryview]) -> None:
+        if self._header:
+            pieces = [*self._header, *pieces]
+            self._header.clear()
         with failures():
-            _write_all(self._segment.file, pieces, self._at)
+            length = _write_all(self._segment.file, pieces, self._at)
         for piece in pieces:
             self._checksum.update(piece)
         self._at += length
@@ -210,8 +213,7 @@ class FileReceiving:
     def _write(self, pieces: Sequence[memoryview]) -> None:
         try:
             with failures():
-                _write_all(self._file, pieces, self._at)
-            self._at += sum(len(piece) for piece in pieces)
+                self._at += _write_all(self._file, pieces, self._at)
         except SpoolError:
             self.abandon()
             raise
@@ -239,9 +241,11 @@ def _header(incoming: Incoming) -> bytes:
     )
 
 
-def _write_all(file: int, pieces: Sequence[memoryview], at: int) -> None:
-    for start in range(0, len(pieces), _MAX_IOV):
-        some = pieces[start : start + _MAX_IOV]
+def _write_all(file: int, pieces: Sequence[memoryview], at: int) -> int:
+    """Write and start to make durable; returns how many bytes."""
+    start = at
+    for first in range(0, len(pieces), _MAX_IOV):
+        some = pieces[first : first + _MAX_IOV]
         left = sum(len(piece) for piece in some)
         written = os.pwritev(file, some, at)
         if written < left:  # a nearly full disk, or a signal
@@ -250,6 +254,11 @@ def _write_all(file: int, pieces: Sequence[memoryview], at: int) -> None:
                 count = os.pwrite(file, rest, at + left - len(rest))
                 rest = rest[count:]
         at += left
+    if at - start >= _EARLY_BYTES:
+        # on Linux this begins to write dirty pages to the disk, while the next bytes come off the wire:
+        # the sync at the instance's end then waits for its last bytes only
+        os.posix_fadvise(file, start, at - start, os.POSIX_FADV_DONTNEED)
+    return at - start
 
 
 def copy_content(record: Record, path: Path) -> None:

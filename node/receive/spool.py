@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +45,7 @@ from node.receive.receiving import (
 
 log = structlog.get_logger("node.receive.spool")
 
-_MAX_IOV = 1000  # IOV_MAX is 1024 on Linux
-_CHECK_SPACE_BYTES = 16 * 1024 * 1024
+_STORED = "spool/series"
 _COMPARE_BYTES = 1024 * 1024
 
 
@@ -68,10 +66,11 @@ class Spool:
         self.index = InstanceIndex(data_dir, engine, series)
         self.journal = Journal(data_dir / "spool/journal", journal_bytes, self._file_records)
         self._floor = free_disk_floor_bytes
+        self._space_of = str(data_dir)
         self._clock = clock
         root = data_dir / "spool"
         self.incoming = root / "incoming"
-        self.stored = root / "series"
+        self.stored = data_dir / _STORED
         self.quarantined = root / "quarantine"
         for folder in (self.incoming, self.stored, self.quarantined):
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,8 @@ class Spool:
     def check_space(self) -> None:
         """Raises OutOfSpace below the free-space floor, SpoolError when that can't be told."""
         with failures():
-            free = shutil.disk_usage(self.data_dir).free
+            disk = os.statvfs(self._space_of)
+        free = disk.f_bavail * disk.f_frsize
         if free < self._floor:
             raise OutOfSpace(
                 f"{free} bytes are free, the floor is {self._floor}",
@@ -120,8 +120,7 @@ class Spool:
 
     def path_of(self, uids: FilingUids) -> str:
         """Where an instance is stored, relative to data_dir."""
-        folder = self.stored / _hash(uids.series_instance_uid)
-        return str((folder / f"{_hash(uids.sop_instance_uid)}.dcm").relative_to(self.data_dir))
+        return f"{_STORED}/{_hash(uids.series_instance_uid)}/{_hash(uids.sop_instance_uid)}.dcm"
 
     def path_of_instance(self, instance: RecordedInstance) -> str:
         """Where a recorded instance will be stored, relative to data_dir."""

@@ -76,7 +76,6 @@ class ReceivingNode:
         self.reconciled = reconcile(self.spool, self.engine)
         self.spool.journal.start()
         self.tracker.file_all = self.spool.journal.file_now
-        wait_for(lambda: self.spool.journal.is_made, what="the journal's segments")
         self.tracker.start()
         self.listener = Listener(self.receive, self.spool, self.tracker, self.metrics)
         self.listener.start()

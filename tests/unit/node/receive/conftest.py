@@ -19,7 +19,6 @@ from node.receive.receiving import Stored
 from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
-from tests.integration.receiving import wait_for
 
 TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=600)
 
@@ -66,7 +65,6 @@ class Bench:
         self.lane: Lane | None = None
         if self.journal_bytes:
             self.spool.journal.start()
-            wait_for(lambda: self.spool.journal.is_made, what="the journal's segments")
             self.lane = self.spool.journal.lane()
 
     def store(self, sent: Sent, *, piece_bytes: int = 100) -> Stored:
