@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom.filereader import data_element_generator, read_file_meta_info
-from pydicom.tag import BaseTag, Tag
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
 from node.errors import InstanceRejected
+from node.receive.dataset import LONG_VRS, UNDEFINED_LENGTH, UnreadableDataset, top_level_elements
 
 #: Enough for everything before (0020,000E) of any sane object; more would let a few kilobytes of deflated
 #: zeros ask for gigabytes.
@@ -33,24 +33,21 @@ HEAD_BYTES = 64 * 1024
 _AFTER_GROUP_LENGTH = 128 + 4 + 8 + 4
 
 _TAG, _SHORT, _LONG = struct.Struct("<HH"), struct.Struct("<H"), struct.Struct("<L")
-#: VRs with a 32-bit length (PS3.5 table 7.1-1)
-_LONG_VRS = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-)
-
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
-_FILING_TAGS: dict[BaseTag, str] = {
-    Tag(0x0008, 0x0016): "SOPClassUID",
-    Tag(0x0008, 0x0018): "SOPInstanceUID",
-    Tag(0x0020, 0x000D): "StudyInstanceUID",
-    Tag(0x0020, 0x000E): "SeriesInstanceUID",
+#: as plain numbers, which compare in a tenth of the time that pydicom's tags take
+_FILING_TAGS = {
+    0x00080016: "SOPClassUID",
+    0x00080018: "SOPInstanceUID",
+    0x0020000D: "StudyInstanceUID",
+    0x0020000E: "SeriesInstanceUID",
 }
 _LAST_FILING_TAG = max(_FILING_TAGS)
-#: as plain numbers, which compare in a tenth of the time
-_FILING_NUMBERS = {int(tag): keyword for tag, keyword in _FILING_TAGS.items()}
-_LAST_FILING_NUMBER = int(_LAST_FILING_TAG)
-_PIXEL_DATA = Tag(0x7FE0, 0x0008)  # float, double and integer pixel data are (7FE0,0008) to (7FE0,0010)
+_PIXEL_DATA = 0x7FE00008  # float, double and integer pixel data are (7FE0,0008) to (7FE0,0010)
+#: of a value that should have 64 at most: enough to see that it has more
+_MAX_UID_VALUE_BYTES = 256
+#: transfer syntaxes whose data set as a whole is deflated; the others are those of JPIP
+_DEFLATED = frozenset((DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,21 @@ def read_filing_uids(
 ) -> FilingUids:
     """Read the UIDs of an encoded data set.
 
-    head: its first HEAD_BYTES, or all of it.  whole: opens all of it, for the rare case that these aren't
-    enough. Raises InstanceRejected with code ``unreadable_dataset``, ``missing_uid`` or ``invalid_uid``.
+    head: its first HEAD_BYTES, or all of it.  whole: opens all of it, where that is more.
+    Raises InstanceRejected with code ``unreadable_dataset``, ``missing_uid`` or ``invalid_uid``.
     """
     syntax = UID(transfer_syntax_uid)
     found = scan_uids(head, transfer_syntax_uid)
     if found is None:
-        found = _parse(lambda: io.BytesIO(head), syntax, whole if len(head) >= HEAD_BYTES else None)
+        try:
+            with io.BytesIO(head) if whole is None or len(head) < HEAD_BYTES else whole() as stream:
+                found = _walk(stream, syntax)
+        except UnreadableDataset as error:
+            raise InstanceRejected(
+                f"the data set can't be read as {syntax.name}: {error}",
+                code="unreadable_dataset",
+                hint="see the file under quarantine with dcmdump",
+            ) from error
     for keyword in _FILING_TAGS.values():
         value = found.get(keyword, "")
         if not value:
@@ -105,17 +110,17 @@ def scan_uids(head: bytes, transfer_syntax_uid: str) -> dict[str, str] | None:
     ascending order, each of a known length, up to the Series Instance UID.
     """
     syntax = UID(transfer_syntax_uid)
-    if not syntax.is_little_endian or syntax.is_implicit_VR or syntax.is_deflated:
+    if not syntax.is_little_endian or syntax.is_implicit_VR or syntax in _DEFLATED:
         return None
     found: dict[str, str] = {}
     at, end, previous = 0, len(head), -1
     while at + 12 <= end:
         group, number = _TAG.unpack_from(head, at)
         tag = group << 16 | number
-        if tag > _LAST_FILING_NUMBER:
+        if tag > _LAST_FILING_TAG:
             break
         vr = head[at + 4 : at + 6]
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             length, start = _LONG.unpack_from(head, at + 8)[0], at + 12
         elif vr.isalpha() and vr.isupper():
             length, start = _SHORT.unpack_from(head, at + 6)[0], at + 8
@@ -123,65 +128,47 @@ def scan_uids(head: bytes, transfer_syntax_uid: str) -> dict[str, str] | None:
             return None
         if tag <= previous or start + length > end:  # 0xFFFFFFFF, an undefined length, is beyond any end
             return None
-        keyword = _FILING_NUMBERS.get(tag)
+        keyword = _FILING_TAGS.get(tag)
         if keyword is not None:
             found[keyword] = head[start : start + length].decode("ascii", errors="replace").strip(" \0")
         at, previous = start + length, tag
-    return found if len(found) == len(_FILING_NUMBERS) else None
+    return found if len(found) == len(_FILING_TAGS) else None
 
 
-def _parse(
-    beginning: Callable[[], BinaryIO], syntax: UID, whole: Callable[[], BinaryIO] | None
-) -> dict[str, str]:
-    """What pydicom's parser finds: in the beginning, in the whole, and then in any order of tags."""
+def _walk(beginning: BinaryIO, syntax: UID) -> dict[str, str]:
+    """The four UIDs of a data set in any encoding and any order of elements, as far as they are there.
+
+    Raises UnreadableDataset.
+    """
     found: dict[str, str] = {}
-    # An encoder that ignores the ascending order of tags (PS3.5 7.1) is read to the pixel data.
-    attempts = [(beginning, _LAST_FILING_TAG), (beginning, _PIXEL_DATA - 1)]
-    if whole is not None:
-        attempts += [(whole, _LAST_FILING_TAG), (whole, _PIXEL_DATA - 1)]
-    failure: Exception | None = None
-    for opened, last in attempts:
-        # Whatever a parser of foreign bytes raises is this instance's fault and becomes its quarantine
-        # reason: the list of what pydicom can raise here is open, and a file must not stop its neighbours.
-        try:
-            with opened() as stream:
-                found = _read_uids(_inflated(stream, syntax), syntax, last)
-            failure = None
-        except Exception as error:
-            failure = error
-        if len(found) == len(_FILING_TAGS):
+    stream = _inflated(beginning, syntax)
+    elements = top_level_elements(
+        stream, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
+    )
+    for tag, at, length in elements:
+        # an encoder that ignores the ascending order of tags (PS3.5 7.1) is read to the pixel data
+        if tag >= _PIXEL_DATA or (tag > _LAST_FILING_TAG and len(found) == len(_FILING_TAGS)):
             break
-    if failure is not None:
-        raise InstanceRejected(
-            f"the data set can't be read as {syntax.name}: {type(failure).__name__}",
-            code="unreadable_dataset",
-            hint="see the file under quarantine with dcmdump",
-        ) from failure
+        keyword = _FILING_TAGS.get(tag)
+        if keyword is None or length == UNDEFINED_LENGTH:
+            continue
+        stream.seek(at)
+        value = stream.read(min(length, _MAX_UID_VALUE_BYTES)).decode("ascii", errors="replace").strip(" \0")
+        if found.setdefault(keyword, value) != value:
+            raise UnreadableDataset(f"{keyword} is there twice, with different values")
     return found
 
 
 def _inflated(stream: BinaryIO, syntax: UID) -> BinaryIO:
-    """PS3.5 A.5: raw deflate (RFC 1951); only the beginning is inflated."""
-    if syntax != DeflatedExplicitVRLittleEndian:
+    """PS3.5 A.5: raw deflate (RFC 1951); only the beginning is inflated. Raises UnreadableDataset."""
+    if syntax not in _DEFLATED:
         return stream
     deflated = stream.read(_INFLATE_LIMIT_BYTES)
-    return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _INFLATE_LIMIT_BYTES))
-
-
-def _read_uids(stream: BinaryIO, syntax: UID, last: int) -> dict[str, str]:
-    found: dict[str, str] = {}
-    elements = data_element_generator(
-        stream,
-        syntax.is_implicit_VR,
-        syntax.is_little_endian,
-        stop_when=lambda tag, _vr, _length: tag > last,
-        specific_tags=list(_FILING_TAGS),
-    )
-    for element in elements:
-        keyword = _FILING_TAGS.get(element.tag)
-        if keyword is not None and isinstance(element.value, bytes):
-            found[keyword] = element.value.decode("ascii", errors="replace").strip(" \0")
-    return found
+    try:
+        beginning = zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _INFLATE_LIMIT_BYTES)
+    except zlib.error as error:
+        raise UnreadableDataset("it can't be inflated") from error
+    return io.BytesIO(beginning)
 
 
 def encode_header(
@@ -207,7 +194,7 @@ def encode_header(
 def _meta_element(number: int, vr: bytes, value: bytes) -> bytes:
     """An element of group 0002, Explicit VR Little Endian (PS3.5 7.1.2)."""
     value += (b"\0" if vr in (b"UI", b"OB") else b" ") * (len(value) % 2)
-    length = b"\0\0" + _LONG.pack(len(value)) if vr in _LONG_VRS else _SHORT.pack(len(value))
+    length = b"\0\0" + _LONG.pack(len(value)) if vr in LONG_VRS else _SHORT.pack(len(value))
     return _TAG.pack(0x0002, number) + vr + length + value
 
 

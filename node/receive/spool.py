@@ -107,9 +107,9 @@ class Spool:
         Raises OutOfSpace or SpoolError; then nothing of a temporary file is left.
         """
         try:
-            uids = _filing_uids(incoming, file, header_bytes, head)
-            final = self.data_dir / self.path_of(uids)
             with failures():
+                uids = _filing_uids(incoming, file, header_bytes, head)
+                final = self.data_dir / self.path_of(uids)
                 entry = self._entry(incoming, file, final, uids=uids)
                 self.index.file(entry)
                 if entry.known is None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+import time
+import tracemalloc
 import zlib
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -19,7 +25,8 @@ from pydicom.uid import (
 from pynetdicom.dsutils import encode
 
 from node.errors import InstanceRejected
-from node.receive.part10 import encode_header, is_uid, read_filing_uids, read_part10
+from node.receive.listener import TRANSFER_SYNTAXES
+from node.receive.part10 import HEAD_BYTES, encode_header, is_uid, read_filing_uids, read_part10
 from tests.integration.receiving import ct_slice, encoded
 
 IMAGE = ct_slice("1.2.3", 1)
@@ -66,6 +73,76 @@ def test_a_bomb_is_not_inflated() -> None:
     with pytest.raises(InstanceRejected) as rejected:
         read_filing_uids(bomb + deflate.flush(), DeflatedExplicitVRLittleEndian)
     assert rejected.value.code in ("missing_uid", "unreadable_dataset")
+
+
+_SEQUENCE = struct.pack("<HHL", 0x0008, 0x1140, 0xFFFFFFFF)
+_ITEM, _OPEN_ITEM = struct.pack("<HHL", 0xFFFE, 0xE000, 0), struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        _SEQUENCE + _ITEM * 2_000_000,  # pydicom's parser made 2.7 GB of these 16 MB, in a minute
+        (_SEQUENCE + _OPEN_ITEM) * 200_000,
+        struct.pack("<HHL", 0x0009, 0x1001, 0) * 2_000_000,
+        struct.pack("<HHL", 0x0008, 0x0005, 10_000_000) + b"\\" * 10_000_000,  # a character set of 10 million
+        struct.pack("<HHL", 0x0008, 0x0018, 10_000_000) + b"1" * 10_000_000,
+        struct.pack("<HHL", 0x0009, 0x1001, 0xFFFFFFFF) + bytes(10_000_000),
+    ],
+    ids=["items", "nesting", "elements", "character set", "uid", "no delimiter"],
+)
+def test_reading_what_is_malicious_takes_neither_memory_nor_time(dataset: bytes) -> None:
+    def whole() -> BinaryIO:
+        return BytesIO(dataset)
+
+    started = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InstanceRejected):
+            read_filing_uids(dataset[:HEAD_BYTES], ImplicitVRLittleEndian, whole)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000 + len(dataset) % HEAD_BYTES
+    assert time.process_time() - started < 20  # a tenth of that without tracing
+
+
+def test_nested_sequences_before_the_uids_are_skipped() -> None:
+    close = struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+    end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    inner = struct.pack("<HHL", 0x0008, 0x0018, 4) + b"9.9\0"  # not the data set's own UID
+    nested = _SEQUENCE + _OPEN_ITEM + inner + _SEQUENCE + _ITEM + end + close + _ITEM + end
+    assert _uids(nested + encode(IMAGE, True, True), ImplicitVRLittleEndian) == UIDS
+    fragments = b"\x09\0\x01\x10OB\0\0\xff\xff\xff\xff" + _ITEM + end
+    assert _uids(fragments + encoded(IMAGE), ExplicitVRLittleEndian) == UIDS
+    unfinished = _SEQUENCE + _OPEN_ITEM + inner + end  # the item's own delimiter is missing
+    assert _uids(unfinished + encode(IMAGE, True, True), ImplicitVRLittleEndian) == UIDS
+
+
+@pytest.mark.parametrize("syntax", sorted(TRANSFER_SYNTAXES))
+def test_every_transfer_syntax_that_is_accepted(syntax: str) -> None:
+    uid = UID(syntax)
+    dataset = encode(IMAGE, uid.is_implicit_VR, uid.is_little_endian)
+    assert dataset is not None
+    if "Deflate" in uid.name and "Frame" not in uid.name:
+        deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        dataset = deflate.compress(dataset) + deflate.flush()
+    assert _uids(dataset, syntax) == UIDS
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_uid_that_is_there_twice(implicit: bool) -> None:
+    """Which one a reader takes would be chance."""
+    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    other = Dataset()
+    other.SOPInstanceUID = "9.9"
+    image = encode(IMAGE, implicit, True)
+    assert image is not None
+    with pytest.raises(InstanceRejected, match="twice") as rejected:
+        read_filing_uids(encode(other, implicit, True) + image, syntax)  # type: ignore[operator]
+    assert rejected.value.code == "unreadable_dataset"
+    other.SOPInstanceUID = IMAGE.SOPInstanceUID
+    assert _uids(encode(other, implicit, True) + image, syntax) == UIDS  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("uid", ["1.2.840.10008.1.1", "1", "1.2.00.3"])
