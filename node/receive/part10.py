@@ -141,7 +141,7 @@ def _walk(beginning: BinaryIO, syntax: UID) -> dict[str, str]:
     Raises UnreadableDataset.
     """
     found: dict[str, str] = {}
-    stream = _inflated(beginning, syntax)
+    stream = inflated(beginning, syntax)
     elements = top_level_elements(
         stream, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
     )
@@ -159,7 +159,7 @@ def _walk(beginning: BinaryIO, syntax: UID) -> dict[str, str]:
     return found
 
 
-def _inflated(stream: BinaryIO, syntax: UID) -> BinaryIO:
+def inflated(stream: BinaryIO, syntax: UID) -> BinaryIO:
     """PS3.5 A.5: raw deflate (RFC 1951); only the beginning is inflated. Raises UnreadableDataset."""
     if syntax not in _DEFLATED:
         return stream
