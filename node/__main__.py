@@ -34,6 +34,7 @@ from node.route.explain import explain as explain_path
 from node.route.explain import explain_text
 from node.route.router import compile_routes
 from node.run import operations
+from node.tls import check_tls
 from node.triton_server import EmbeddedTriton
 from pipelines.errors import PipelineError
 from pipelines.registry import find_pipeline
@@ -79,6 +80,8 @@ def check(config: ConfigOption) -> None:
     """Check the configuration, every destination (C-ECHO) and Triton's models."""
     loaded = load_config(config)
     routes_of(loaded)
+    for warning in check_tls(loaded):
+        errors.print(f"warning: {warning}", soft_wrap=True)
     _say(f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)")
     failed = False
     for name, destination in loaded.destinations.items():

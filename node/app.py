@@ -11,6 +11,8 @@ import structlog
 from sqlalchemy import select
 
 from node import __version__
+from node.audit import AuditTrail
+from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import jobs, open_database
 from node.deliver import make_deliverer
@@ -23,6 +25,7 @@ from node.run.engine import JobEngine
 from node.run.operations import RetryWatch
 from node.run.steps import Services, Steps
 from node.run.worker_pool import WorkerPool
+from node.tls import check_tls
 from node.triton_watch import TritonWatch
 from node.web.app import WebServer, create_app
 from pipelines.registry import PIPELINES
@@ -57,12 +60,22 @@ def serve(config: NodeConfig) -> None:
 def _start(config: NodeConfig, stack: ExitStack) -> None:
     """Start every service; ``stack`` stops them in reverse."""
     routes = routes_of(config)
+    for warning in check_tls(config):
+        log.warning("tls_warning", reason=warning)
     config.data_dir.mkdir(parents=True, exist_ok=True)
     _lock(config.data_dir, stack)
     engine = open_database(config.data_dir)
     stack.callback(engine.dispose)
     metrics = Metrics(__version__)
     metrics.watch_disk(config.data_dir)
+    audit = AuditTrail(
+        config.audit,
+        config.data_dir / "audit",
+        Source(config.receive.ae_title, "node", config.audit.enterprise_site_id),
+        metrics.audit_messages,
+    )
+    audit.start()
+    stack.callback(audit.stop)
 
     triton = TritonWatch(config.triton, metrics)
     triton.start()
@@ -71,7 +84,9 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     pool = WorkerPool(config.run.workers)
     stack.callback(pool.stop)
     deliverers = {
-        name: make_deliverer(name, destination, calling_ae_title=config.receive.ae_title)
+        name: make_deliverer(
+            name, destination, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
+        )
         for name, destination in config.destinations.items()
     }
     steps = Steps(Services(config, engine, pool, deliverers, metrics, lambda: triton.url))

@@ -41,6 +41,40 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ServerTls(Model):
+    """TLS of the listener. PEM files; the node follows their changes without a restart."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    require_client_certificate: bool = True
+
+    @model_validator(mode="after")
+    def _clients_can_be_verified(self) -> ServerTls:
+        if self.require_client_certificate and self.client_ca is None:
+            raise ValueError(
+                "client_ca is needed to require client certificates: name the file of the CA that signs "
+                "them, or set require_client_certificate: false"
+            )
+        return self
+
+
+class ClientTls(Model):
+    """TLS of a destination. PEM files; the node follows their changes without a restart."""
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    verify_host: bool = True
+    server_name: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> ClientTls:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: name both, or neither")
+        return self
+
+
 class ReceiveConfig(Model):
     """The C-STORE listener."""
 
@@ -51,7 +85,9 @@ class ReceiveConfig(Model):
     allow_any_calling_ae_title: bool = False
     require_called_ae_title: bool = True
     allowed_hosts: tuple[Network, ...] = ()
+    tls: ServerTls | None = None
     max_associations: int = Field(default=50, ge=1, le=1000)
+    max_associations_per_peer: int = Field(default=25, ge=1, le=1000)
     max_pdu_bytes: int = Field(default=131072, ge=4096, le=1048576)
     network_timeout_seconds: Seconds = 60.0
     acse_timeout_seconds: Seconds = 30.0
@@ -105,6 +141,16 @@ class LogConfig(Model):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class AuditConfig(Model):
+    """The audit trail (PS3.15 A.5): who connected, who was refused, what was transferred."""
+
+    enabled: bool = True
+    folder: Path | None = None
+    max_file_bytes: int = Field(default=16_777_216, ge=65_536)
+    max_files: int = Field(default=10, ge=2, le=1000)
+    enterprise_site_id: str | None = Field(default=None, min_length=1, max_length=64)
+
+
 class CStoreDestination(Model):
     """A DICOM storage SCP."""
 
@@ -113,6 +159,7 @@ class CStoreDestination(Model):
     host: str
     port: Annotated[int, Field(ge=1, le=65535)]
     calling_ae_title: AETitle | None = None
+    tls: ClientTls | None = None
     timeout_seconds: Seconds = 60.0
     max_attempts: int = Field(default=50, ge=1)
     retry_seconds: Seconds = 5.0
@@ -153,6 +200,7 @@ class NodeConfig(Model):
     web: WebConfig = WebConfig()
     results: ResultsConfig = ResultsConfig()
     log: LogConfig = LogConfig()
+    audit: AuditConfig = AuditConfig()
     destinations: dict[Name, Destination] = Field(default_factory=dict)
     routes: tuple[RouteConfig, ...] = ()
 
@@ -197,15 +245,19 @@ def parse_config(raw: dict[str, Any], *, source: str, base: Path) -> NodeConfig:
         config = NodeConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_describe(error, source), hint="see deploy/config.example.yaml") from error
-    updates: dict[str, Any] = {"data_dir": base / config.data_dir}
-    if config.triton.model_repository is not None:
-        repository = base / config.triton.model_repository
-        updates["triton"] = config.triton.model_copy(update={"model_repository": repository})
-    updates["destinations"] = {
-        name: d.model_copy(update={"path": base / d.path}) if isinstance(d, FolderDestination) else d
-        for name, d in config.destinations.items()
-    }
-    return config.model_copy(update=updates)
+    anchored: NodeConfig = _anchored(config, base)
+    return anchored
+
+
+def _anchored(value: Any, base: Path) -> Any:
+    """The same with every relative path in it made absolute."""
+    if isinstance(value, Path):
+        return base / value
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _anchored(field, base) for name, field in value})
+    if isinstance(value, dict):
+        return {key: _anchored(item, base) for key, item in value.items()}
+    return value
 
 
 def _describe(error: ValidationError, source: str) -> str:

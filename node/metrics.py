@@ -8,6 +8,8 @@ from the configuration, codes from our own tables; never a UID, an AE title of a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
@@ -15,6 +17,15 @@ from prometheus_client.process_collector import ProcessCollector
 
 _SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SECONDS_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+@dataclass(frozen=True)
+class TlsMetrics:
+    """Of the certificates of one listener or destination."""
+
+    #: (file, when its first certificate ends) -> shown from now on
+    watch: Callable[[str, Callable[[], float]], None]
+    reload_failed: Callable[[], None]
 
 
 class ReceiveMetrics:
@@ -33,10 +44,29 @@ class ReceiveMetrics:
         self.associations_rejected = Counter(
             "pacsnode_associations_rejected_total",
             "Associations rejected. reason: calling_ae_title, called_ae_title, host, too_many_associations, "
-            "no_space, other.",
+            "too_many_of_peer, no_space.",
             ["reason"],
             registry=registry,
         )
+        self.connections_dropped = Counter(
+            "pacsnode_connections_dropped_total",
+            "Connections that ended before an association was asked for. reason: tls (handshake failed), "
+            "too_many (others were waiting as well).",
+            ["reason"],
+            registry=registry,
+        )
+        self.certificate_not_after = Gauge(
+            "pacsnode_receive_certificate_not_after_timestamp_seconds",
+            "When the listener's first certificate of a file ends, since the epoch. file: certificate, ca.",
+            ["file"],
+            registry=registry,
+        )
+        self.tls_reload_failures = Counter(
+            "pacsnode_receive_tls_reload_failures_total",
+            "Changed TLS files of the listener that couldn't be used; the ones before stay in use.",
+            registry=registry,
+        )
+        self.audit_messages = _audit_messages("pacsnode_receive_audit_messages_total", registry)
         self.associations_ended = Counter(
             "pacsnode_associations_ended_total",
             "Accepted associations that ended. how: released, aborted (also: connection lost, timed out).",
@@ -67,6 +97,13 @@ class ReceiveMetrics:
             "Series versions judged complete. rule: association_release, quiet_time, hard_limit.",
             ["rule"],
             registry=registry,
+        )
+
+    def tls(self) -> TlsMetrics:
+        """For the listener's certificates."""
+        return TlsMetrics(
+            lambda file, read: self.certificate_not_after.labels(file=file).set_function(read),
+            self.tls_reload_failures.inc,
         )
 
     def expose(self) -> bytes:
@@ -155,6 +192,28 @@ class Metrics:
             registry=registry,
         )
 
+        self.certificate_not_after = Gauge(
+            "pacsnode_destination_certificate_not_after_timestamp_seconds",
+            "When a destination's first certificate of a file ends, since the epoch. file: certificate, ca.",
+            ["destination", "file"],
+            registry=registry,
+        )
+        self.tls_reload_failures = Counter(
+            "pacsnode_destination_tls_reload_failures_total",
+            "Changed TLS files of a destination that couldn't be used; the ones before stay in use.",
+            ["destination"],
+            registry=registry,
+        )
+        self.audit_messages = _audit_messages("pacsnode_audit_messages_total", registry)
+
+    def tls(self, destination: str) -> TlsMetrics:
+        """For one destination's certificates."""
+        not_after = self.certificate_not_after
+        return TlsMetrics(
+            lambda file, read: not_after.labels(destination=destination, file=file).set_function(read),
+            self.tls_reload_failures.labels(destination=destination).inc,
+        )
+
     def watch_disk(self, folder: Path) -> None:
         """Measure free space under ``folder`` at every scrape."""
         self.free_disk_bytes.set_function(lambda: float(shutil.disk_usage(folder).free))
@@ -162,3 +221,12 @@ class Metrics:
     def expose(self) -> bytes:
         """The current values in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _audit_messages(name: str, registry: CollectorRegistry) -> Counter:
+    return Counter(
+        name,
+        "Messages of the audit trail. outcome: written, suppressed (of a flood; counted in the trail), lost.",
+        ["outcome"],
+        registry=registry,
+    )

@@ -1,10 +1,16 @@
-"""C-STORE as destination: one association a result set, each instance's status judged (PS3.4 B.2.3)."""
+"""C-STORE as destination: one association a result set, each instance's status judged (PS3.4 B.2.3).
+
+In: the files of a result set.  Out: them stored at the peer, over TLS where that is configured, and what was
+sent in the audit trail.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -13,8 +19,11 @@ from pydicom.uid import UID
 from pynetdicom import AE, Association, evt
 from pynetdicom.sop_class import Verification
 
+from node.audit import AuditTrail
+from node.audit_message import Peer, Transfer
 from node.config import CStoreDestination
 from node.errors import DeliveryError
+from node.tls import ClientHandshake, TlsContext, reason_of
 
 log = structlog.get_logger(__name__)
 
@@ -24,10 +33,20 @@ MAX_PDU_BYTES = 131072
 class CStoreDeliverer:
     """Sends to one storage SCP."""
 
-    def __init__(self, name: str, config: CStoreDestination, *, calling_ae_title: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: CStoreDestination,
+        *,
+        calling_ae_title: str,
+        tls: TlsContext | None = None,
+        audit: AuditTrail | None = None,
+    ) -> None:
         self._name = name
         self._config = config
         self._calling_ae_title = calling_ae_title
+        self._tls = tls
+        self._audit = audit
 
     def deliver(self, files: Sequence[Path]) -> None:
         """See ``Deliverer``.
@@ -35,14 +54,17 @@ class CStoreDeliverer:
         Not retryable: a SOP class that the peer doesn't accept in our transfer syntax, and the permanent
         failures 0xA8xx, 0xA9xx, 0xCxxx. Warnings (0xB000, 0xB006, 0xB007) count as stored.
         """
-        kinds = sorted({_kind(file) for file in files})
+        headers = [_Header.read(file) for file in files]
+        kinds = sorted({(header.sop_class, header.transfer_syntax) for header in headers})
         with self._association(kinds) as association:
             accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
             for kind in kinds:
                 if kind not in accepted:
                     raise self._not_accepted(kind)
-            for file in files:
-                self._send(association, file)
+            with self._audited(headers) as sent:
+                for file, header in zip(files, headers, strict=True):
+                    self._send(association, file)
+                    sent.append(header)
 
     def check(self) -> None:
         """C-ECHO."""
@@ -50,6 +72,37 @@ class CStoreDeliverer:
             status = association.send_c_echo()
             if status.get("Status") != 0x0000:
                 raise DeliveryError(f"{self._peer()}: C-ECHO was not answered with success")
+
+    @contextmanager
+    def _audited(self, headers: Sequence[_Header]) -> Iterator[list[_Header]]:
+        """Tell the audit trail what is about to be sent, and then what was: the yielded list."""
+        sent: list[_Header] = []
+        if self._audit is None:
+            yield sent
+            return
+        for transfer in self._transfers(headers):
+            self._audit.begin(transfer)
+        failure = "the delivery failed half-way"
+        try:
+            yield sent
+            failure = ""
+        finally:
+            for transfer in self._transfers(sent, failure):
+                self._audit.transferred(transfer)
+
+    def _transfers(self, headers: Sequence[_Header], failure: str = "") -> list[Transfer]:
+        """One a study."""
+        peer = Peer(self._config.ae_title, self._config.host)
+        return [
+            Transfer(
+                peer,
+                "sent",
+                study,
+                Counter(header.sop_class for header in headers if header.study == study),
+                failure,
+            )
+            for study in sorted({header.study for header in headers})
+        ]
 
     @contextmanager
     def _association(self, kinds: Sequence[tuple[str, str]]) -> Iterator[Association]:
@@ -60,14 +113,19 @@ class CStoreDeliverer:
         ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = config.timeout_seconds
         for sop_class, syntax in kinds:
             ae.add_requested_context(sop_class, syntax)
+        handshake = ClientHandshake(self._tls.current()) if self._tls is not None else None
+        server_name = (config.tls.server_name if config.tls is not None else None) or config.host
         association = ae.associate(
             config.host,
             config.port,
             ae_title=config.ae_title,
             max_pdu=MAX_PDU_BYTES,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _set_up, [config.timeout_seconds])],
+            tls_args=(handshake, server_name) if handshake is not None else None,
         )
         if not association.is_established:
+            if handshake is not None and handshake.error is not None:
+                raise self._tls_failed(handshake.error)
             raise self._why_not(association, kinds)
         try:
             yield association
@@ -113,6 +171,18 @@ class CStoreDeliverer:
             why = "the association ended at once"
         return DeliveryError(f"{self._peer()}: {why}", hint="is it up, and does it know us?")
 
+    def _tls_failed(self, error: OSError) -> DeliveryError:
+        why = f"TLS failed: {reason_of(error)}"
+        if self._audit is not None:
+            self._audit.refused(
+                Peer(self._config.ae_title, self._config.host), "tls", f"{self._peer()}: {why}"
+            )
+        return DeliveryError(
+            f"{self._peer()}: {why}",
+            hint="do its certificate, our ca and server_name, and our certificate and its CA fit together?",
+            code="tls_failed",
+        )
+
     def _not_accepted(self, kind: tuple[str, str]) -> DeliveryError:
         sop_class, syntax = (UID(uid).name for uid in kind)
         return DeliveryError(
@@ -123,12 +193,24 @@ class CStoreDeliverer:
         )
 
 
-def _kind(file: Path) -> tuple[str, str]:
-    header = dcmread(file, specific_tags=["SOPClassUID"], stop_before_pixels=True)
-    return str(header.SOPClassUID), str(header.file_meta.TransferSyntaxUID)
+@dataclass(frozen=True)
+class _Header:
+    """What is to be known of an object before it is sent."""
+
+    sop_class: str
+    transfer_syntax: str
+    study: str
+
+    @classmethod
+    def read(cls, file: Path) -> _Header:
+        header = dcmread(file, specific_tags=["SOPClassUID", "StudyInstanceUID"], stop_before_pixels=True)
+        syntax = header.file_meta.TransferSyntaxUID
+        return cls(str(header.SOPClassUID), str(syntax), str(header.StudyInstanceUID))
 
 
-def _no_delay(event: evt.Event) -> None:
-    """Nagle plus delayed acknowledgement makes C-STORE 10 to 30 times slower."""
+def _set_up(event: evt.Event, timeout_seconds: float) -> None:
     connection = event.assoc.dul.socket.socket
+    # Nagle plus delayed acknowledgement makes C-STORE 10 to 30 times slower
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # pynetdicom has taken the timeout away: a peer that stops within a PDU would hold the delivery for ever
+    connection.settimeout(timeout_seconds)

@@ -24,8 +24,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from node.audit import AuditTrail
+from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import open_database
+from node.errors import ConfigError
 from node.files import lock
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
@@ -81,7 +84,15 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
     tracker.start()
     stack.callback(tracker.stop)
     stack.callback(spool.journal.stop)
-    listener = Listener(config.receive, spool, tracker, metrics)
+    audit = AuditTrail(
+        config.audit,
+        config.data_dir / "audit",
+        Source(config.receive.ae_title, "receive", config.audit.enterprise_site_id),
+        metrics.audit_messages,
+    )
+    audit.start()
+    stack.callback(audit.stop)
+    listener = Listener(config.receive, spool, tracker, metrics, audit)
     listener.start()
     stack.callback(listener.stop, STOP_GRACE_SECONDS)
     return listener
@@ -114,6 +125,9 @@ def main() -> None:
                     "hint": "is the port in use, and may we write to data_dir?",
                 }
             )
+            sys.exit(1)
+        except ConfigError as error:
+            emit({"event": "failed", "message": str(error), "hint": error.hint})
             sys.exit(1)
         emit({"event": "ready", "port": listener.port})
         threading.Thread(target=_answer, args=(metrics, emit), name="answers", daemon=True).start()

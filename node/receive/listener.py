@@ -7,16 +7,11 @@ answers are ``storage``'s. Nothing here decodes a data set.
 
 from __future__ import annotations
 
-import secrets
-import socket
-import socketserver
+import sys
 import threading
 import time
 import uuid
-import weakref
-from collections.abc import Callable
 from functools import lru_cache, partial
-from ipaddress import ip_address, ip_network
 from typing import Any
 
 import structlog
@@ -29,29 +24,21 @@ from pynetdicom import (
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
-from pynetdicom.transport import ThreadedAssociationServer
 
+from node.audit import AuditTrail
+from node.audit_message import Peer
 from node.config import ReceiveConfig
 from node.metrics import ReceiveMetrics
+from node.receive.admission import Admission, host_of
 from node.receive.command import StoreCommand
-from node.receive.part10 import printable
-from node.receive.pdata import Reception, limit_waiting, request_handler
+from node.receive.pdata import Reception, request_handler
 from node.receive.series import SeriesTracker
+from node.receive.server import Server
 from node.receive.spool import Spool
 from node.receive.storage import STATUS_STORED, Sender, StorageService
+from node.tls import server_context
 
 log = structlog.get_logger("node.receive.listener")
-
-#: (result, source, diagnostic) of an A-ASSOCIATE-RJ (PS3.8 9.3.4) -> the metric's reason
-_REJECTIONS = {
-    (1, 1, 3): "calling_ae_title",
-    (1, 1, 7): "called_ae_title",
-    (2, 3, 2): "too_many_associations",
-}
-#: rejected-permanent by the service user, no reason given
-_HOST_REJECTION = (1, 1, 1)
-#: rejected-transient by the service provider (presentation), temporary congestion
-_SPACE_REJECTION = (2, 3, 1)
 
 _EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 #: In our order of preference for a context that offers several: explicit VR first, because it keeps the
@@ -72,15 +59,25 @@ class Listener:
     """Accepts associations between ``start`` and ``stop``."""
 
     def __init__(
-        self, config: ReceiveConfig, spool: Spool, series: SeriesTracker, metrics: ReceiveMetrics
+        self,
+        config: ReceiveConfig,
+        spool: Spool,
+        series: SeriesTracker,
+        metrics: ReceiveMetrics,
+        audit: AuditTrail,
     ) -> None:
+        """Raises ConfigError when a file of ``config.tls`` can't be used."""
         self._config = config
-        self._storage = StorageService(spool, metrics, accept_unknown=config.accept_unknown_sop_classes)
+        self._storage = StorageService(
+            spool, metrics, audit, accept_unknown=config.accept_unknown_sop_classes
+        )
+        self._admission = Admission(config, self._storage.has_space, audit, metrics)
+        self._tls = server_context(config.tls, metrics.tls()) if config.tls is not None else None
         self._series = series
         self._metrics = metrics
         self._live: dict[Any, Sender] = {}  # pynetdicom Association -> ours
         self._lock = threading.Lock()
-        self._server: _Server | None = None
+        self._server: Server | None = None
 
     @property
     def port(self) -> int:
@@ -99,35 +96,40 @@ class Listener:
         config = self._config
         ae = AE(ae_title=config.ae_title)
         ae.maximum_pdu_size = config.max_pdu_bytes
-        ae.maximum_associations = config.max_associations
+        # admission decides who may; pynetdicom's own checks let everyone pass
+        ae.maximum_associations = sys.maxsize
+        ae.require_called_aet = False
         ae.network_timeout = config.network_timeout_seconds
         ae.dimse_timeout = config.network_timeout_seconds
         ae.acse_timeout = config.acse_timeout_seconds
-        ae.require_called_aet = config.require_called_ae_title
-        if not config.allow_any_calling_ae_title:
-            # pynetdicom reads an empty list as "anyone": a title that nobody can know stands for "no one".
-            ae.require_calling_aet = list(config.allowed_calling_ae_titles) or [secrets.token_hex(8)]
-            if not config.allowed_calling_ae_titles:
-                log.warning(
-                    "no_calling_ae_title_allowed",
-                    hint="name the senders in receive.allowed_calling_ae_titles; until then all are rejected",
-                )
-        server: _Server = ae.make_server(
+        if not config.allow_any_calling_ae_title and not config.allowed_calling_ae_titles:
+            log.warning(
+                "no_calling_ae_title_allowed",
+                hint="name the senders in receive.allowed_calling_ae_titles; until then all are rejected",
+            )
+        server: Server = ae.make_server(
             (config.host, config.port),
             contexts=[build_context(Verification)],
             evt_handlers=[
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_ESTABLISHED, self._on_established),
-                (evt.EVT_REJECTED, self._on_rejected),
                 (evt.EVT_RELEASED, self._on_released),
                 (evt.EVT_C_ECHO, lambda _event: STATUS_STORED),
             ],
             request_handler=request_handler(self._begin_store),
-            server_class=partial(_Server, on_idle=self._end_dead_associations),
+            server_class=partial(
+                Server, admission=self._admission, tls=self._tls, on_idle=self._end_dead_associations
+            ),
         )
         self._server = server
         threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
-        log.info("listening", ae_title=config.ae_title, host=config.host, port=self.port)
+        log.info(
+            "listening",
+            ae_title=config.ae_title,
+            host=config.host,
+            port=self.port,
+            tls=self._tls is not None,
+        )
 
     def stop(self, grace_seconds: float) -> None:
         """Accept no more, let running associations finish within the grace, then abort them."""
@@ -149,35 +151,12 @@ class Listener:
 
     def _on_requested(self, event: Any) -> None:
         """Support what was asked for and is acceptable: negotiation then costs what the request is long."""
-        if not self._allows(str(event.assoc.requestor.address)):
-            self._reject(event.assoc, _HOST_REJECTION, "host")
-            return
-        if not self._storage.has_space():
-            self._reject(event.assoc, _SPACE_REJECTION, "no_space")
+        if not self._admission.admit(event.assoc):
             return
         contexts: list[PresentationContext] = [build_context(Verification)]
         for uid in self._requested_storage(event.assoc):
             contexts.append(_storage_context(uid))
         event.assoc.acceptor.supported_contexts = contexts
-
-    def _allows(self, address: str) -> bool:
-        allowed = self._config.allowed_hosts
-        if not allowed:
-            return True
-        host = ip_address(address.removeprefix("::ffff:"))  # IPv4 on an IPv6 socket
-        return any(host in ip_network(network) for network in allowed)
-
-    def _reject(self, association: Any, rejection: tuple[int, int, int], reason: str) -> None:
-        """Answer A-ASSOCIATE-RJ (PS3.8 9.3.4) instead of negotiating."""
-        self._metrics.associations_rejected.labels(reason=reason).inc()
-        log.warning(
-            "association_rejected",
-            reason=reason,
-            calling_ae_title=printable(str(association.requestor.primitive.calling_ae_title)),
-            peer=association.requestor.address,
-        )
-        association.acse.send_reject(*rejection)
-        association.kill()
 
     def _requested_storage(self, association: Any) -> list[str]:
         primitive = association.requestor.primitive
@@ -195,7 +174,11 @@ class Listener:
             live = self._live.get(association)
             if live is not None:
                 return live
-            live = self._storage.open(uuid.uuid4().hex, str(association.requestor.ae_title).strip())
+            peer = Peer(
+                str(association.requestor.primitive.calling_ae_title).strip(),
+                host_of((association.requestor.address,)),
+            )
+            live = self._storage.open(uuid.uuid4().hex, peer)
             self._live[association] = live
         self._metrics.associations_accepted.inc()
         self._metrics.associations_open.inc()
@@ -208,20 +191,9 @@ class Listener:
         )
         return live
 
-    def _on_rejected(self, event: Any) -> None:
-        primitive = event.assoc.acceptor.primitive
-        key = (primitive.result, primitive.result_source, primitive.diagnostic)
-        reason = _REJECTIONS.get(key, "other")
-        self._metrics.associations_rejected.labels(reason=reason).inc()
-        log.warning(
-            "association_rejected",
-            reason=reason,
-            calling_ae_title=str(event.assoc.requestor.ae_title),
-            peer=event.assoc.requestor.address,
-        )
-
     def _on_released(self, event: Any) -> None:
         """Runs in the association's own thread, after its last C-STORE was answered."""
+        self._admission.leave(event.assoc)
         with self._lock:
             live = self._live.pop(event.assoc, None)
         if live is not None:
@@ -262,47 +234,3 @@ class Listener:
         sender = self._sender(association)
         syntax = str(context.transfer_syntax[0])
         return self._storage.begin(sender, command, str(context.abstract_syntax), syntax)
-
-
-class _Server(ThreadedAssociationServer):  # type: ignore[misc]
-    """pynetdicom's server with our socket options and a hook that runs about twice a second."""
-
-    request_queue_size = 128
-    daemon_threads = True
-
-    def __init__(self, *args: Any, on_idle: Callable[[], None], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._on_idle = on_idle
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        request, address = super().get_request()
-        # Nagle's algorithm against the peer's delayed ACK costs 40 ms an answer.
-        request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer that stops in the middle of a PDU, or reads no answers, would block its thread for ever.
-        limit_waiting(request, self.ae.network_timeout)
-        self._sockets.add(request)
-        return request, address
-
-    def service_actions(self) -> None:
-        super().service_actions()
-        self._on_idle()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 socketserver's hook
-        log.error("connection_failed", exc_info=True)
-
-    def shutdown(self) -> None:
-        """Stop accepting; running associations go on."""
-        socketserver.BaseServer.shutdown(self)
-        self.server_close()
-
-    def disconnect_all(self, *, after_seconds: float) -> None:
-        """Close what is still connected, leaving a moment for A-ABORTs to be sent."""
-        if not self.active_associations:
-            return
-        time.sleep(after_seconds)
-        for connection in list(self._sockets):
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed already

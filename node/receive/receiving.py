@@ -37,6 +37,7 @@ class Stored:
     """What became of one instance. ``path`` is relative to data_dir.
 
     ``code`` and ``reason`` are set for quarantined instances. ``series_version`` is set for stored ones.
+    ``study_instance_uid`` is set for stored ones and duplicates.
     """
 
     state: Literal["stored", "duplicate", "quarantined"]
@@ -45,6 +46,7 @@ class Stored:
     series_version: int | None = None
     code: str | None = None
     reason: str | None = None
+    study_instance_uid: str | None = None
 
 
 class Receiving(Protocol):
@@ -119,7 +121,12 @@ class JournalReceiving:
         except BaseException:
             journal.release(uid)
             raise
-        return Stored("stored", path, instance.series_instance_uid)
+        return Stored(
+            "stored",
+            path,
+            instance.series_instance_uid,
+            study_instance_uid=instance.study_instance_uid,
+        )
 
     def abandon(self) -> None:
         if self._elsewhere is not None:

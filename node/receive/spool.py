@@ -113,7 +113,13 @@ class Spool:
                 entry = self._entry(incoming, file, final, uids=uids)
                 self.index.file(entry)
                 if entry.known is None:
-                    return Stored("stored", entry.path, uids.series_instance_uid, entry.version)
+                    return Stored(
+                        "stored",
+                        entry.path,
+                        uids.series_instance_uid,
+                        entry.version,
+                        study_instance_uid=uids.study_instance_uid,
+                    )
                 return self._sent_again(entry, entry.known, file, header_bytes)
         except InstanceRejected as rejection:
             return self._quarantine(incoming, file, header_bytes, rejection)
@@ -179,7 +185,13 @@ class Spool:
         if kept != file:
             file.unlink()
         self.index.seen_again(entry)
-        return Stored("duplicate", known["path"], known["series_instance_uid"], known["series_version"])
+        return Stored(
+            "duplicate",
+            known["path"],
+            known["series_instance_uid"],
+            known["series_version"],
+            study_instance_uid=known["study_instance_uid"],
+        )
 
     def _quarantine(
         self, incoming: Incoming, file: Path, header_bytes: int, rejection: InstanceRejected

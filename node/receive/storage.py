@@ -13,8 +13,9 @@ In: the command of a C-STORE and its data set, piece by piece.  Out: the instanc
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from pydicom.uid import UID_dictionary
@@ -24,16 +25,21 @@ from pynetdicom import (
     NonPatientObjectPresentationContexts,
 )
 
+from node.audit import AuditTrail
+from node.audit_message import Peer, Transfer
 from node.errors import SpoolError
 from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
 from node.receive.index import Incoming
 from node.receive.journal import Lane
 from node.receive.part10 import is_uid
-from node.receive.receiving import Receiving
+from node.receive.receiving import Receiving, Stored
 from node.receive.spool import Spool
 
 log = structlog.get_logger("node.receive.storage")
+
+#: an association's studies are written to the audit trail when it ends, or when there are so many
+MAX_STUDIES = 1000
 
 STATUS_STORED = 0x0000
 STATUS_NOT_STORAGE = 0x0122
@@ -84,20 +90,34 @@ class Sender:
     """An accepted association that hasn't ended, and what came over it."""
 
     association_id: str
-    calling_ae_title: str
+    peer: Peer
     lane: Lane
     released: bool = False
     stored: int = 0
     quarantined: int = 0
     refused: int = 0
+    #: (Study Instance UID, whether we held it already) -> SOP class -> instances, for the audit trail
+    studies: dict[tuple[str, bool], Counter[str]] = field(default_factory=dict)
+
+    @property
+    def calling_ae_title(self) -> str:
+        return self.peer.ae_title
+
+    def count(self, stored: Stored, sop_class_uid: str) -> None:
+        """Remember a stored instance for the audit trail."""
+        study = (stored.study_instance_uid or "", stored.state == "duplicate")
+        self.studies.setdefault(study, Counter())[sop_class_uid] += 1
 
 
 class StorageService:
     """Answers C-STORE for every association of a listener."""
 
-    def __init__(self, spool: Spool, metrics: ReceiveMetrics, *, accept_unknown: bool) -> None:
+    def __init__(
+        self, spool: Spool, metrics: ReceiveMetrics, audit: AuditTrail, *, accept_unknown: bool
+    ) -> None:
         self._spool = spool
         self._metrics = metrics
+        self._audit = audit
         self._accept_unknown = accept_unknown
 
     def accepts(self, abstract_syntax: str) -> bool:
@@ -112,19 +132,31 @@ class StorageService:
             return False
         return True
 
-    def open(self, association_id: str, calling_ae_title: str) -> Sender:
+    def open(self, association_id: str, peer: Peer) -> Sender:
         """An association was established."""
-        return Sender(association_id, calling_ae_title, self._spool.journal.lane())
+        return Sender(association_id, peer, self._spool.journal.lane())
 
     def close(self, sender: Sender) -> None:
         """It ended, and nothing of it is on its way: file everything that came over it."""
+        whole = sender.released and not sender.refused
+        self._audit_transfers(
+            sender, "" if whole else f"released: {sender.released}, refused: {sender.refused}"
+        )
         self._spool.journal.end(sender.lane)
+
+    def _audit_transfers(self, sender: Sender, failure: str = "") -> None:
+        for (study_instance_uid, known), counts in sender.studies.items():
+            transfer = Transfer(sender.peer, "received", study_instance_uid, counts, failure, known)
+            self._audit.transferred(transfer)
+        sender.studies.clear()
 
     def begin(
         self, sender: Sender, command: StoreCommand, abstract_syntax: str, transfer_syntax_uid: str
     ) -> StoreReception:
         """The reception of one C-STORE's data set; never raises."""
-        reception = StoreReception(sender, self._metrics)
+        if len(sender.studies) >= MAX_STUDIES:
+            self._audit_transfers(sender)
+        reception = StoreReception(sender, command.sop_class_uid, self._metrics)
         if not self.accepts(abstract_syntax):
             reception.refuse(STATUS_NOT_STORAGE, "not_storage", "the context is not of a storage SOP class")
             return reception
@@ -145,9 +177,10 @@ class StorageService:
 class StoreReception:
     """See ``pdata.Reception``. What was refused is still read to its end, and then answered."""
 
-    def __init__(self, sender: Sender, metrics: ReceiveMetrics) -> None:
+    def __init__(self, sender: Sender, sop_class_uid: str, metrics: ReceiveMetrics) -> None:
         self.receiving: Receiving | None = None
         self._sender = sender
+        self._sop_class_uid = sop_class_uid
         self._metrics = metrics
         self._answer = (STATUS_STORED, "")
         self._started = time.perf_counter()
@@ -189,6 +222,8 @@ class StoreReception:
             return self._answer
         self._metrics.c_store_seconds.observe(time.perf_counter() - self._started)
         self._metrics.instances.labels(outcome=stored.state, code=stored.code or "none").inc()
+        if stored.study_instance_uid is not None:
+            self._sender.count(stored, self._sop_class_uid)
         if stored.code is None:
             self._sender.stored += 1
             return STATUS_STORED, ""

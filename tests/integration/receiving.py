@@ -28,7 +28,9 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from sqlalchemy import select
 
-from node.config import LogConfig, ReceiveConfig, SeriesConfig
+from node.audit import AuditTrail
+from node.audit_message import Source
+from node.config import AuditConfig, LogConfig, ReceiveConfig, SeriesConfig
 from node.database import instances, open_database, series
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
@@ -77,12 +79,20 @@ class ReceivingNode:
         self.spool.journal.start()
         self.tracker.file_all = self.spool.journal.file_now
         self.tracker.start()
-        self.listener = Listener(self.receive, self.spool, self.tracker, self.metrics)
+        self.audit = AuditTrail(
+            AuditConfig(),
+            self.data_dir / "audit",
+            Source(self.receive.ae_title, "receive"),
+            self.metrics.audit_messages,
+        )
+        self.audit.start()
+        self.listener = Listener(self.receive, self.spool, self.tracker, self.metrics, self.audit)
         self.listener.start()
         return self
 
     def stop(self, grace_seconds: float = 2.0) -> None:
         self.listener.stop(grace_seconds)
+        self.audit.stop()
         self.spool.journal.stop()
         self.tracker.stop()
         self.engine.dispose()

@@ -11,10 +11,12 @@ import yaml
 from pydantic import BaseModel
 
 from node.config import (
+    ClientTls,
     CStoreDestination,
     FolderDestination,
     NodeConfig,
     RouteConfig,
+    ServerTls,
     load_config,
     parse_config,
 )
@@ -36,7 +38,9 @@ MODELS: dict[str, type[BaseModel]] = {
         for name, field in NodeConfig.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     },
+    "receive.tls": ServerTls,
     "destinations.pacs": CStoreDestination,
+    "destinations.pacs.tls": ClientTls,
     "destinations.outbox": FolderDestination,
     "routes": RouteConfig,
 }
@@ -123,6 +127,12 @@ def test_it_loads_with_and_without_the_optional_parts() -> None:
     everything = parse_config(yaml.safe_load(switched_on()), source="all", base=Path("/srv"))
     outbox = everything.destinations["outbox"]
     assert isinstance(outbox, FolderDestination) and outbox.path == Path("/srv/outbox")
+    pacs = everything.destinations["pacs"]
+    assert isinstance(pacs, CStoreDestination) and pacs.tls is not None and everything.receive.tls is not None
+    assert (pacs.tls.ca, everything.receive.tls.key) == (
+        Path("/srv/tls/hospital-ca.crt"),
+        Path("/srv/tls/node.key"),
+    )
     assert everything.triton.url == "triton.example.org:8001"
 
 
@@ -144,6 +154,24 @@ def test_every_fact_and_operator_is_explained() -> None:
         ({"recieve": {}}, ["recieve"]),
         ({"web": {"port": "x"}}, ["web.port", "'x'"]),
         ({"triton": {"url": "http://x:1"}}, ["triton.url"]),
+        (
+            {"receive": {"tls": {"certificate": "a", "key": "b"}}},
+            ["receive.tls", "client_ca", "require_client_certificate: false"],
+        ),
+        (
+            {
+                "destinations": {
+                    "pacs": {
+                        "type": "cstore",
+                        "ae_title": "P",
+                        "host": "h",
+                        "port": 104,
+                        "tls": {"ca": "a", "certificate": "b"},
+                    }
+                }
+            },
+            ["destinations.pacs.cstore.tls", "key"],
+        ),
         (
             {"routes": [{"name": "a", "pipeline": "p", "when": {}, "destinations": ["pax"]}]},
             ["'pax'", "not defined"],
