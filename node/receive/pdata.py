@@ -14,6 +14,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from pynetdicom.dul import DULServiceProvider
@@ -41,13 +42,19 @@ MAX_OTHER_PDU_BYTES = 1024 * 1024
 MAX_COMMAND_BYTES = 64 * 1024
 #: data set of a command that isn't C-STORE; pynetdicom holds it in memory
 MAX_OTHER_DATA_SET_BYTES = 16 * 1024 * 1024
+#: over the maximum length that we announce; some peers don't count headers into it
+PDU_SLACK_BYTES = 1024
+#: a message must bring as much within the network timeout, or end
+PROGRESS_BYTES = 16 * 1024
 #: between two messages pynetdicom's loop gets its turn at least this often
 TURN_MILLISECONDS = 50
+#: of a PDU, when there is no network timeout
+_NO_TIMEOUT = 3600.0
 
 _PDU = struct.Struct(">BBL")
 _PDV = struct.Struct(">LBB")
 _TIMEVAL = struct.Struct("@ll")
-_AWAITING_REQUEST, _DATA_TRANSFER = "Sta2", "Sta6"
+_AWAITING_REQUEST, _DATA_TRANSFER, _AWAITING_CLOSE = "Sta2", "Sta6", "Sta13"
 _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
 
@@ -94,13 +101,15 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
         super().__init__(association, client_socket=connection)
         self.data = memoryview(bytearray(BUFFER_BYTES))
         self.start = self.end = 0
-        self.deadline = 0.0
+        # the A-ASSOCIATE-RQ is due when the ARTIM timer ends, however its bytes come
+        self.deadline = time.monotonic() + (association.acse_timeout or _NO_TIMEOUT)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
     @property
     def ready(self) -> bool:
-        return self.end > self.start or bool(super().ready)
+        # pynetdicom's select() fails where more than 1024 files are open
+        return self.socket is not None and self._is_connected and self.wait(0)
 
     def wait(self, milliseconds: int) -> bool:
         """Whether there is something to read within that time."""
@@ -109,7 +118,8 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
 
     def begin_pdu(self) -> None:
         """A PDU must come whole within the network timeout, so that a trickle can't hold us for ever."""
-        self.deadline = time.monotonic() + (self.assoc.network_timeout or 3600.0)
+        if self.assoc.dul.state_machine.current_state == _DATA_TRANSFER:
+            self.deadline = time.monotonic() + (self.assoc.network_timeout or _NO_TIMEOUT)
 
     def fill(self) -> None:
         """Read what is there, at least one byte, behind what is unused.
@@ -130,6 +140,14 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
         if count == 0:
             raise ConnectionError("closed by the peer")
         self.end += count
+
+    def close(self) -> None:
+        """See pynetdicom. TLS says that it ends, and doesn't wait for the peer's answer."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                self.socket.settimeout(0.0)
+                self.socket.unwrap()
+        super().close()
 
     def recv(self, nr_bytes: int) -> bytearray:
         """For pynetdicom: exactly so many bytes, or what came before the connection was closed."""
@@ -163,10 +181,15 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         self._store: StoreCommand | None = None
         self._reception: Reception | None = None
         self._pieces: list[memoryview] = []
+        self._progress_bytes = 0
+        self._progress_since = 0.0
         self._other_left = 0  # bytes that a data set of another command may still have; 0: none expected
 
     def _read_pdu_data(self) -> None:
         """pynetdicom's hook: there is something to read."""
+        if self.state_machine.current_state == _AWAITING_CLOSE:
+            self._discard()
+            return
         if self.state_machine.current_state != _DATA_TRANSFER:
             awaiting_request = self.state_machine.current_state == _AWAITING_REQUEST
             super()._read_pdu_data()
@@ -198,6 +221,16 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             self._abandon()
             super()._read_pdu_data()
 
+    def _discard(self) -> None:
+        """The association is over: what still comes is neither answered nor logged, until the ARTIM timer
+        ends. Closing with it unread would take our last PDU from the peer."""
+        self.socket.start = self.socket.end = 0
+        try:
+            self.socket.fill()
+        except OSError:
+            self.event_queue.put(_CONNECTION_CLOSED)
+        self.socket.start = self.socket.end = 0
+
     def _receive(self) -> None:
         """Take P-DATA-TF PDUs until another one comes or, between messages, it is pynetdicom's turn."""
         connection = self.socket
@@ -208,6 +241,8 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             if connection.data[connection.start] != P_DATA_TF:
                 return
             between_messages = self._p_data()
+            if between_messages:
+                self._progress_bytes = 0
             if between_messages and not self._stay():
                 return
 
@@ -220,6 +255,9 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
     def _p_data(self) -> bool:
         """One P-DATA-TF PDU (PS3.8 9.3.5); returns whether no message is under way after it."""
         _kind, _reserved, left = _PDU.unpack(self._take(_PDU.size))
+        if left > self.assoc.acceptor.maximum_length + PDU_SLACK_BYTES:
+            raise _InvalidPdu("a PDU that is longer than we offered to receive")
+        self._demand_progress(left)
         while left:
             if left < _PDV.size:
                 raise _InvalidPdu("a PDU with a piece of a PDV header")
@@ -235,6 +273,15 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
             else:
                 self._other_fragment(context_id, length - 2, last=last)
         return self._reception is None and not self._command and not self._other_left
+
+    def _demand_progress(self, pdu_bytes: int) -> None:
+        """A message may not trickle in from PDU to PDU either, which would hold its association for ever."""
+        now = time.monotonic()
+        if self._progress_bytes == 0 or self._progress_bytes >= PROGRESS_BYTES:
+            self._progress_bytes, self._progress_since = 0, now
+        elif now - self._progress_since > (self.assoc.network_timeout or _NO_TIMEOUT):
+            raise TimeoutError("the message makes no progress")
+        self._progress_bytes += pdu_bytes + _PDU.size
 
     def _command_fragment(self, context_id: int, length: int, *, last: bool) -> None:
         if self._reception is not None or self._other_left:

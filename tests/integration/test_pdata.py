@@ -160,7 +160,7 @@ def test_memory_does_not_grow_with_the_instance(node: ReceivingNode) -> None:
     size = 200_000_000
     start = small.index(b"\xe0\x7f\x10\x00OW")
     head = small[: start + 8] + struct.pack("<L", size)
-    chunk = bytes(1_000_000)
+    chunk = bytes(100_000)
     before = _peak_rss_kb()
     with RawScu(node.port) as scu:
         scu.socket.sendall(pdu(pdv(store_request(image.SOPInstanceUID), COMMAND | LAST), pdv(head, 0)))
