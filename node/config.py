@@ -75,6 +75,25 @@ class ClientTls(Model):
         return self
 
 
+class CommitmentPeer(Model):
+    """Where an AE that asks for storage commitment receives reports."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    tls: ClientTls | None = None
+
+
+class CommitmentConfig(Model):
+    """How storage commitment is reported to those who asked for it."""
+
+    peers: dict[AETitle, CommitmentPeer] = Field(default_factory=dict)
+    report_delay_seconds: float = Field(default=1.0, ge=0)
+    timeout_seconds: Seconds = 30.0
+    retry_seconds: Seconds = 10.0
+    max_retry_seconds: Seconds = 900.0
+    give_up_seconds: Seconds = 172800.0
+
+
 class ReceiveConfig(Model):
     """The C-STORE listener."""
 
@@ -94,6 +113,7 @@ class ReceiveConfig(Model):
     accept_unknown_sop_classes: bool = True
     free_disk_floor_bytes: int = Field(default=2_000_000_000, ge=0)
     journal_bytes: int = Field(default=268_435_456, ge=0)
+    commitment: CommitmentConfig = CommitmentConfig()
 
 
 class SeriesConfig(Model):

@@ -115,6 +115,24 @@ deliveries = Table(
     Column("updated_at", Float, nullable=False),
 )
 
+#: One row a Storage Commitment request that was accepted. ``state``: open -> reported | given_up.
+#: ``requested``: [SOP Class UID, SOP Instance UID] each. ``reasons``: of each, 0 for committed, or the Failure
+#: Reason; null until they are judged.
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String(64), nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("requested", JSON, nullable=False),
+    Column("reasons", JSON),
+    Column("state", String(16), nullable=False),
+    Column("requested_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Index("commitments_by_transaction", "transaction_uid"),
+    Index("commitments_by_state", "state", "finished_at"),
+)
+
 
 def open_database(data_dir: Path) -> Engine:
     """Open (and create if new) ``data_dir/node.sqlite``. Safe to call from several threads."""

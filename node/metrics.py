@@ -89,6 +89,31 @@ class ReceiveMetrics:
             buckets=_SECONDS_SHORT,
             registry=registry,
         )
+        self.commitments_open = Gauge(
+            "pacsnode_commitments_open", "Storage commitment requests not yet reported.", registry=registry
+        )
+        self.commitment_requests = Counter(
+            "pacsnode_commitment_requests_total",
+            "Storage commitment requests (N-ACTION) answered. outcome: accepted, or the status: "
+            "processing_failure, no_such_instance, invalid_argument, no_such_class, no_such_action, "
+            "mistyped_argument, resource_limitation.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.commitment_instances = Counter(
+            "pacsnode_commitment_instances_total",
+            "Instances of reported requests. result: committed, or the failure reason: processing_failure, "
+            "no_such_instance, class_instance_conflict, class_not_supported, duplicate_transaction.",
+            ["result"],
+            registry=registry,
+        )
+        self.commitment_reports = Counter(
+            "pacsnode_commitment_reports_total",
+            "Attempts to report (N-EVENT-REPORT). outcome: same_association, new_association (both arrived), "
+            "failed (to be tried again), given_up.",
+            ["outcome"],
+            registry=registry,
+        )
         self.series_opened = Counter(
             "pacsnode_series_opened_total", "Series versions opened by a first instance.", registry=registry
         )

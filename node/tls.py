@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from node.config import ClientTls, CStoreDestination, NodeConfig, ServerTls
+from node.config import ClientTls, CommitmentConfig, CStoreDestination, NodeConfig, ServerTls
 from node.errors import ConfigError
 from node.metrics import TlsMetrics
 
@@ -129,9 +129,11 @@ def server_context(config: ServerTls, metrics: TlsMetrics | None = None) -> TlsC
     return TlsContext(files, build, metrics)
 
 
-def client_context(name: str, config: ClientTls, metrics: TlsMetrics | None = None) -> TlsContext:
-    """A destination's. Raises ConfigError."""
-    field = f"destinations.{name}.tls"
+def client_context(
+    name: str, config: ClientTls, metrics: TlsMetrics | None = None, *, section: str = "destinations"
+) -> TlsContext:
+    """Of a destination, or of what ``section`` of the configuration holds by name. Raises ConfigError."""
+    field = f"{section}.{name}.tls"
     files = _Files(field, config.certificate, config.key, config.ca, f"{field}.ca")
 
     def build() -> ssl.SSLContext:
@@ -144,12 +146,22 @@ def client_context(name: str, config: ClientTls, metrics: TlsMetrics | None = No
     return TlsContext(files, build, metrics)
 
 
+def commitment_contexts(config: CommitmentConfig) -> dict[str, TlsContext]:
+    """Of the peers that storage commitment is reported to through TLS, by AE title. Raises ConfigError."""
+    return {
+        title: client_context(title, peer.tls, section="receive.commitment.peers")
+        for title, peer in config.peers.items()
+        if peer.tls is not None
+    }
+
+
 def check_tls(config: NodeConfig) -> list[str]:
     """Try every certificate, key and CA that is configured. Returns warnings. Raises ConfigError."""
     contexts = [server_context(config.receive.tls)] if config.receive.tls is not None else []
     for name, destination in config.destinations.items():
         if isinstance(destination, CStoreDestination) and destination.tls is not None:
             contexts.append(client_context(name, destination.tls))
+    contexts += commitment_contexts(config.receive.commitment).values()
     return [warning for context in contexts for warning in context.warnings()]
 
 

@@ -32,6 +32,7 @@ from node.errors import ConfigError
 from node.files import lock
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
+from node.receive.commitment import CommitmentService
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
@@ -92,7 +93,10 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
     )
     audit.start()
     stack.callback(audit.stop)
-    listener = Listener(config.receive, spool, tracker, metrics, audit)
+    commitment = CommitmentService(config.receive, engine, spool, metrics)
+    commitment.start()
+    stack.callback(commitment.stop)
+    listener = Listener(config.receive, spool, tracker, metrics, audit, commitment=commitment)
     listener.start()
     stack.callback(listener.stop, STOP_GRACE_SECONDS)
     return listener

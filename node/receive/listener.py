@@ -1,8 +1,8 @@
-"""The DICOM listener: Verification and Storage SCP.
+"""The DICOM listener: Verification, Storage and Storage Commitment SCP.
 
 In: associations over TCP. Out: instances in the spool, and the tracker being told how each association
 ended. pynetdicom owns the upper layer, negotiation and the services; C-STORE's data path is ``pdata``'s, its
-answers are ``storage``'s. Nothing here decodes a data set.
+answers are ``storage``'s; ``commitment`` answers N-ACTION. Nothing here decodes a data set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pynetdicom import (
     build_context,
     evt,
 )
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 
@@ -31,6 +30,8 @@ from node.config import ReceiveConfig
 from node.metrics import ReceiveMetrics
 from node.receive.admission import Admission, host_of
 from node.receive.command import StoreCommand
+from node.receive.commitment import CommitmentService
+from node.receive.negotiation import answer_storage, scp_only
 from node.receive.pdata import Reception, request_handler
 from node.receive.series import SeriesTracker
 from node.receive.server import Server
@@ -52,7 +53,7 @@ TRANSFER_SYNTAXES = (
 @lru_cache(maxsize=1024)
 def _storage_context(abstract_syntax: str) -> PresentationContext:
     """What we support of a storage SOP class; shared by associations, which only read it."""
-    return build_context(abstract_syntax, list(TRANSFER_SYNTAXES))
+    return scp_only(build_context(abstract_syntax, list(TRANSFER_SYNTAXES)))
 
 
 class Listener:
@@ -65,6 +66,8 @@ class Listener:
         series: SeriesTracker,
         metrics: ReceiveMetrics,
         audit: AuditTrail,
+        *,
+        commitment: CommitmentService,
     ) -> None:
         """Raises ConfigError when a file of ``config.tls`` can't be used."""
         self._config = config
@@ -73,6 +76,7 @@ class Listener:
         )
         self._admission = Admission(config, self._storage.has_space, audit, metrics)
         self._tls = server_context(config.tls, metrics.tls()) if config.tls is not None else None
+        self._commitment = commitment
         self._series = series
         self._metrics = metrics
         self._live: dict[Any, Sender] = {}  # pynetdicom Association -> ours
@@ -115,6 +119,7 @@ class Listener:
                 (evt.EVT_ESTABLISHED, self._on_established),
                 (evt.EVT_RELEASED, self._on_released),
                 (evt.EVT_C_ECHO, lambda _event: STATUS_STORED),
+                (evt.EVT_SOP_EXTENDED, answer_storage),
             ],
             request_handler=request_handler(self._begin_store),
             server_class=partial(
@@ -153,17 +158,15 @@ class Listener:
         """Support what was asked for and is acceptable: negotiation then costs what the request is long."""
         if not self._admission.admit(event.assoc):
             return
-        contexts: list[PresentationContext] = [build_context(Verification)]
-        for uid in self._requested_storage(event.assoc):
-            contexts.append(_storage_context(uid))
-        event.assoc.acceptor.supported_contexts = contexts
-
-    def _requested_storage(self, association: Any) -> list[str]:
-        primitive = association.requestor.primitive
-        if not isinstance(primitive, A_ASSOCIATE):
-            return []
-        requested = {str(cx.abstract_syntax) for cx in primitive.presentation_context_definition_list}
-        return sorted(uid for uid in requested if self._storage.accepts(uid))
+        requested = {
+            str(context.abstract_syntax)
+            for context in event.assoc.requestor.primitive.presentation_context_definition_list
+        }
+        event.assoc.acceptor.supported_contexts = [
+            build_context(Verification),
+            *(_storage_context(uid) for uid in sorted(requested) if self._storage.accepts(uid)),
+            *self._commitment.contexts(event.assoc, requested),
+        ]
 
     def _on_established(self, event: Any) -> None:
         self._sender(event.assoc)

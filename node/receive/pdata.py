@@ -116,6 +116,11 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
         pending = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
         return self.end > self.start or pending or bool(self._poll.poll(milliseconds))
 
+    @property
+    def quiet_seconds(self) -> float:
+        """Since the last PDU began to come."""
+        return time.monotonic() - self.deadline + (self.assoc.network_timeout or _NO_TIMEOUT)
+
     def begin_pdu(self) -> None:
         """A PDU must come whole within the network timeout, so that a trickle can't hold us for ever."""
         if self.assoc.dul.state_machine.current_state == _DATA_TRANSFER:

@@ -34,6 +34,7 @@ from node.config import AuditConfig, LogConfig, ReceiveConfig, SeriesConfig
 from node.database import instances, open_database, series
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
+from node.receive.commitment import CommitmentService
 from node.receive.journal import SEGMENT_BYTES
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
@@ -86,12 +87,17 @@ class ReceivingNode:
             self.metrics.audit_messages,
         )
         self.audit.start()
-        self.listener = Listener(self.receive, self.spool, self.tracker, self.metrics, self.audit)
+        self.commitment = CommitmentService(self.receive, self.engine, self.spool, self.metrics)
+        self.commitment.start()
+        self.listener = Listener(
+            self.receive, self.spool, self.tracker, self.metrics, self.audit, commitment=self.commitment
+        )
         self.listener.start()
         return self
 
     def stop(self, grace_seconds: float = 2.0) -> None:
         self.listener.stop(grace_seconds)
+        self.commitment.stop()
         self.audit.stop()
         self.spool.journal.stop()
         self.tracker.stop()

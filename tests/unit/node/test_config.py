@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from node.config import (
     ClientTls,
+    CommitmentConfig,
+    CommitmentPeer,
     CStoreDestination,
     FolderDestination,
     NodeConfig,
@@ -39,6 +41,9 @@ MODELS: dict[str, type[BaseModel]] = {
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     },
     "receive.tls": ServerTls,
+    "receive.commitment": CommitmentConfig,
+    "receive.commitment.peers.ORTHANC": CommitmentPeer,
+    "receive.commitment.peers.ORTHANC.tls": ClientTls,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
     "destinations.outbox": FolderDestination,
