@@ -121,7 +121,25 @@ class SeriesConfig(Model):
 
     quiet_seconds: Seconds = 30.0
     released_quiet_seconds: Seconds = 5.0
+    expected_quiet_seconds: Seconds = 1.0
+    missing_wait_seconds: Seconds = 60.0
+    interrupted_wait_seconds: Seconds = 600.0
     hard_limit_seconds: Seconds = 3600.0
+
+
+class QueryPeer(Model):
+    """A query/retrieve SCP that is asked how many instances a series has, and for those that are missing."""
+
+    ae_title: AETitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    senders: tuple[AETitle, ...] = ()
+    calling_ae_title: AETitle | None = None
+    retrieve: Literal["get", "move", "none"] = "get"
+    timeout_seconds: Seconds = 10.0
+    retrieve_timeout_seconds: Seconds = 300.0
+    retry_seconds: Seconds = 5.0
+    max_fetches: int = Field(default=3, ge=1, le=100)
 
 
 class TritonConfig(Model):
@@ -215,6 +233,7 @@ class NodeConfig(Model):
     data_dir: Path = Path("var")
     receive: ReceiveConfig = ReceiveConfig()
     series: SeriesConfig = SeriesConfig()
+    query: dict[Name, QueryPeer] = Field(default_factory=dict)
     triton: TritonConfig = TritonConfig()
     run: RunConfig = RunConfig()
     web: WebConfig = WebConfig()
@@ -223,6 +242,20 @@ class NodeConfig(Model):
     audit: AuditConfig = AuditConfig()
     destinations: dict[Name, Destination] = Field(default_factory=dict)
     routes: tuple[RouteConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_query_peer_a_sender(self) -> NodeConfig:
+        asked: dict[str | None, str] = {}
+        for name, peer in self.query.items():
+            for sender in peer.senders or (None,):
+                other = asked.setdefault(sender, name)
+                if other != name:
+                    what = "no senders, which stands for all others" if sender is None else f"{sender!r}"
+                    raise ValueError(
+                        f"query.{name}.senders: {what}, is in query.{other} as well; "
+                        "name each sender in one of them, and leave senders out in one at most"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _references_exist(self) -> NodeConfig:

@@ -58,6 +58,8 @@ instances = Table(
 )
 
 #: One row a series version. ``state``: open -> complete -> routed. ``evidence``: why it was judged complete.
+#: ``complete`` in it: true, false where something is known to be missing, null where nothing says either.
+#: ``check_at``: when to look at an open version next, at the latest.
 #: ``decision``: what the router said, route by route (also the recorded reason why nothing matched).
 series = Table(
     "series",
@@ -71,10 +73,31 @@ series = Table(
     Column("opened_at", Float, nullable=False),
     Column("last_instance_at", Float, nullable=False),
     Column("released_at", Float),  # last association that sent to it ended; null while one is open
+    Column("check_at", Float, nullable=False, default=0.0),
     Column("completed_at", Float),
     Column("evidence", JSON),
     Column("decision", JSON),
     Index("series_by_state", "state", "last_instance_at"),
+    Index("series_by_check", "state", "check_at"),
+)
+
+#: One row a series version that a query AE was asked about. ``expected``: its count, null when it has none or
+#: couldn't say; ``asked_at``: when the question that it answered was put; ``next_at``: not to be asked
+#: before. ``failures``: in a row; ``fetches``: attempts, counted before they begin; ``fetched``: instances
+#: that came.
+inquiries = Table(
+    "inquiries",
+    metadata,
+    Column("series_instance_uid", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("peer", String(64), nullable=False),  # its name in the configuration
+    Column("expected", Integer),
+    Column("asked_at", Float),
+    Column("next_at", Float, nullable=False, default=0.0),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("fetches", Integer, nullable=False, default=0),
+    Column("fetched", Integer, nullable=False, default=0),
+    Column("error", String),
 )
 
 #: One row a job: one (series version, pipeline). ``job_id`` is a hash of both, so that a job exists once.

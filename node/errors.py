@@ -7,6 +7,7 @@
     ├── InstanceRejected     an instance can't be filed; quarantined with ``code``
     ├── TritonStartError     the embedded Triton didn't become ready
     ├── WorkerCrashed        the pipeline process died; retried
+    ├── QueryError           a query AE didn't answer, or not usefully; asked again later
     └── DeliveryError        a destination didn't take an object; ``retryable`` says whether to try again
 
 Every error has a stable ``code``, a ``hint`` (what to do) and ``retryable``.
@@ -68,6 +69,13 @@ class WorkerCrashed(NodeError):
     """The process that runs pipelines ended in the middle of a job."""
 
     code = "worker_crashed"
+    retryable = True
+
+
+class QueryError(NodeError):
+    """A query AE didn't answer, or not usefully. Codes: unreachable, rejected, refused, timeout, broken."""
+
+    code = "query_failed"
     retryable = True
 
 

@@ -119,9 +119,33 @@ class ReceiveMetrics:
         )
         self.series_completed = Counter(
             "pacsnode_series_completed_total",
-            "Series versions judged complete. rule: association_release, quiet_time, hard_limit.",
+            "Series versions judged complete. rule: multi_frame, expected_count, association_release, "
+            "quiet_time, missing_limit, hard_limit.",
             ["rule"],
             registry=registry,
+        )
+        self.series_incomplete = Counter(
+            "pacsnode_series_incomplete_total",
+            "Series versions completed although something is missing. by: who says so: c_find, series_count, "
+            "concatenation, images_in_acquisition, positions.",
+            ["by"],
+            registry=registry,
+        )
+        self.queries = Counter(
+            "pacsnode_queries_total",
+            "Questions for the number of instances. peer: its name in the configuration; outcome: answered, "
+            "unreachable, rejected, refused, timeout, broken.",
+            ["peer", "outcome"],
+            registry=registry,
+        )
+        self.fetches = Counter(
+            "pacsnode_fetches_total",
+            "Attempts to fetch what is missing. outcome: complete, partial, failed.",
+            ["peer", "outcome"],
+            registry=registry,
+        )
+        self.fetched_instances = Counter(
+            "pacsnode_fetched_instances_total", "Instances fetched.", ["peer"], registry=registry
         )
 
     def tls(self) -> TlsMetrics:

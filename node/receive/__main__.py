@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,6 +34,8 @@ from node.files import lock
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
 from node.receive.commitment import CommitmentService
+from node.receive.header_reader import HeaderReader
+from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
@@ -71,7 +74,11 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
     def complete(series_instance_uid: str, version: int) -> None:
         emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})
 
-    tracker = SeriesTracker(engine, config.series, complete, metrics)
+    headers = HeaderReader(engine, config.data_dir)
+    stack.callback(headers.stop)
+    inquiries = Inquiries(engine, config.query, metrics, ae_title=config.receive.ae_title)
+    stack.callback(inquiries.stop)
+    tracker = SeriesTracker(engine, config.series, complete, metrics, headers=headers, inquiries=inquiries)
     spool = Spool(
         config.data_dir,
         engine,
@@ -82,6 +89,8 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
     reconcile(spool, engine)
     spool.journal.start()
     tracker.file_all = spool.journal.file_now
+    inquiries.target = FetchTarget(spool, tracker)
+    tempfile.tempdir = str(spool.incoming)  # pynetdicom keeps there what C-GET brings; emptied at each start
     tracker.start()
     stack.callback(tracker.stop)
     stack.callback(spool.journal.stop)

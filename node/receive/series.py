@@ -1,17 +1,16 @@
-"""Judges when a series is whole, from evidence, and hands it on.
+"""The series tracker: every instance counted in a series version, and versions handed on when they are whole.
 
-In: instances being filed and associations ending. Out: series versions in state ``complete`` with the
-evidence recorded, each handed to ``on_complete`` at least once.
+In: instances being filed and associations ending.  Out: series versions in state ``complete`` with the
+evidence recorded, each handed to ``on_complete``. When a version is whole is ``completeness``'s to say;
+``judging`` asks it.
 
-A series version is complete when
-    association_release  every association that sent to it was released normally and nothing came for
-                         ``released_quiet_seconds``; or
-    quiet_time           nothing came for ``quiet_seconds``; or
-    hard_limit           ``hard_limit_seconds`` have passed since its first instance.
 An association that was aborted, lost or open when the node died is no evidence of completeness. An instance
-that arrives later opens version + 1, whose inputs are all instances of the series so far.
+that arrives after its version was completed opens version + 1, whose inputs are all instances of the series
+so far.
 
-The database is the state: timers are computed from its timestamps, so a restart changes nothing.
+The database is the state: timers are computed from its timestamps, so a restart changes nothing. ``check_at``
+of an open version is when to look at it next at the latest; instances that come later only put off what is
+due then.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,41 +41,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import SeriesConfig
 from node.database import Prepared, instances, series, write_transaction
 from node.metrics import ReceiveMetrics
+from node.receive.completeness import Associations, settle_seconds
+from node.receive.header_reader import HeaderReader
 from node.receive.index import RECOVERED, Filing
+from node.receive.judging import Inquiring, Judging
 
 log = structlog.get_logger("node.receive.series")
-
-#: The longest sleep of the tracker's thread; wall-clock jumps are noticed after that at the latest.
-_MAX_SLEEP_SECONDS = 30.0
-_HANDOVER_RETRY_SECONDS = 10.0
-_FILING_RETRY_SECONDS = 1.0
-
-
-@dataclass
-class Associations:
-    """How the associations that sent to one series version ended so far."""
-
-    open: list[str] = field(default_factory=list)
-    released: int = 0
-    aborted: int = 0
-    lost: int = 0
-
-    @classmethod
-    def of(cls, row: Row[Any]) -> Associations:
-        evidence = row.evidence or {}
-        return cls(**evidence.get("associations", {}))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "open": self.open,
-            "released": self.released,
-            "aborted": self.aborted,
-            "lost": self.lost,
-        }
-
-    @property
-    def all_released(self) -> bool:
-        return self.released > 0 and not self.open and not self.aborted and not self.lost
 
 
 def instance_paths(
@@ -106,23 +75,26 @@ class SeriesTracker:
         on_complete: Callable[[str, int], object],
         metrics: ReceiveMetrics,
         *,
+        headers: HeaderReader | None = None,
+        inquiries: Inquiring | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``on_complete(series_instance_uid, version)`` is called from the tracker's thread, at least once
-        for each version until it is routed; what it raises is logged and it is called again later.
+        """``on_complete(series_instance_uid, version)`` is called from the tracker's thread, once for each
+        version and again after a start for those that aren't routed yet; it must not fail.
+
+        headers, inquiries: where more evidence comes from. Without them association ends and quiet time
+        decide.
         """
         self._engine = engine
         self._config = config
-        self._on_complete = on_complete
         self._metrics = metrics
         self._clock = clock
-        #: files what is acknowledged and not yet counted here; called before anything is judged complete,
-        #: which waits while it returns False
-        self.file_all: Callable[[], bool] = lambda: True
+        self._judging = Judging(
+            engine, config, metrics, on_complete, headers=headers, inquiries=inquiries, clock=clock
+        )
+        self._judging.on_news = self._news
         self._lock = threading.Lock()
         self._sent_to: dict[str, set[tuple[str, int]]] = defaultdict(set)
-        self._handed_over: set[tuple[str, int]] = set()
-        self._retry_at: dict[tuple[str, int], float] = {}
         self._opened = False
         #: series -> (open version, its recorded associations): what the next instance needs to know
         self._open: dict[str, tuple[int, frozenset[str]]] = {}
@@ -144,6 +116,17 @@ class SeriesTracker:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def file_all(self) -> Callable[[], bool]:
+        """Files what is acknowledged and not yet counted here; called before anything is judged complete,
+        which
+        waits while it returns False."""
+        return self._judging.file_all
+
+    @file_all.setter
+    def file_all(self, file_all: Callable[[], bool]) -> None:
+        self._judging.file_all = file_all
+
     def start(self) -> None:
         """Recover, then watch in a thread."""
         self.recover()
@@ -151,14 +134,24 @@ class SeriesTracker:
         self._thread.start()
 
     def recover(self) -> None:
-        """Count associations that were open at the last exit as lost: no evidence that they were done."""
+        """Count associations that were open at the last exit as lost: no evidence that they were done.
+
+        Every open version is looked at soon, whatever it waited for; what is complete is handed on again.
+        """
         with write_transaction(self._engine) as connection:
+            connection.execute(update(series).where(series.c.state == "open").values(check_at=0.0))
             for row in connection.execute(select(series).where(series.c.state == "open")).all():
-                associations = Associations.of(row)
+                associations = Associations.of(row.evidence)
                 if associations.open:
                     associations.lost += len(associations.open)
                     associations.open = []
-                    self._set(connection, row, evidence={"associations": associations.to_json()})
+                    self._set(
+                        connection,
+                        row,
+                        evidence={"associations": associations.to_json()},
+                        released_at=row.last_instance_at,
+                    )
+        self._judging.recover()
 
     def stop(self) -> None:
         """Stop watching; what is open stays open and is judged after the next start."""
@@ -190,7 +183,8 @@ class SeriesTracker:
         if row is not None and row.state == "open":
             return int(row.version), self._update(connection, row, filing, added=1)
         version = 1 if row is None else row.version + 1
-        associations = Associations(open=self._joined([], filing, version))
+        is_lost = filing.association_id == RECOVERED
+        associations = Associations(open=self._joined([], filing, version), lost=int(is_lost))
         connection.execute(
             insert(series).values(
                 series_instance_uid=filing.series_instance_uid,
@@ -201,6 +195,8 @@ class SeriesTracker:
                 instance_count=1 if row is None else row.instance_count + 1,
                 opened_at=filing.received_at,
                 last_instance_at=filing.received_at,
+                released_at=filing.received_at if is_lost else None,
+                check_at=filing.received_at + settle_seconds(self._config),
                 evidence={"associations": associations.to_json()},
             )
         )
@@ -252,7 +248,7 @@ class SeriesTracker:
                 ).first()
                 if row is None:
                     continue
-                associations = Associations.of(row)
+                associations = Associations.of(row.evidence)
                 if association_id not in associations.open:
                     continue
                 associations.open.remove(association_id)
@@ -265,6 +261,7 @@ class SeriesTracker:
                     row,
                     evidence={"associations": associations.to_json()},
                     released_at=None if associations.open else now,
+                    check_at=row.check_at if associations.open else now + settle_seconds(self._config),
                 )
 
     def _update(self, connection: Connection, row: Row[Any], filing: Filing, *, added: int) -> Sequence[str]:
@@ -273,7 +270,7 @@ class SeriesTracker:
             "last_instance_at": max(filing.received_at, row.last_instance_at),
             "instance_count": row.instance_count + added,
         }
-        associations = Associations.of(row)
+        associations = Associations.of(row.evidence)
         joined = self._joined(associations.open, filing, row.version)
         if joined != associations.open:
             associations.open = joined
@@ -312,6 +309,10 @@ class SeriesTracker:
             .values(**changes)
         )
 
+    def _news(self) -> None:
+        """There is something new to judge by; may be called from any thread."""
+        self._wake.set()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
@@ -323,95 +324,5 @@ class SeriesTracker:
             self._wake.wait(timeout=sleep)
 
     def check(self) -> float:
-        """Complete what is due and hand over what is complete; returns seconds until the next is due."""
-        now = self._clock()
-        rows = self._unrouted()
-        if any(row.state == "open" and self._due(row)[0] <= now for row in rows):
-            if not self.file_all():
-                return _FILING_RETRY_SECONDS
-            rows = self._unrouted()
-        next_due = now + _MAX_SLEEP_SECONDS
-        complete = [(row.series_instance_uid, int(row.version)) for row in rows if row.state == "complete"]
-        for row in rows:
-            if row.state != "open":
-                continue
-            due, _rule = self._due(row)
-            if due > now:
-                next_due = min(next_due, due)
-            elif self._complete(row, now):
-                complete.append((row.series_instance_uid, int(row.version)))
-        self._handed_over.intersection_update(complete)
-        for key in complete:
-            if key not in self._handed_over:
-                next_due = min(next_due, self._hand_over(key, now))
-        return max(0.0, next_due - self._clock())
-
-    def _unrouted(self) -> Sequence[Row[Any]]:
-        with self._engine.connect() as connection:
-            return connection.execute(select(series).where(series.c.state.in_(("open", "complete")))).all()
-
-    def _due(self, row: Row[Any]) -> tuple[float, str]:
-        """When this open version is complete if nothing else happens, and by which rule."""
-        limits = [
-            (row.last_instance_at + self._config.quiet_seconds, "quiet_time"),
-            (row.opened_at + self._config.hard_limit_seconds, "hard_limit"),
-        ]
-        if row.released_at is not None and Associations.of(row).all_released:
-            quiet_since = max(row.released_at, row.last_instance_at)
-            limits.append((quiet_since + self._config.released_quiet_seconds, "association_release"))
-        return min(limits)
-
-    def _complete(self, seen: Row[Any], now: float) -> bool:
-        """Close a version, unless an instance or another association came in between."""
-        key = and_(
-            series.c.series_instance_uid == seen.series_instance_uid,
-            series.c.version == seen.version,
-            series.c.state == "open",
-        )
-        with write_transaction(self._engine) as connection:
-            row = connection.execute(select(series).where(key)).first()
-            if row is None:
-                return False
-            due, rule = self._due(row)
-            if due > now:
-                return False
-            evidence = {
-                "rule": rule,
-                "quiet_seconds": round(now - row.last_instance_at, 3),
-                "instances": row.instance_count,
-                "associations": Associations.of(row).to_json(),
-            }
-            self._set(connection, row, state="complete", completed_at=now, evidence=evidence)
-        self._open.pop(seen.series_instance_uid, None)
-        self._metrics.series_completed.labels(rule=rule).inc()
-        log.info(
-            "series_complete",
-            series_instance_uid=seen.series_instance_uid,
-            version=seen.version,
-            rule=rule,
-            instances=evidence["instances"],
-            quiet_seconds=evidence["quiet_seconds"],
-        )
-        return True
-
-    def _hand_over(self, key: tuple[str, int], now: float) -> float:
-        """Call ``on_complete``; returns when to look again at this version at the latest."""
-        retry_at = self._retry_at.get(key, now)
-        if retry_at > now:
-            return retry_at
-        series_instance_uid, version = key
-        try:
-            self._on_complete(series_instance_uid, version)
-        except Exception:  # worker boundary: one series that can't be routed must not stop the others
-            log.error(
-                "series_handover_failed",
-                series_instance_uid=series_instance_uid,
-                version=version,
-                retry_seconds=_HANDOVER_RETRY_SECONDS,
-                exc_info=True,
-            )
-            self._retry_at[key] = now + _HANDOVER_RETRY_SECONDS
-            return self._retry_at[key]
-        self._retry_at.pop(key, None)
-        self._handed_over.add(key)
-        return now + _MAX_SLEEP_SECONDS
+        """Judge what is due and hand on what is complete; returns seconds until the next is due."""
+        return self._judging.check()

@@ -30,11 +30,13 @@ from sqlalchemy import select
 
 from node.audit import AuditTrail
 from node.audit_message import Source
-from node.config import AuditConfig, LogConfig, ReceiveConfig, SeriesConfig
+from node.config import AuditConfig, LogConfig, QueryPeer, ReceiveConfig, SeriesConfig
 from node.database import instances, open_database, series
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
 from node.receive.commitment import CommitmentService
+from node.receive.header_reader import HeaderReader
+from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.journal import SEGMENT_BYTES
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
@@ -62,13 +64,23 @@ class ReceivingNode:
     timing: SeriesConfig = field(
         default_factory=lambda: SeriesConfig(quiet_seconds=3.0, released_quiet_seconds=0.3)
     )
+    query: dict[str, QueryPeer] = field(default_factory=dict)
     on_complete: Callable[[str, int], object] | None = None
     completed: list[tuple[str, int]] = field(default_factory=list)
 
     def start(self) -> ReceivingNode:
         self.engine = open_database(self.data_dir)
         self.metrics = ReceiveMetrics()
-        self.tracker = SeriesTracker(self.engine, self.timing, self._complete, self.metrics)
+        self.headers = HeaderReader(self.engine, self.data_dir)
+        self.inquiries = Inquiries(self.engine, self.query, self.metrics, ae_title=self.receive.ae_title)
+        self.tracker = SeriesTracker(
+            self.engine,
+            self.timing,
+            self._complete,
+            self.metrics,
+            headers=self.headers,
+            inquiries=self.inquiries,
+        )
         self.spool = Spool(
             self.data_dir,
             self.engine,
@@ -76,6 +88,7 @@ class ReceivingNode:
             free_disk_floor_bytes=self.receive.free_disk_floor_bytes,
             journal_bytes=self.receive.journal_bytes,
         )
+        self.inquiries.target = FetchTarget(self.spool, self.tracker)
         self.reconciled = reconcile(self.spool, self.engine)
         self.spool.journal.start()
         self.tracker.file_all = self.spool.journal.file_now
@@ -101,6 +114,8 @@ class ReceivingNode:
         self.audit.stop()
         self.spool.journal.stop()
         self.tracker.stop()
+        self.headers.stop()
+        self.inquiries.stop()
         self.engine.dispose()
 
     @property

@@ -17,6 +17,7 @@ from node.config import (
     CStoreDestination,
     FolderDestination,
     NodeConfig,
+    QueryPeer,
     RouteConfig,
     ServerTls,
     load_config,
@@ -44,6 +45,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "receive.commitment": CommitmentConfig,
     "receive.commitment.peers.ORTHANC": CommitmentPeer,
     "receive.commitment.peers.ORTHANC.tls": ClientTls,
+    "query.archive": QueryPeer,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
     "destinations.outbox": FolderDestination,
@@ -154,6 +156,10 @@ def test_every_fact_and_operator_is_explained() -> None:
 @pytest.mark.parametrize(
     ("raw", "mentions"),
     [
+        (
+            {"query": {name: {"ae_title": name, "host": "h", "port": 1} for name in ("a", "b")}},
+            ["query.b.senders", "query.a", "all others"],
+        ),
         ({"receive": {"port": 70000}}, ["node.yaml", "receive.port", "70000"]),
         ({"receive": {"ae_title": "A" * 17}}, ["receive.ae_title", "16"]),
         ({"recieve": {}}, ["recieve"]),

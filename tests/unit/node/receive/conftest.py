@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from node.config import SeriesConfig
+from node.config import QueryPeer, SeriesConfig
 from node.database import instances, open_database, series
 from node.metrics import ReceiveMetrics
+from node.receive.header_reader import HeaderReader
 from node.receive.index import Incoming
+from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.journal import Lane
 from node.receive.receiving import Stored
 from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 
-TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=600)
+TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=3600)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Bench:
     engine: Engine
     now: float = 1000.0
     completed: list[tuple[str, int]] = field(default_factory=list)
-    fail_times: int = 0
+    query: dict[str, QueryPeer] = field(default_factory=dict)
     journal_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -49,9 +51,19 @@ class Bench:
         self.restart()
 
     def restart(self) -> None:
-        """A new process on the same data, without the tracker's thread."""
+        """A new process on the same data, without threads: headers are read and peers asked at once."""
+        self.headers = HeaderReader(self.engine, self.data_dir, threads=0)
+        self.inquiries = Inquiries(
+            self.engine, self.query, self.metrics, ae_title="PACSNODE", clock=lambda: self.now, threads=0
+        )
         self.tracker = SeriesTracker(
-            self.engine, TIMING, self._complete, self.metrics, clock=lambda: self.now
+            self.engine,
+            TIMING,
+            self._complete,
+            self.metrics,
+            headers=self.headers,
+            inquiries=self.inquiries,
+            clock=lambda: self.now,
         )
         self.tracker.recover()
         self.spool = Spool(
@@ -62,6 +74,7 @@ class Bench:
             journal_bytes=self.journal_bytes,
             clock=lambda: self.now,
         )
+        self.inquiries.target = FetchTarget(self.spool, self.tracker)
         self.lane: Lane | None = None
         if self.journal_bytes:
             self.spool.journal.start()
@@ -87,10 +100,14 @@ class Bench:
         return reconcile(self.spool, self.engine)
 
     def _complete(self, series_instance_uid: str, version: int) -> None:
-        if self.fail_times > 0:
-            self.fail_times -= 1
-            raise RuntimeError("the router is broken")
         self.completed.append((series_instance_uid, version))
+
+    def check(self) -> None:
+        """Judge until there is nothing to do before the clock is moved."""
+        for _time in range(20):
+            if self.tracker.check() > 0:
+                return
+        raise AssertionError("the tracker finds no rest")
 
     def rows(self) -> list[dict[str, Any]]:
         with self.engine.connect() as connection:
