@@ -1,7 +1,8 @@
 """DIMSE command sets of the Storage service, by hand: one is read and one written for every instance.
 
 In: the bytes of a command set (Implicit VR Little Endian, PS3.7 6.3.1).  Out: the fields of a C-STORE-RQ
-(PS3.7 9.3.1.1), and the bytes of its C-STORE-RSP (9.3.1.2). Other commands are pynetdicom's.
+(PS3.7 9.3.1.1), and the bytes of its C-STORE-RSP (9.3.1.2). Other commands are pynetdicom's, where they are
+served at all; the others are refused here.
 """
 
 from __future__ import annotations
@@ -13,11 +14,22 @@ from dataclasses import dataclass
 P_DATA_TF = 0x04
 COMMAND, LAST = 0x01, 0x02
 
-C_STORE_RQ = 0x0001
-C_STORE_RSP = 0x8001
+C_STORE_RQ, C_ECHO_RQ, N_ACTION_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0130, 0x0FFF
+C_STORE_RSP, N_EVENT_REPORT_RSP = 0x8001, 0x8100
+#: set in the command field of every response
+RESPONSE = 0x8000
 NO_DATA_SET = 0x0101
 
+#: what is served in a presentation context, by its abstract syntax; in any other one C-STORE is
+SERVED_BESIDES_STORE = {
+    "1.2.840.10008.1.1": (C_ECHO_RQ,),
+    "1.2.840.10008.1.20.1": (N_ACTION_RQ, N_EVENT_REPORT_RSP),
+}
+STATUS_SOP_CLASS_NOT_SUPPORTED = 0x0122
+STATUS_UNRECOGNIZED_OPERATION = 0x0211
+
 _AFFECTED_SOP_CLASS_UID, _AFFECTED_SOP_INSTANCE_UID = 0x0002, 0x1000
+_REQUESTED_SOP_CLASS_UID = 0x0003
 _COMMAND_FIELD, _MESSAGE_ID, _COMMAND_DATA_SET_TYPE = 0x0100, 0x0110, 0x0800
 _MESSAGE_ID_RESPONDED_TO, _STATUS, _ERROR_COMMENT = 0x0120, 0x0900, 0x0902
 _ELEMENT = struct.Struct("<HHL")
@@ -69,6 +81,46 @@ def store_command(elements: dict[int, bytes]) -> StoreCommand:
     )
 
 
+@dataclass(frozen=True)
+class OtherRequest:
+    """Any request but C-STORE-RQ: what every one has (PS3.7 9.3, 10.3), and what a refusal repeats."""
+
+    field: int
+    message_id: int
+    sop_class_uid: str
+    has_data_set: bool
+
+
+def other_request(elements: dict[int, bytes]) -> OtherRequest:
+    """Raises BadCommandSet. The SOP class is the affected or the requested one; empty where there is none."""
+    named = _AFFECTED_SOP_CLASS_UID if _AFFECTED_SOP_CLASS_UID in elements else _REQUESTED_SOP_CLASS_UID
+    return OtherRequest(
+        field=command_field(elements),
+        message_id=_unsigned_short(elements, _MESSAGE_ID),
+        sop_class_uid=_text(elements, named) if named in elements else "",
+        has_data_set=_unsigned_short(elements, _COMMAND_DATA_SET_TYPE) != NO_DATA_SET,
+    )
+
+
+def why_not_served(request: OtherRequest, abstract_syntax: str) -> int | None:
+    """The status of the refusal (PS3.7 C.5), or None for what is served in this presentation context."""
+    if request.field not in SERVED_BESIDES_STORE.get(abstract_syntax, ()):
+        return STATUS_UNRECOGNIZED_OPERATION
+    return None if request.sop_class_uid == abstract_syntax else STATUS_SOP_CLASS_NOT_SUPPORTED
+
+
+def refusal(request: OtherRequest, status: int) -> bytes:
+    """The command set of the response to what isn't served."""
+    named = _uid(_AFFECTED_SOP_CLASS_UID, request.sop_class_uid) if request.sop_class_uid else b""
+    return _with_length(
+        named
+        + _short(_COMMAND_FIELD, request.field | RESPONSE)
+        + _short(_MESSAGE_ID_RESPONDED_TO, request.message_id)
+        + _short(_COMMAND_DATA_SET_TYPE, NO_DATA_SET)
+        + _short(_STATUS, status)
+    )
+
+
 def store_response(command: StoreCommand, status: int, comment: str = "") -> bytes:
     """The command set of the C-STORE-RSP; ``comment`` becomes (0000,0902), at most 64 characters."""
     body = b"".join(
@@ -82,6 +134,11 @@ def store_response(command: StoreCommand, status: int, comment: str = "") -> byt
             _uid(_AFFECTED_SOP_INSTANCE_UID, command.sop_instance_uid),
         )
     )
+    return _with_length(body)
+
+
+def _with_length(body: bytes) -> bytes:
+    """A command set behind its Command Group Length (PS3.7 E.1)."""
     return _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(body)) + body
 
 

@@ -15,25 +15,39 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
-from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from node.receive.command import (
+    C_CANCEL_RQ,
     C_STORE_RQ,
     COMMAND,
     LAST,
     P_DATA_TF,
+    RESPONSE,
+    SERVED_BESIDES_STORE,
     BadCommandSet,
     StoreCommand,
     command_field,
     command_pdus,
+    other_request,
     read_elements,
+    refusal,
     store_command,
     store_response,
+    why_not_served,
+)
+from node.receive.upper_layer import (
+    AWAITING_CLOSE,
+    CONNECTION_CLOSED,
+    DATA_TRANSFER,
+    INVALID_PDU,
+    GuardedDul,
+    guard_negotiation,
 )
 
 BUFFER_BYTES = 256 * 1024
@@ -54,8 +68,6 @@ _NO_TIMEOUT = 3600.0
 _PDU = struct.Struct(">BBL")
 _PDV = struct.Struct(">LBB")
 _TIMEVAL = struct.Struct("@ll")
-_AWAITING_REQUEST, _DATA_TRANSFER, _AWAITING_CLOSE = "Sta2", "Sta6", "Sta13"
-_CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
 
 class Reception(Protocol):
@@ -88,6 +100,22 @@ def limit_waiting(connection: socket.socket, seconds: float) -> None:
     limit = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1_000_000))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+class _Refused:
+    """A request that isn't served: its data set is read, and kept nowhere."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def write(self, pieces: Sequence[memoryview]) -> None:
+        pass
+
+    def finish(self) -> tuple[int, str]:
+        return self._status, ""
+
+    def abandon(self) -> None:
+        pass
 
 
 class _InvalidPdu(Exception):
@@ -123,7 +151,7 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
 
     def begin_pdu(self) -> None:
         """A PDU must come whole within the network timeout, so that a trickle can't hold us for ever."""
-        if self.assoc.dul.state_machine.current_state == _DATA_TRANSFER:
+        if self.assoc.dul.state_machine.current_state == DATA_TRANSFER:
             self.deadline = time.monotonic() + (self.assoc.network_timeout or _NO_TIMEOUT)
 
     def fill(self) -> None:
@@ -148,11 +176,14 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
 
     def close(self) -> None:
         """See pynetdicom. TLS says that it ends, and doesn't wait for the peer's answer."""
-        if isinstance(self.socket, ssl.SSLSocket):
+        connection = self.socket
+        if isinstance(connection, ssl.SSLSocket):
             with suppress(OSError, ValueError):
-                self.socket.settimeout(0.0)
-                self.socket.unwrap()
+                connection.settimeout(0.0)
+                connection.unwrap()
         super().close()
+        if connection is not None:
+            connection.close()  # pynetdicom leaves it open where the peer was faster
 
     def recv(self, nr_bytes: int) -> bytearray:
         """For pynetdicom: exactly so many bytes, or what came before the connection was closed."""
@@ -172,7 +203,7 @@ class BufferedSocket(AssociationSocket):  # type: ignore[misc]
         return taken
 
 
-class StoreDul(DULServiceProvider):  # type: ignore[misc]
+class StoreDul(GuardedDul):
     """pynetdicom's upper layer with our reading of P-DATA-TF."""
 
     socket: BufferedSocket
@@ -183,7 +214,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         self._begin = begin
         self._command = bytearray()
         self._command_context = 0
-        self._store: StoreCommand | None = None
+        self._respond: Callable[[int, str], bytes] | None = None
         self._reception: Reception | None = None
         self._pieces: list[memoryview] = []
         self._progress_bytes = 0
@@ -192,16 +223,11 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
 
     def _read_pdu_data(self) -> None:
         """pynetdicom's hook: there is something to read."""
-        if self.state_machine.current_state == _AWAITING_CLOSE:
+        if self.state_machine.current_state == AWAITING_CLOSE:
             self._discard()
             return
-        if self.state_machine.current_state != _DATA_TRANSFER:
-            awaiting_request = self.state_machine.current_state == _AWAITING_REQUEST
+        if self.state_machine.current_state != DATA_TRANSFER:
             super()._read_pdu_data()
-            if awaiting_request and not {_CONNECTION_CLOSED, _INVALID_PDU}.isdisjoint(self.event_queue.queue):
-                # the association's thread would wait for its request until the ARTIM timer ends, and count as
-                # an association all the time
-                self.to_user_queue.put(None)
             return
         # pynetdicom's reactor of the association polls every millisecond: it has nothing to do meanwhile
         self.assoc._reactor_checkpoint.clear()
@@ -209,9 +235,9 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         try:
             self._receive()
         except (_InvalidPdu, BadCommandSet):
-            event = _INVALID_PDU
+            event = INVALID_PDU
         except OSError:
-            event = _CONNECTION_CLOSED
+            event = CONNECTION_CLOSED
         except BaseException:  # a defect: pynetdicom aborts the association
             self._abandon()
             raise
@@ -233,7 +259,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         try:
             self.socket.fill()
         except OSError:
-            self.event_queue.put(_CONNECTION_CLOSED)
+            self.event_queue.put(CONNECTION_CLOSED)
         self.socket.start = self.socket.end = 0
 
     def _receive(self) -> None:
@@ -305,12 +331,35 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         if context is None:
             raise _InvalidPdu("a command in a presentation context that wasn't accepted")
         if command_field(elements) == C_STORE_RQ:
-            self._store = store_command(elements)
-            self._reception = self._begin(self.assoc, context, self._store)
-            if not self._store.has_data_set:
+            store = store_command(elements)
+            self._respond = partial(store_response, store)
+            self._reception = self._begin(self.assoc, context, store)
+            if not store.has_data_set:
                 self._finish()
-            return
-        self._forward(context_id, COMMAND | LAST, command_set)
+        else:
+            self._other_command(context, elements, command_set)
+
+    def _other_command(
+        self, context: PresentationContext, elements: dict[int, bytes], command_set: bytes
+    ) -> None:
+        """pynetdicom chooses a service by the command's SOP class alone, so only what fits its presentation
+        context is handed on; other requests are refused here."""
+        field, abstract_syntax = command_field(elements), str(context.abstract_syntax)
+        if field == C_CANCEL_RQ:
+            return  # nothing that we serve can be cancelled, and a cancel has no response (PS3.7 9.3.2.3)
+        if field & RESPONSE:
+            if field not in SERVED_BESIDES_STORE.get(abstract_syntax, ()):
+                raise _InvalidPdu("a response to what wasn't asked")
+        else:
+            request = other_request(elements)
+            status = why_not_served(request, abstract_syntax)
+            if status is not None:
+                self._respond = lambda status, _comment: refusal(request, status)
+                self._reception = _Refused(status)
+                if not request.has_data_set:
+                    self._finish()
+                return
+        self._forward(self._command_context, COMMAND | LAST, command_set)
         if self.assoc.dimse.message is not None:  # pynetdicom waits for a data set
             self._other_left = MAX_OTHER_DATA_SET_BYTES
 
@@ -342,13 +391,14 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         self.assoc.dimse.receive_primitive(primitive)
 
     def _finish(self) -> None:
-        reception, store = self._reception, self._store
-        assert reception is not None and store is not None  # noqa: S101 - both are set by the command
+        reception, respond = self._reception, self._respond
+        assert reception is not None and respond is not None  # noqa: S101 - both are set by the command
         self._flush()
         status, comment = reception.finish()
-        self._reception = self._store = None
-        answer = store_response(store, status, comment)
-        pdus = command_pdus(self._command_context, answer, self.assoc.requestor.maximum_length or 0)
+        self._reception = self._respond = None
+        pdus = command_pdus(
+            self._command_context, respond(status, comment), self.assoc.requestor.maximum_length or 0
+        )
         if self.socket.socket is None:
             raise ConnectionError("closed by us")
         self.socket.socket.sendall(pdus)
@@ -383,7 +433,7 @@ class StoreDul(DULServiceProvider):  # type: ignore[misc]
         self._pieces.clear()
         if self._reception is not None:
             self._reception.abandon()
-        self._reception = self._store = None
+        self._reception = self._respond = None
         self._command.clear()
         self._other_left = 0
 
@@ -399,6 +449,7 @@ def request_handler(begin: Begin) -> type[RequestHandler]:
             association.acse_timeout = association.acse_timeout
             association.network_timeout = association.network_timeout
             association.set_socket(BufferedSocket(association, self.request))
+            guard_negotiation(association)
             return association
 
     return StoreRequestHandler

@@ -3,7 +3,7 @@
 In: the command of a C-STORE and its data set, piece by piece.  Out: the instance in the spool and a status.
 
     0x0000  stored, or already stored with identical content
-    0x0122  the presentation context isn't one of a storage SOP class
+    0x0122  the presentation context isn't one of a storage SOP class, or not of the command's
     0xA700  out of resources: below the free-space floor, or disk or database failed; nothing was kept
     0xA900  the data set's SOP Class or Instance UID isn't the command's; kept under quarantine
     0xC000  the data set can't be understood, or lacks a UID that filing needs; kept under quarantine
@@ -157,8 +157,8 @@ class StorageService:
         if len(sender.studies) >= MAX_STUDIES:
             self._audit_transfers(sender)
         reception = StoreReception(sender, command.sop_class_uid, self._metrics)
-        if not self.accepts(abstract_syntax):
-            reception.refuse(STATUS_NOT_STORAGE, "not_storage", "the context is not of a storage SOP class")
+        if not self.accepts(abstract_syntax) or command.sop_class_uid != abstract_syntax:
+            reception.refuse(STATUS_NOT_STORAGE, "not_storage", "the context isn't one of this storage class")
             return reception
         incoming = Incoming(
             sop_class_uid=command.sop_class_uid,
