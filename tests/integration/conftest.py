@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.triton_server import EmbeddedTriton
+from tests.certificates import Authority, Signed
 from tests.integration.running import Pacs, RunningNode, orthanc_program
 from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import chest_phantom
@@ -18,6 +19,24 @@ def triton() -> Iterator[EmbeddedTriton]:
     """The embedded Triton with the shipped models."""
     with EmbeddedTriton() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The CA of TLS tests."""
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="session")
+def sender(authority: Authority) -> Signed:
+    """A sender's certificate."""
+    return authority.sign("sender")
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Signed:
+    """A certificate of a CA that nobody knows."""
+    return Authority(tmp_path_factory.mktemp("other"), "Other CA").sign("stranger")
 
 
 @pytest.fixture

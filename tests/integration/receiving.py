@@ -188,11 +188,15 @@ def encoded(image: Dataset) -> bytes:
 class Sender:
     """An SCU that sends bytes as they are and looks at nothing in them."""
 
-    def __init__(self, port: int, contexts: Iterable[tuple[str, str]], calling: str = CALLING) -> None:
+    def __init__(
+        self, port: int, contexts: Iterable[tuple[str, str]], calling: str = CALLING, *, tls: Any = None
+    ) -> None:
         self.ae = AE(ae_title=calling)
         self.ae.acse_timeout = self.ae.dimse_timeout = self.ae.network_timeout = 20
         requested = [build_context(UID(a), UID(t)) for a, t in sorted(set(contexts))]
-        self.association = self.ae.associate("127.0.0.1", port, contexts=requested, ae_title="PACSNODE")
+        self.association = self.ae.associate(
+            "127.0.0.1", port, contexts=requested, ae_title="PACSNODE", tls_args=tls
+        )
         assert self.association.is_established, "the association was not accepted"
         self.association.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._message_id = 0
