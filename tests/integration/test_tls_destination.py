@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.uid import CTImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
-from node.config import ClientTls, CStoreDestination
+from node.audit import AuditTrail
+from node.audit_message import Source
+from node.config import AuditConfig, ClientTls, CStoreDestination
 from node.deliver import make_deliverer
 from node.deliver.base import Deliverer
 from node.errors import ConfigError, DeliveryError
+from node.metrics import Metrics
 from node.triton_server import free_port
+from tests.audit_schema import event_of, parsed
 from tests.certificates import Authority, Signed
-from tests.integration.receiving import wait_for
+from tests.integration.receiving import storescu, wait_for
+from tests.integration.running import RunningNode
 from tests.unit.node.deliver.conftest import write_object
 
 pytestmark = pytest.mark.integration
@@ -55,7 +61,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def destination(port: int, **tls: Any) -> Deliverer:
+def destination(port: int, audit: AuditTrail | None = None, **tls: Any) -> Deliverer:
     config = CStoreDestination(
         type="cstore",
         ae_title="STORESCP",
@@ -64,7 +70,7 @@ def destination(port: int, **tls: Any) -> Deliverer:
         timeout_seconds=5,
         tls=ClientTls(**tls),
     )
-    return make_deliverer("pacs", config, calling_ae_title="PACSNODE")
+    return make_deliverer("pacs", config, calling_ae_title="PACSNODE", audit=audit)
 
 
 def test_results_go_to_storescp_over_tls(
@@ -170,3 +176,84 @@ def test_a_destination_s_new_certificate_is_used(
 def test_a_destination_with_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"destinations\.pacs\.tls\.ca"):
         destination(104, ca=tmp_path / "missing")
+
+
+def test_what_is_sent_and_what_fails_is_in_the_audit_trail(
+    storescp: Callable[..., int], authority: Authority, sender: Signed, stranger: Signed, tmp_path: Path
+) -> None:
+    metrics = Metrics("1")
+    audit = AuditTrail(AuditConfig(), tmp_path / "audit", Source("PACSNODE", "node"), metrics.audit_messages)
+    audit.start()
+    files = [write_object(tmp_path, number) for number in (1, 2)]
+    port = storescp(authority.sign("pacs"))
+    own = {"certificate": sender.certificate, "key": sender.key}
+    destination(port, audit, ca=authority.ca, **own).deliver(files)
+    with pytest.raises(DeliveryError):
+        destination(port, audit, ca=stranger.certificate, **own).deliver(files)
+    audit.stop()
+    lines = (tmp_path / "audit/audit-node.log").read_bytes().splitlines()
+    _, begin, transferred, alert, _ = messages = [parsed(line) for line in lines]
+    assert [event_of(message)[0] for message in messages] == [
+        "110100",
+        "110102",
+        "110104",
+        "110113",
+        "110100",
+    ]
+    for message in (begin, transferred):
+        (instances,) = message.iter("SOPClass")
+        assert (instances.get("UID"), instances.get("NumberOfInstances")) == (CTImageStorage, "2")
+        receiver = message.findall("ActiveParticipant")[1]
+        assert receiver.get("UserID") == "STORESCP" and receiver.get("NetworkAccessPointID") == "127.0.0.1"
+    assert "certificate verify failed" in alert[0].findtext("EventOutcomeDescription", "")
+    assert b"Doe" not in b"".join(lines)
+
+
+def test_the_whole_node_with_tls(
+    storescp: Callable[..., int], authority: Authority, sender: Signed, tmp_path: Path
+) -> None:
+    ours, pacs = authority.sign("node"), storescp(authority.sign("pacs"))
+    own = {"certificate": str(ours.certificate), "key": str(ours.key)}
+    to_pacs = {
+        "type": "cstore",
+        "ae_title": "P",
+        "host": "127.0.0.1",
+        "port": pacs,
+        "tls": own | {"ca": str(authority.ca)},
+    }
+    sections = {
+        "routes": [],
+        "receive": {
+            "port": 0,
+            "allow_any_calling_ae_title": True,
+            "free_disk_floor_bytes": 0,
+            "journal_bytes": 0,
+            "tls": own | {"client_ca": str(authority.ca)},
+        },
+        "destinations": {"pacs": to_pacs},
+    }
+    node = RunningNode(tmp_path / "node", triton_url="127.0.0.1:1", pacs_port=1, **sections).start()
+    try:
+        port = int(node.events("listening")[-1]["port"])
+        image = write_object(tmp_path, 1)
+        options = ("+tls", str(sender.key), str(sender.certificate), "+cf", str(authority.ca))
+        assert storescu(port, [image], *options).returncode == 0
+        assert storescu(port, [image]).returncode != 0
+        metrics = node.text("/metrics")
+        ends = int(ours.x509.not_valid_after_utc.timestamp())
+        for labels in (
+            'receive_certificate_not_after_timestamp_seconds{file="certificate"}',
+            'destination_certificate_not_after_timestamp_seconds{destination="pacs",file="certificate"}',
+        ):
+            (shown,) = [line for line in metrics.splitlines() if line.startswith(f"pacsnode_{labels} ")]
+            assert float(shown.split()[-1]) == ends
+    finally:
+        node.stop()
+    codes = {
+        name: [
+            event_of(parsed(line))[0]
+            for line in (node.data_dir / f"audit/audit-{name}.log").read_bytes().splitlines()
+        ]
+        for name in ("receive", "node")
+    }
+    assert codes == {"receive": ["110100", "110104", "110113", "110100"], "node": ["110100", "110100"]}

@@ -136,6 +136,16 @@ def test_a_route_to_an_unknown_pipeline(cli: Cli, configure: Callable[..., Path]
     assert "routes[r].pipeline: 'nonsense' isn't known; allowed are" in ended.err
 
 
+def test_check_names_a_tls_file_that_cannot_be_used(cli: Cli, configure: Callable[..., Path]) -> None:
+    tls = {"certificate": "tls/node.crt", "key": "tls/node.key", "require_client_certificate": False}
+    path = configure(receive={"tls": tls})
+    for command in ("check", "run"):
+        ended = cli(command, "--config", path)
+        assert ended.code == 2
+        file = path.parent / "tls/node.crt"
+        assert f"receive.tls.certificate: {file} can't be read: No such file or directory" in ended.err
+
+
 def test_check_of_what_can_be_reached(cli: Cli, configure: Callable[..., Path], tmp_path: Path) -> None:
     path = configure(destinations={"outbox": {"type": "folder", "path": "out"}})
     ended = cli("check", "--config", path)
