@@ -139,8 +139,8 @@ deliveries = Table(
 )
 
 #: One row a Storage Commitment request that was accepted. ``state``: open -> reported | given_up.
-#: ``requested``: [SOP Class UID, SOP Instance UID] each. ``reasons``: of each, 0 for committed, or the Failure
-#: Reason; null until they are judged.
+#: ``requested``: [SOP Class UID, SOP Instance UID] each. ``reasons``: of each, 0 for committed, or the
+#: Failure Reason; null until they are judged.
 commitments = Table(
     "commitments",
     metadata,

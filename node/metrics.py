@@ -95,16 +95,16 @@ class ReceiveMetrics:
         self.commitment_requests = Counter(
             "pacsnode_commitment_requests_total",
             "Storage commitment requests (N-ACTION) answered. outcome: accepted, or the status: "
-            "processing_failure, no_such_instance, invalid_argument, no_such_class, no_such_action, "
-            "mistyped_argument, resource_limitation.",
+            "processing_failure, no_such_instance, invalid_argument, no_such_action, mistyped_argument, "
+            "resource_limitation.",
             ["outcome"],
             registry=registry,
         )
         self.commitment_instances = Counter(
             "pacsnode_commitment_instances_total",
-            "Instances of reported requests. result: committed, or the failure reason: processing_failure, "
+            "Instances of reported requests. outcome: committed, or the failure reason: processing_failure, "
             "no_such_instance, class_instance_conflict, class_not_supported, duplicate_transaction.",
-            ["result"],
+            ["outcome"],
             registry=registry,
         )
         self.commitment_reports = Counter(

@@ -18,6 +18,8 @@ C_STORE_RQ, C_ECHO_RQ, N_ACTION_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0130, 0x0FFF
 C_STORE_RSP, N_EVENT_REPORT_RSP = 0x8001, 0x8100
 #: set in the command field of every response
 RESPONSE = 0x8000
+#: set in the command field of DIMSE-N requests (PS3.7 E.1)
+_DIMSE_N = 0x0100
 NO_DATA_SET = 0x0101
 
 #: what is served in a presentation context, by its abstract syntax; in any other one C-STORE is
@@ -25,6 +27,7 @@ SERVED_BESIDES_STORE = {
     "1.2.840.10008.1.1": (C_ECHO_RQ,),
     "1.2.840.10008.1.20.1": (N_ACTION_RQ, N_EVENT_REPORT_RSP),
 }
+STATUS_NO_SUCH_SOP_CLASS = 0x0118
 STATUS_SOP_CLASS_NOT_SUPPORTED = 0x0122
 STATUS_UNRECOGNIZED_OPERATION = 0x0211
 
@@ -106,7 +109,9 @@ def why_not_served(request: OtherRequest, abstract_syntax: str) -> int | None:
     """The status of the refusal (PS3.7 C.5), or None for what is served in this presentation context."""
     if request.field not in SERVED_BESIDES_STORE.get(abstract_syntax, ()):
         return STATUS_UNRECOGNIZED_OPERATION
-    return None if request.sop_class_uid == abstract_syntax else STATUS_SOP_CLASS_NOT_SUPPORTED
+    if request.sop_class_uid == abstract_syntax:
+        return None
+    return STATUS_NO_SUCH_SOP_CLASS if request.field & _DIMSE_N else STATUS_SOP_CLASS_NOT_SUPPORTED
 
 
 def refusal(request: OtherRequest, status: int) -> bytes:

@@ -54,7 +54,6 @@ N_ACTION_STATUSES = {
         "the Action Information can't be read, lacks the Transaction UID or any reference, or has something "
         "that is no UID",
     ),
-    0x0118: ("no_such_class", "the Requested SOP Class UID isn't Storage Commitment Push Model"),
     0x0123: ("no_such_action", "the Action Type ID isn't 1"),
     0x0212: ("mistyped_argument", "a parameter of the command is missing"),
     0x0213: (
@@ -144,11 +143,8 @@ class CommitmentService:
 
 def _read(message: N_ACTION, context: PresentationContext) -> CommitmentRequest:
     """Check the command, then the data set (PS3.7 10.1.4.1). Raises _Refused."""
-    parameters = (message.RequestedSOPClassUID, message.RequestedSOPInstanceUID, message.ActionTypeID)
-    if None in parameters:
+    if None in (message.RequestedSOPInstanceUID, message.ActionTypeID):
         raise _Refused(0x0212, "a parameter of the command is missing")
-    if {message.RequestedSOPClassUID, context.abstract_syntax} != {StorageCommitmentPushModel}:
-        raise _Refused(0x0118, "the SOP class is not Storage Commitment Push Model")
     if message.RequestedSOPInstanceUID != StorageCommitmentPushModelInstance:
         raise _Refused(0x0112, "not the well-known SOP Instance UID")
     if message.ActionTypeID != REQUEST_STORAGE_COMMITMENT:

@@ -30,7 +30,7 @@ CLASS_INSTANCE_CONFLICT = 0x0119
 CLASS_NOT_SUPPORTED = 0x0122
 DUPLICATE_TRANSACTION = 0x0131
 
-#: Failure Reason (0008,1197), PS3.3 C.14.1.1 -> the metric's result, and when it is given
+#: Failure Reason (0008,1197), PS3.3 C.14.1.1 -> the metric's outcome, and when it is given
 FAILURE_REASONS = {
     PROCESSING_FAILURE: (
         "processing_failure",

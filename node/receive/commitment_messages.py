@@ -110,6 +110,8 @@ def _references(stream: io.BytesIO, sequence: Element, *, implicit_vr: bool) -> 
             reference, _ = _item(io.BytesIO(content), implicit_vr=implicit_vr)
             at += length
         yield reference
+    if sequence.length == UNDEFINED_LENGTH:
+        raise UnreadableDataset("it ends inside of a sequence")
 
 
 def _item(stream: io.BytesIO, *, implicit_vr: bool) -> tuple[Reference, int | None]:

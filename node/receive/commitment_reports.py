@@ -228,8 +228,8 @@ class CommitmentReports:
             return NotReported(type(error).__name__)
         self._forget(one)
         for reason, count in reasons.items():
-            result = "committed" if reason == COMMITTED else FAILURE_REASONS[reason][0]
-            self._metrics.commitment_instances.labels(result=result).inc(count)
+            outcome = "committed" if reason == COMMITTED else FAILURE_REASONS[reason][0]
+            self._metrics.commitment_instances.labels(outcome=outcome).inc(count)
         self._metrics.commitment_reports.labels(outcome=how).inc()
         log.info(
             "commitment_reported",

@@ -16,10 +16,13 @@ import structlog
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RQ
 
+from node.receive.negotiation import understood
+
 log = structlog.get_logger("node.receive.upper_layer")
 
 IDLE, AWAITING_REQUEST, DATA_TRANSFER, AWAITING_CLOSE = "Sta1", "Sta2", "Sta6", "Sta13"
 CONNECTION_CLOSED, INVALID_PDU = "Evt17", "Evt19"
+_A_ASSOCIATE_RQ = b"\x01"
 #: A-ABORT by the service provider, no reason given (PS3.8 9.3.8)
 _ABORT_SOURCE, _ABORT_REASON = 0x02, 0x00
 
@@ -50,6 +53,8 @@ class GuardedDul(DULServiceProvider):  # type: ignore[misc]
 
     def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
         """A PDU that isn't P-DATA-TF came."""
+        if bytestream[:1] == _A_ASSOCIATE_RQ:
+            bytestream = bytearray(understood(bytes(bytestream)))
         pdu, event = super()._decode_pdu(bytestream)
         if isinstance(pdu, A_ASSOCIATE_RQ):
             pdu.protocol_version &= 0x0001  # only bit 0 is to be tested (PS3.8 9.3.2)

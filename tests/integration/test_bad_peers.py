@@ -142,11 +142,11 @@ _CT = proposed(CT_CONTEXT, CTImageStorage, ExplicitVRLittleEndian)
             ),
             ABORT,
         ),
-        (request_of([APPLICATION, _CT, user_information(0, item(0x58, b"\x09\0\0\3abc\0\0"))]), ABORT),
+        (request_of([APPLICATION, _CT, user_information(0, item(0x54, b"\0\x0912"))]), ABORT),
         (request_of([APPLICATION, _CT, user_information()], version=2), ASSOCIATE_RJ),
         (request_of([APPLICATION, _CT, user_information()], version=0x8003), ASSOCIATE_AC),
     ],
-    ids=["no abstract syntax", "even context", "unknown identity type", "version 2", "versions 1 and 2"],
+    ids=["no abstract syntax", "even context", "role cut short", "version 2", "versions 1 and 2"],
 )
 def test_requests_that_pynetdicom_cannot_take(node: ReceivingNode, request_pdu: bytes, answer: int) -> None:
     """They are answered at once, and nothing of them stays while the peer keeps its end open."""
