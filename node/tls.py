@@ -102,9 +102,7 @@ class TlsContext:
 
     def _load(self) -> ssl.SSLContext:
         ends = {
-            name: min(
-                certificate.not_valid_after_utc.timestamp() for certificate in _certificates(path, field)
-            )
+            name: min(end for _begin, end in _validities(path, field)).timestamp()
             for name, path, field in _certificate_files(self._files)
         }
         context = self._build()
@@ -270,12 +268,13 @@ def _certificate_files(files: _Files) -> list[tuple[str, Path, str]]:
     return found
 
 
-def _certificates(path: Path, field: str) -> list[Any]:
-    """The x509.Certificates of a PEM file, one or more."""
+def _validities(path: Path, field: str) -> list[tuple[datetime, datetime]]:
+    """From when until when the certificates of a PEM file are valid; one or more."""
     from cryptography import x509  # noqa: PLC0415 - 11 MB that a receiver without TLS needn't hold
 
     try:
-        return list(x509.load_pem_x509_certificates(_read(path, field)))
+        certificates = x509.load_pem_x509_certificates(_read(path, field))
+        return [(each.not_valid_before_utc, each.not_valid_after_utc) for each in certificates]
     except ValueError as error:
         raise ConfigError(
             f"{field}: {path} holds no certificate in PEM format", hint="openssl x509 converts"
@@ -308,11 +307,11 @@ def _warnings(files: _Files) -> list[str]:
         found.append(f"{files.field}.key: {files.key} can be read by every user of this machine; chmod o= it")
     now = datetime.now(UTC)
     for _name, path, field in _certificate_files(files):
-        certificates = _certificates(path, field)
-        ended = [c.not_valid_after_utc for c in certificates if c.not_valid_after_utc < now]
+        validities = _validities(path, field)
+        ended = [end for _begin, end in validities if end < now]
         if ended:
             found.append(f"{field}: {path} holds a certificate that ended on {min(ended):%Y-%m-%d}")
-        if any(c.not_valid_before_utc > now for c in certificates):
+        if any(begin > now for begin, _end in validities):
             found.append(f"{field}: {path} holds a certificate that isn't valid yet")
     return found
 

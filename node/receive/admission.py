@@ -147,14 +147,6 @@ class Admission:
         with self._lock:
             self._admitted.pop(association, None)
 
-    def hang_up_all(self) -> None:
-        """Close what still waits."""
-        with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for connection in waiting:
-            hang_up(connection)
-
     def _objection(self, host: str, calling: str, called: str) -> Rejection | None:
         config = self._config
         if self._networks and not any(ip_address(host) in network for network in self._networks):
