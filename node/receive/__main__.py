@@ -19,7 +19,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,7 +34,7 @@ from node.log import configure_logging
 from node.metrics import ReceiveMetrics
 from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
-from node.receive.inquiry import FetchTarget, Inquiries
+from node.receive.inquiry import FetchTarget, Inquiries, keep_fetched_in
 from node.receive.listener import Listener
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
@@ -90,7 +89,7 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
     spool.journal.start()
     tracker.file_all = spool.journal.file_now
     inquiries.target = FetchTarget(spool, tracker)
-    tempfile.tempdir = str(spool.incoming)  # pynetdicom keeps there what C-GET brings; emptied at each start
+    keep_fetched_in(spool.incoming)  # emptied at each start
     tracker.start()
     stack.callback(tracker.stop)
     stack.callback(spool.journal.stop)

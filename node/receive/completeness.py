@@ -96,9 +96,9 @@ class Headers:
 class Inquiry:
     """What the query AE said of a series version, and what it may still be asked.
 
-    expected: its count.  asked_at: when the question was put that it answered.  busy: a question or a fetch
-    is under way, to be waited for until ``wait_until``.  next_at: not to be asked before.  fetches_left:
-    attempts.
+    expected: its count, None when it has none.  asked_at: when the question was put that it answered.
+    busy: a question or a fetch is under way, to be waited for until ``wait_until``.  next_at: not to be asked
+    before.  fetches_left: attempts.
     """
 
     peer: str
@@ -202,7 +202,9 @@ def judge(signals: Signals, config: SeriesConfig, now: float) -> Judgement:
             return judgement
         if not signals.inquiry.busy:
             if _may_fetch(signals, signals.inquiry):
-                due = max(due, signals.inquiry.next_at, _fetch_at(signals, config))
+                fetch_at = max(signals.inquiry.next_at, _fetch_at(signals, config))
+                look_at.append(fetch_at)
+                due = max(due, fetch_at)
             if signals.inquiry.next_at > now:
                 look_at.append(signals.inquiry.next_at)
     return Judgement(rule, now) if now >= due else Judgement(None, min(due, *look_at))
@@ -317,8 +319,7 @@ def _question(
         return None
     if _may_fetch(signals, inquiry) and now >= _fetch_at(signals, config):
         return "fetch"
-    is_stale = inquiry.expected is None or inquiry.asked_at < signals.last_instance_at
-    return "count" if is_stale else None
+    return "count" if inquiry.asked_at < signals.last_instance_at else None
 
 
 def _may_fetch(signals: Signals, inquiry: Inquiry) -> bool:

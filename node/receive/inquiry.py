@@ -13,13 +13,15 @@ series. The attempt is counted before it begins: a fetch that kills the process 
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import structlog
 from pynetdicom import _config as pynetdicom_config
@@ -53,8 +55,14 @@ _NOT_AUTHORIZED = 0x0124  # PS3.7 9.1.1.1.9
 #: (series, version)
 Key = tuple[str, int]
 
-# pynetdicom's only way to take a data set of C-GET without holding it in memory
-pynetdicom_config.STORE_RECV_CHUNKED_DATASET = True
+
+def keep_fetched_in(folder: Path) -> None:
+    """Have what C-GET brings go through files below a folder instead of memory, for this process.
+
+    That is pynetdicom's only way, and it keeps them where temporary files go.
+    """
+    pynetdicom_config.STORE_RECV_CHUNKED_DATASET = True
+    tempfile.tempdir = str(folder)
 
 
 class AssociationEnd(Protocol):
@@ -332,18 +340,14 @@ class Inquiries:
 
         def store(event: evt.Event) -> int:
             request, syntax = event.request, str(event.context.transfer_syntax)
-            path = Path(event.dataset_path)
-            try:
-                uid = str(request.AffectedSOPInstanceUID)
+            uid = str(request.AffectedSOPInstanceUID)
+            with _data_set(request) as data_set:
                 if uid not in wanted:
                     log.warning("fetched_unasked", peer=peer.name)
                     return _NOT_AUTHORIZED
                 sop_class = str(request.AffectedSOPClassUID)
                 incoming = Incoming(sop_class, uid, syntax, association_id, peer.config.ae_title)
-                return _keep(target.spool, incoming, path)
-            finally:
-                request._dataset_file.close()
-                path.unlink(missing_ok=True)
+                return _keep(target.spool, incoming, data_set)
 
         try:
             return peer.scu.get(series_key, wanted, syntaxes, store)
@@ -352,14 +356,28 @@ class Inquiries:
             target.tracker.association_ended(association_id, released=True)
 
 
-def _keep(spool: Spool, incoming: Incoming, path: Path) -> int:
+@contextmanager
+def _data_set(request: Any) -> Iterator[BinaryIO]:
+    """The data set of a C-STORE request, from where pynetdicom put it; a file is removed afterwards."""
+    if request._dataset_path is None:
+        request.DataSet.seek(0)
+        yield request.DataSet
+        return
+    try:
+        with request._dataset_path.open("rb") as file:
+            file.seek(header_length(file))
+            yield file
+    finally:
+        request._dataset_file.close()
+        request._dataset_path.unlink(missing_ok=True)
+
+
+def _keep(spool: Spool, incoming: Incoming, data_set: BinaryIO) -> int:
     """Store a fetched instance like one that was sent; returns the status of its C-STORE."""
     try:
         receiving = spool.receive(incoming)
-        with path.open("rb") as file:
-            file.seek(header_length(file))
-            while piece := file.read(_COPY_BYTES):
-                receiving.write([memoryview(piece)])
+        while piece := data_set.read(_COPY_BYTES):
+            receiving.write([memoryview(piece)])
         stored = receiving.finish()
     except SpoolError as error:
         log.error("instance_refused", code=error.code, reason=str(error), hint=error.hint)

@@ -95,7 +95,10 @@ class QueryScu:
         with self._association(contexts, model, roles, [(evt.EVT_C_STORE, store)]) as association:
             self._wait_for_retrieve(association)
             return self._retrieve(
-                series, wanted, lambda keys, number: association.send_c_get(keys, model, msg_id=number)
+                association,
+                series,
+                wanted,
+                lambda keys, number: association.send_c_get(keys, model, msg_id=number),
             )
 
     def move(self, series: SeriesKey, wanted: Iterable[str], destination: str) -> int:
@@ -104,6 +107,7 @@ class QueryScu:
         with self._association([build_context(model)], model) as association:
             self._wait_for_retrieve(association)
             return self._retrieve(
+                association,
                 series,
                 wanted,
                 lambda keys, number: association.send_c_move(keys, destination, model, msg_id=number),
@@ -140,7 +144,7 @@ class QueryScu:
         deadline = time.monotonic() + _FIND_TIMEOUTS * self._config.timeout_seconds
         model = StudyRootQueryRetrieveInformationModelFind
         for number, (status, identifier) in enumerate(association.send_c_find(keys, model)):
-            code = self._status(status, "C-FIND")
+            code = self._status(association, status, "C-FIND")
             if code == _SUCCESS:
                 return
             if code not in _PENDING:
@@ -158,6 +162,7 @@ class QueryScu:
 
     def _retrieve(
         self,
+        association: Association,
         series: SeriesKey,
         wanted: Iterable[str],
         request: Callable[[Dataset, int], Iterator[tuple[Dataset, Dataset | None]]],
@@ -168,7 +173,7 @@ class QueryScu:
             keys = _keys("IMAGE", series)
             keys.SOPInstanceUID = uids[start : start + _BATCH]
             for status, _failed in request(keys, number):
-                code = self._status(status, "retrieve")
+                code = self._status(association, status, "retrieve")
                 if code in _PENDING:
                     continue
                 completed += int(status.get("NumberOfCompletedSuboperations") or 0)
@@ -177,8 +182,10 @@ class QueryScu:
                     raise self._error("refused", f"retrieve failed with status {code:#06x}")
         return completed
 
-    def _status(self, status: Dataset, what: str) -> int:
+    def _status(self, association: Association, status: Dataset, what: str) -> int:
         code = status.get("Status")
+        if code is None and association.acse.is_aborted():
+            raise self._error("refused", f"{what}: it aborted the association", hint="may we query it?")
         if code is None:
             raise self._error("timeout", f"{what}: no answer that can be understood in time")
         return int(code)

@@ -16,6 +16,7 @@ from node.receive.completeness import (
     Associations,
     Headers,
     Inquiry,
+    Judgement,
     Signals,
     evidence,
     expected,
@@ -147,7 +148,7 @@ def test_an_answer_from_before_the_last_instance_is_asked_for_again() -> None:
 
 def test_what_is_missing_is_fetched_when_it_is_not_on_its_way() -> None:
     short = signals(inquiry=Inquiry("pacs", expected=102, asked_at=LAST, fetches_left=1))
-    assert judge(short, TIMING, LAST + 4.9).ask is None
+    assert judge(short, TIMING, LAST + 4.9) == Judgement(None, LAST + 5)
     assert judge(short, TIMING, LAST + 5).ask == "fetch"
     assert short.inquiry is not None
     later = replace(short, inquiry=replace(short.inquiry, next_at=LAST + 200))
