@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, func, or_, select, update
+from sqlalchemy import Connection, Engine, Row, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import SeriesConfig
@@ -132,15 +132,16 @@ class Judging:
         return self._until_next()
 
     def _due_rows(self, now: float, news: Iterable[str]) -> Sequence[Row[Any]]:
-        is_due = series.c.check_at <= now
-        with_news = sorted(news)[:_AT_ONCE]
-        if with_news:
-            is_due = or_(is_due, series.c.series_instance_uid.in_(with_news))
+        """Open versions whose time has come, the longest due first, and those with news."""
+        with_news = sorted(news)
         with self._lock:
-            self._news.update(set(news).difference(with_news))
-        query = select(series).where(series.c.state == "open", is_due)
+            self._news.update(with_news[_AT_ONCE:])
+        is_open = series.c.state == "open"
+        due = select(series).where(is_open, series.c.check_at <= now).order_by(series.c.check_at)
+        new = select(series).where(is_open, series.c.series_instance_uid.in_(with_news[:_AT_ONCE]))
         with self._engine.connect() as connection:
-            return connection.execute(query.order_by(series.c.check_at).limit(_AT_ONCE)).all()
+            rows = [*connection.execute(due.limit(_AT_ONCE)), *(connection.execute(new) if with_news else ())]
+        return list({(row.series_instance_uid, row.version): row for row in rows}.values())
 
     def _look(self, row: Row[Any], now: float) -> Judgement:
         """Judge by what is known; has the headers read where these are needed."""

@@ -282,3 +282,20 @@ def test_a_series_of_many_instances_is_looked_at_without_reading_it_again(
     wait(bench, 50)
     assert bench.completed == []
     assert TIMING.missing_wait_seconds == 60
+
+
+def test_news_is_judged_by_however_many_are_due(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.receive.judging._AT_ONCE", 2)
+    waiting = {"state": "open", "opened_at": bench.now, "last_instance_at": bench.now, "check_at": bench.now}
+    whole = {"released_at": bench.now - 100, "last_instance_at": bench.now - 100, "check_at": bench.now + 999}
+    evidence = {"associations": {"released": 1}}
+    rows = [series_row(series_instance_uid=f"1.2.{number}", **waiting) for number in range(5)]
+    rows.append(series_row(series_instance_uid="1.2.9", **waiting | whole, evidence=evidence))
+    with bench.engine.begin() as connection:
+        for row in rows:
+            connection.execute(insert(series).values(row))
+    bench.tracker.check()
+    assert bench.completed == []
+    bench.tracker._judging.news("1.2.9")
+    bench.check()
+    assert bench.completed == [("1.2.9", 1)]
