@@ -1,181 +1,321 @@
 """Mutated associations against a receiver: it answers or aborts, serves the others, and leaks nothing.
 
-    python -m tests.integration.fuzz_receive [--count 10000] [--seed N]
+    python -m tests.integration.fuzz_receive [--count 10000] [--seed N] [--only N] [--kind NAME]
 
-Each association is a valid one (negotiation, C-STORE and C-ECHO requests, release) with random damage: bytes
-changed, removed, repeated or inserted, lengths made absurd, the stream cut anywhere and sent in odd pieces.
-Every now and then a good sender must be served. The seed is printed; the same seed sends the same bytes.
+Each association is one of ``mutations.KINDS``. The seed is printed; association N of a seed always has
+the same bytes, and ``--only N`` sends it alone. Meanwhile a good sender sends whole series. At the end
+everything that was acknowledged must be stored as it was sent, those series complete, and descriptors,
+threads and memory flat.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
+import re
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
-from pydicom.uid import generate_uid
 from sqlalchemy import create_engine, select
 
-from node.database import instances
+from node.database import instances, series
 from node.receive.process import ALLOCATOR
+from tests.integration.mutations import KINDS, REQUEST, Mutation, uid_numbers
+from tests.integration.raw_dataset import encode, image_elements
 from tests.integration.raw_scu import (
-    ECHO_CONTEXT,
-    ECHO_REQUEST,
+    ABORT,
+    ASSOCIATE_AC,
+    ASSOCIATE_RJ,
+    RELEASE_RP,
+    Answers,
     RawScu,
-    association_request,
-    pdu,
-    pdv,
+    checked_answers,
+    read_pdus,
+    sent_stores,
     store_message,
 )
-from tests.integration.receiving import ct_slice, encoded
+from tests.integration.receiving import dataset_bytes
 
-RELEASE = struct.pack(">BBL", 5, 0, 4) + bytes(4)
+#: the receiver drops a stalled peer after 5 s; what takes longer than this got neither answer nor abort
+PATIENCE_SECONDS = 20.0
+LAST_WORDS_SECONDS = 0.03
 CHECK_EVERY = 250
 #: caches and the allocator have settled after so many; from then on nothing grows
 SETTLED_AFTER = 2000
+GOOD_SLICES = 12
+_SPOOLED = re.compile(r"spool/(series/[0-9a-f]{32}|quarantine)/[0-9a-f]{32}\.dcm")
+_OURS = re.compile(
+    r"audit(/audit-receive\.log)?|spool(/incoming|/journal|/journal/\d{4}\.segment)?|node\.sqlite(-wal|-shm)?"
+)
 
 
-class Fuzzer:
-    """One receiver process and what is sent to it."""
+@dataclass(frozen=True)
+class Resources:
+    """Of the receiver's process."""
 
-    def __init__(self, seed: int, data_dir: Path) -> None:
-        self.rng = random.Random(seed)  # noqa: S311 repeatable
-        self._data_dir = data_dir
+    descriptors: int
+    threads: int
+    rss_kb: int
+
+    def __str__(self) -> str:
+        return f"{self.descriptors} descriptors, {self.threads} threads, {self.rss_kb // 1024} MB"
+
+
+@dataclass
+class Receiver:
+    """A receiver in a process of its own, deep in ``folder`` so that a path that leads out of its data_dir
+    still ends where it is seen."""
+
+    folder: Path
+    acknowledged: dict[str, bytes] = field(default_factory=dict, repr=False)
+    good_series: list[str] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.data_dir = self.folder / "a/b/c/var"
+        self.data_dir.parent.mkdir(parents=True)
+        self._log = (self.folder / "log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.receiving", str(data_dir)],
+            [sys.executable, "-m", "tests.integration.receiving", str(self.data_dir)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             cwd=Path(__file__).parents[2],
             text=True,
             env=os.environ | ALLOCATOR,
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
-        self._request = association_request()
-        self._image = encoded(ct_slice("1.2.3", 1))
-        self._good = 0
-
-    def run(self, count: int) -> None:
-        settled: tuple[int, int] | None = None
-        for number in range(count):
-            self._send(*self._mutated())
-            if number % CHECK_EVERY == CHECK_EVERY - 1:
-                self.check()
-                if settled is None and number >= min(SETTLED_AFTER, count // 2):
-                    settled = self._resources()
-                print(
-                    f"{number + 1} associations, descriptors and RSS in KB: {self._resources()}", flush=True
-                )
-        self.check()
-        descriptors, rss_kb = self._resources()
-        if settled is not None:
-            assert descriptors <= settled[0] + 5, "descriptors leak"
-            assert rss_kb <= settled[1] + 30_000, "memory leaks"
-
-    def check(self) -> None:
-        """A good sender is served, and everything that was kept has its place or its reason."""
-        assert self._process.poll() is None, "the receiver ended"
-        self._good += 1
-        image = ct_slice(generate_uid(entropy_srcs=["good", str(self._good)]), 1)
-        with self._associate() as scu:
-            scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
-            assert scu.status() == 0x0000
-            scu.socket.sendall(RELEASE)
-            assert scu.pdu()[0] == 6
-
-    def _associate(self) -> RawScu:
-        """Asks again while the receiver is still busy with what was damaged (rejected-transient)."""
-        deadline = time.monotonic() + 15.0
-        while True:
-            try:
-                return RawScu(self.port)
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    def rows(self) -> list[tuple[str, str | None]]:
-        engine = create_engine(f"sqlite:///{self._data_dir / 'node.sqlite'}")
-        with engine.connect() as connection:
-            found = connection.execute(select(instances.c.state, instances.c.reason_code)).all()
-        engine.dispose()
-        return [(row.state, row.reason_code) for row in found]
 
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
 
-    def _instance(self, uid: str) -> bytes:
-        return encoded(ct_slice("1.2.3", 1, SOPInstanceUID=uid))
+    def play(self, mutation: Mutation) -> str:
+        """Send one association, check what comes back, and remember what was acknowledged.
 
-    def _mutated(self) -> tuple[bytes, list[bytes]]:
-        """The request of one association, and the pieces in which the rest is sent."""
-        rng = self.rng
-        uid = generate_uid(entropy_srcs=["fuzz", str(rng.random())])
-        messages = [
-            store_message(uid, self._instance(uid), size=rng.choice((7, 100, 16_000))),
-            store_message("1.2.3.4", self._image[: rng.randrange(len(self._image))]),
-            pdu(pdv(ECHO_REQUEST, 3, ECHO_CONTEXT)),
-        ]
-        rng.shuffle(messages)
-        # mostly after the negotiation, which would otherwise fail nearly always
-        head, body = self._request, b"".join(messages) + RELEASE
-        if rng.random() < 0.2:
-            head = self._damaged(head)
-        else:
-            body = self._damaged(body)
-        cuts = sorted(rng.randrange(len(body) + 1) for _ in range(rng.randrange(4)))
-        return head, [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+        Returns how it ended, and with which statuses.
+        """
+        received, ending = _exchange(self.port, mutation)
+        answers = checked_answers(received)
+        sent = sent_stores(b"".join(mutation.pieces))
+        assert len(answers.stores) <= len(sent), "more answers than requests"
+        for (status, uid), dataset in zip(answers.stores, sent, strict=False):
+            if status == 0:
+                assert self.acknowledged.setdefault(uid, dataset) == dataset, f"{uid} acknowledged twice"
+        statuses = [status for status, _ in answers.stores]
+        if mutation.statuses is not None:
+            assert len(statuses) == len(mutation.statuses), (statuses, ending)
+            for status, allowed in zip(statuses, mutation.statuses, strict=True):
+                assert status in allowed, f"0x{status:04X} is none of {[hex(s) for s in allowed]}"
+        return " ".join([_ending(answers, ending), *sorted({f"0x{status:04X}" for status in statuses})])
 
-    def _damaged(self, stream: bytes) -> bytes:
-        rng, data = self.rng, bytearray(stream)
-        for _ in range(rng.choice((1, 1, 1, 2, 5))):
-            at = rng.randrange(len(data) or 1)
-            match rng.randrange(6):
-                case 0:
-                    data[at : at + 1] = bytes([rng.randrange(256)])
-                case 1:
-                    del data[at : at + rng.choice((1, 4, 100))]
-                case 2:
-                    data[at:at] = rng.randbytes(rng.choice((1, 6, 300)))
-                case 3:
-                    data[at:at] = data[at : at + rng.choice((6, 50, 1000))]
-                case 4:
-                    data[at : at + 4] = struct.pack(">L", rng.choice((0, 1, 2**16, 2**31, 2**32 - 1)))
-                case 5:
-                    del data[at:]
-        return bytes(data)
+    def check(self) -> None:
+        """A good sender is served at once."""
+        assert self._process.poll() is None, "the receiver ended"
+        self.send_good_series(slices=1)
 
-    def _send(self, request: bytes, pieces: list[bytes]) -> None:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as peer:
-            try:
-                peer.sendall(request)
-                if request == self._request:
-                    peer.recv(65536)  # the answer: what comes before it violates the state machine
-                for piece in pieces:
-                    peer.sendall(piece)
-                peer.shutdown(socket.SHUT_WR)
-                while peer.recv(65536):
-                    pass
-            except (ConnectionError, OSError) as error:
-                assert not isinstance(error, TimeoutError), "no answer and no abort"
+    def send_good_series(self, *, slices: int = GOOD_SLICES) -> None:
+        number = len(self.good_series)
+        series_uid = f"1.2.826.0.1.3680043.9.9999.1.{number}"
+        with RawScu(self.port) as scu:
+            for at in range(slices):
+                uid = f"{series_uid}.{at}"
+                dataset = encode(image_elements(uid, series_uid, pixels=bytes([at]) * 2000))
+                scu.socket.sendall(store_message(uid, dataset))
+                assert scu.status() == 0x0000
+                self.acknowledged[uid] = dataset
+            scu.release()
+        self.good_series.append(series_uid)
 
-    def _resources(self) -> tuple[int, int]:
-        """Open descriptors and resident KB, once what has ended is gone."""
+    def resources(self) -> Resources:
+        """Once what has ended is gone."""
         time.sleep(1.0)
         folder = Path(f"/proc/{self._process.pid}")
-        rows = (folder / "status").read_text().splitlines()
-        rss = next(int(row.split()[1]) for row in rows if row.startswith("VmRSS"))
-        return sum(1 for _ in (folder / "fd").iterdir()), rss
+        status = dict(
+            line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
+        )
+        descriptors = sum(1 for _ in (folder / "fd").iterdir())
+        return Resources(descriptors, int(status["Threads"]), int(status["VmRSS"].split()[0]))
+
+    def verify(self) -> Counter[str]:
+        """What was acknowledged is stored as it was sent, everything else has its reason, every
+        good series is complete, and nothing lies where it doesn't belong. Returns what became of each."""
+        self._wait_for_good_series()
+        engine = create_engine(f"sqlite:///{self.data_dir / 'node.sqlite'}")
+        with engine.connect() as connection:
+            rows = connection.execute(select(instances)).all()
+            completed = {row.series_instance_uid: row for row in connection.execute(select(series))}
+        engine.dispose()
+        stored = {row.sop_instance_uid: row for row in rows if row.state == "stored"}
+        for uid, dataset in self.acknowledged.items():
+            assert dataset_bytes(self.data_dir / stored[uid].path) == dataset, f"{uid} isn't what was sent"
+        for row in rows:
+            assert (row.state == "quarantined") == (row.reason_code is not None) == bool(row.reason)
+        for uid in self.good_series:
+            assert completed[uid].version == 1, f"{uid} was taken for complete too early"
+        self._verify_places({row.path for row in rows})
+        return Counter(row.reason_code or row.state for row in rows)
+
+    def _wait_for_good_series(self) -> None:
+        """Filing lags behind the answer, and judging behind filing."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        engine = create_engine(f"sqlite:///{self.data_dir / 'node.sqlite'}")
+        found = select(series.c.series_instance_uid).where(series.c.state != "open")
+        try:
+            while True:
+                with engine.connect() as connection:
+                    done = set(connection.execute(found).scalars())
+                missing = set(self.good_series) - done
+                if not missing:
+                    return
+                assert time.monotonic() < deadline, f"{len(missing)} good series aren't complete"
+                time.sleep(0.1)
+        finally:
+            engine.dispose()
+
+    def _verify_places(self, rows: set[str]) -> None:
+        inside: set[str] = set()
+        for path in self.folder.rglob("*"):
+            if self.data_dir in path.parents:
+                inside.add(str(path.relative_to(self.data_dir)))
+            else:
+                assert path == self.folder / "log" or path in (self.data_dir, *self.data_dir.parents), path
+        files = {name for name in inside if name.endswith(".dcm")}
+        assert all(_SPOOLED.fullmatch(name) for name in files)
+        assert files == rows, "files without a row, or rows without a file"
+        folders = {str(Path(name).parent) for name in files} | {"spool/series", "spool/quarantine"}
+        strange = {name for name in inside - files - folders if not _OURS.fullmatch(name)}
+        assert all(name.startswith("spool/incoming/") for name in strange), strange
+        assert not Path("/tmp/pwned").exists()
+        text = self.log_text()
+        assert "Exception in thread" not in text, "a thread died"
+        assert "Yamada" not in text and "Hong^Gildong" not in text, "patient names in the log"
+
+    def log_text(self) -> str:
+        self._log.flush()
+        return (self.folder / "log").read_text(encoding="utf-8")
+
+
+def _exchange(port: int, mutation: Mutation) -> tuple[bytes, str]:
+    """Everything that came back, and whether the connection was closed or reset."""
+    received = bytearray()
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            peer.sendall(mutation.request)
+            if mutation.waits:
+                # what comes before the answer violates the state machine; a torn request may get none
+                peer.settimeout(PATIENCE_SECONDS if mutation.request == REQUEST else LAST_WORDS_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    received += peer.recv(65536)
+                peer.settimeout(PATIENCE_SECONDS)
+            for piece in mutation.pieces:
+                peer.sendall(piece)
+            if _take_last_words(peer, received):
+                return bytes(received), "closed"
+            peer.shutdown(socket.SHUT_WR)
+            while more := peer.recv(65536):
+                received += more
+        except TimeoutError as error:
+            raise AssertionError("neither answered nor aborted nor closed") from error
+        except OSError:  # it closed while we were sending
+            return bytes(received), "reset"
+    return bytes(received), "closed"
+
+
+def _take_last_words(peer: socket.socket, received: bytearray) -> bool:
+    """Whether it says that it is done; False after a moment of silence: it may wait for what won't come."""
+    peer.settimeout(LAST_WORDS_SECONDS)
+    try:
+        while {kind for kind, _ in read_pdus(bytes(received))}.isdisjoint((RELEASE_RP, ABORT, ASSOCIATE_RJ)):
+            more = peer.recv(65536)
+            if not more:
+                return False
+            received += more
+    except TimeoutError:
+        return False
+    finally:
+        peer.settimeout(PATIENCE_SECONDS)
+    return True
+
+
+def _ending(answers: Answers, ending: str) -> str:
+    for kind, name in ((ASSOCIATE_RJ, "rejected"), (ABORT, "aborted"), (RELEASE_RP, "released")):
+        if kind in answers.kinds:
+            return name
+    return ending if ASSOCIATE_AC in answers.kinds else f"{ending} unanswered"
+
+
+def mutation_of(seed: int, number: int, kind: str | None = None) -> tuple[str, Mutation]:
+    """Association ``number`` of a seed."""
+    rng = Random(f"{seed} {number}")  # noqa: S311 repeatable
+    uid_numbers.seed(f"{seed} {number}")
+    name = rng.choice(sorted(KINDS))
+    return kind or name, KINDS[kind or name](rng)
+
+
+@dataclass
+class Fuzzer:
+    """A seed's associations, sent to one receiver beside a good sender."""
+
+    receiver: Receiver
+    seed: int
+    kind: str | None = None
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def run(self, count: int, report: Callable[[str], object] = lambda _: None) -> None:
+        stop = threading.Event()
+        failures: list[BaseException] = []
+        beside = threading.Thread(target=self._send_good_series, args=(stop, failures), name="good sender")
+        beside.start()
+        settled: Resources | None = None
+        try:
+            for number in range(count):
+                self.send(number)
+                if number % CHECK_EVERY == CHECK_EVERY - 1:
+                    assert not failures, f"the good sender: {failures[0]!r}"
+                    if settled is None and number >= min(SETTLED_AFTER, count // 2):
+                        settled = self.receiver.resources()
+                    report(f"{number + 1} associations, {self.receiver.resources()}")
+        finally:
+            stop.set()
+            beside.join()
+        assert not failures, f"the good sender: {failures[0]!r}"
+        self.receiver.check()
+        ended = self.receiver.resources()
+        if settled is not None:
+            assert ended.descriptors <= settled.descriptors + 5, "descriptors leak"
+            assert ended.threads <= settled.threads + 2, "threads leak"
+            assert ended.rss_kb <= settled.rss_kb + 30_000, "memory leaks"
+
+    def send(self, number: int) -> None:
+        kind, mutation = mutation_of(self.seed, number, self.kind)
+        try:
+            outcome = self.receiver.play(mutation)
+        except AssertionError as error:
+            raise AssertionError(f"seed {self.seed}, association {number}, {kind}: {error}") from error
+        self.outcomes.setdefault(kind, Counter())[outcome] += 1
+
+    def _send_good_series(self, stop: threading.Event, failures: list[BaseException]) -> None:
+        while not stop.wait(0.2):
+            try:
+                self.receiver.send_good_series()
+            except BaseException as error:  # a thread's boundary: the fuzzer's thread reports it
+                failures.append(error)
+                return
 
 
 def main() -> None:
@@ -184,17 +324,28 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
+    parser.add_argument("--only", type=int, metavar="N", help="send association N alone")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="associations of this kind only")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-receive-") as folder:
-        fuzzer = Fuzzer(arguments.seed, Path(folder) / "var")
+        receiver = Receiver(Path(folder) / "receiver")
+        fuzzer = Fuzzer(receiver, arguments.seed, arguments.kind)
         try:
-            fuzzer.run(arguments.count)
-            rows = fuzzer.rows()
+            if arguments.only is not None:
+                fuzzer.send(arguments.only)
+            else:
+                fuzzer.run(arguments.count, lambda line: print(line, flush=True))
+            kept = receiver.verify()
         finally:
-            fuzzer.stop()
-    outcomes = {outcome: rows.count(outcome) for outcome in sorted(set(rows), key=str)}
-    print(f"{arguments.count} associations survived; kept: {outcomes}")
+            receiver.stop()
+    for kind, outcomes in sorted(fuzzer.outcomes.items()):
+        print(f"{kind}: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.most_common())}")
+    print(f"acknowledged and stored as sent: {len(receiver.acknowledged)}; good series: all of", end=" ")
+    print(f"{len(receiver.good_series)} complete; kept: {dict(kept)}")
+    total = sum(sum(outcomes.values()) for outcomes in fuzzer.outcomes.values())
+    print(f"{total} associations survived in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
