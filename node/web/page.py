@@ -128,12 +128,26 @@ def _series_reason(row: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
     lines = []
     if "rule" in evidence:
         lines.append(f"<span class='soft'>complete by {escape(evidence['rule'].replace('_', ' '))}</span>")
+        lines += [f"<span class='warn'>{escape(text)}</span>" for text in _missing(evidence)]
     if decision and not decision["routes"]:
         lines.append("no routes are configured")
     for verdict in decision.get("routes", ()):
         mark = "matches" if verdict["matches"] else "no match"
         lines.append(f"<b>{escape(verdict['route'])}</b> {mark}: {escape(verdict['why'])}")
     return "<br>".join(lines) or "<span class='soft'>waiting for more instances</span>"
+
+
+def _missing(evidence: Mapping[str, Any]) -> list[str]:
+    """What is known to be missing of a series that was completed all the same."""
+    lines = []
+    if evidence.get("missing_instances"):
+        by = evidence["expected_by"].replace("_", " ")
+        lines.append(f"{evidence['instances']} of {evidence['expected']} instances (by {by})")
+    if positions := evidence.get("missing_positions"):
+        lines.append(f"{positions['count']} slice positions missing")
+    if error := (evidence.get("query") or {}).get("error"):
+        lines.append(error)
+    return lines
 
 
 def _job_row(row: Mapping[str, Any], now: float) -> str:

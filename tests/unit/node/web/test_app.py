@@ -64,7 +64,15 @@ def fill(engine: Engine) -> None:
                     series_instance_uid=UID,
                     calling_ae_title="<script>alert(1)",
                     instance_count=7,
-                    evidence={"rule": "quiet_time"},
+                    evidence={
+                        "rule": "missing_limit",
+                        "instances": 7,
+                        "expected": 9,
+                        "expected_by": "c_find",
+                        "missing_instances": 2,
+                        "missing_positions": {"count": 1},
+                        "query": {"error": "fetch: <refused>"},
+                    },
                     decision=decision,
                 )
             )
@@ -151,3 +159,5 @@ def test_the_page_says_why_and_escapes(client: httpx.Client, engine: Engine) -> 
     ):
         assert text in page.text
     assert "<script" not in page.text
+    for text in ("7 of 9 instances (by c find)", "1 slice positions missing", "fetch: &lt;refused&gt;"):
+        assert text in page.text
