@@ -58,7 +58,7 @@ N_ACTION_STATUSES = {
     0x0212: ("mistyped_argument", "a parameter of the command is missing"),
     0x0213: (
         "resource_limitation",
-        "more than 40,000 references or 10,000 unreported requests, or less free space than the floor",
+        "more than 20,000 references or 10,000 unreported requests, or less free space than the floor",
     ),
 }
 

@@ -87,7 +87,7 @@ class CommitmentLedger:
                 insert(commitments).values(
                     transaction_uid=request.transaction_uid,
                     calling_ae_title=calling_ae_title,
-                    requested=[[r.sop_class_uid, r.sop_instance_uid] for r in request.references],
+                    requested=request.references,
                     state="open",
                     requested_at=now,
                 )

@@ -12,12 +12,13 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from node.receive.dataset import UNDEFINED_LENGTH, Element, UnreadableDataset, top_level_elements
 from node.receive.part10 import is_uid
 
-#: of one request; a patient's whole history is a tenth of it
-MAX_REFERENCES = 40_000
+#: of one request: some 30 MB of memory; large studies have a few thousand instances
+MAX_REFERENCES = 20_000
 
 #: (0008,1197), PS3.3 C.14.1.1
 COMMITTED = 0x0000
@@ -39,8 +40,7 @@ class TooManyReferences(Exception):
     """More than ``MAX_REFERENCES``."""
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """One instance whose storage is to be committed."""
 
     sop_class_uid: str

@@ -184,9 +184,12 @@ class CommitmentReports:
     def _over_ours(self, group: Sequence[_Pending]) -> None:
         title = group[0].transaction.calling_ae_title
         peer = self._config.peers.get(title)
+        if peer is None:  # the next process may have one
+            unknown = NotReported("its AE title has no address in receive.commitment.peers")
+            for one in group:
+                self._failed(one, unknown, delay=self._config.give_up_seconds)
+            return
         try:
-            if peer is None:
-                raise NotReported("its AE title has no address in receive.commitment.peers")
             tls = self._tls.get(title)
             requestor = Requestor(title, peer, None if tls is None else ClientHandshake(tls.current()))
             with own_association(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,9 +22,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
 
-from node.config import CommitmentConfig, CommitmentPeer, NodeConfig, ReceiveConfig
+from node.config import ClientTls, CommitmentConfig, CommitmentPeer, NodeConfig, ReceiveConfig
 from node.receive.commitment_ledger import DUPLICATE_TRANSACTION, NO_SUCH_INSTANCE
 from node.triton_server import free_port
+from tests.certificates import Authority, Signed
 from tests.integration.commitment_peers import (
     Report,
     Reports,
@@ -258,6 +260,25 @@ def test_an_unreachable_requestor_is_given_up_in_the_end(start: Start) -> None:
     wait_for(lambda: metric(node, "reports_total", outcome="given_up") == 1)
     node = start()
     assert node.metrics.registry.get_sample_value("pacsnode_commitments_open") == 0
+
+
+def test_a_report_through_tls(start: Start, authority: Authority, sender: Signed) -> None:
+    port = free_port()
+    ours = authority.sign("reporting-node")
+    files = ClientTls(ca=authority.ca, certificate=ours.certificate, key=ours.key)
+    node = start(peers={CALLING: CommitmentPeer(host="127.0.0.1", port=port, tls=files)})
+    with Requestor(node.port) as requestor:
+        transaction = requestor.ask(images(1))
+    plain, secure = Reports(), Reports()
+    with report_receiver(port, plain):
+        failed = metric(node, "reports_total", outcome="failed")
+        wait_for(lambda: metric(node, "reports_total", outcome="failed") > failed + 1, what="an attempt")
+    assert plain.none_more(), "nothing is told without TLS"
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.ca))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(sender.certificate, sender.key)
+    with report_receiver(port, secure, ssl_context=context):
+        assert secure.next().transaction_uid == transaction
 
 
 def test_a_dead_requestor_holds_up_nobody_else(start: Start) -> None:
