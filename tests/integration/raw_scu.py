@@ -252,9 +252,8 @@ def checked_answers(stream: bytes) -> Answers:
     for kind, content in read_pdus(stream):
         answers.kinds.append(kind)
         if kind == ASSOCIATE_AC:
-            accept = A_ASSOCIATE_AC()
-            accept.decode(other_pdu(kind, content))
-            assert accept.encode() == other_pdu(kind, content)
+            A_ASSOCIATE_AC().decode(other_pdu(kind, content))
+            _check_items(content[68:])
         elif kind == P_DATA:
             _take_response(answers, content)
         else:
@@ -265,6 +264,15 @@ def checked_answers(stream: bytes) -> Answers:
             if kind == ABORT:
                 assert content[2] in (0, 2), content
     return answers
+
+
+def _check_items(items: bytes) -> None:
+    """The items of an A-ASSOCIATE-AC fill it, and are those that it may have (PS3.8 table 9-17)."""
+    at = 0
+    while at < len(items):
+        assert items[at] in (0x10, 0x21, 0x50)
+        at += 4 + int.from_bytes(items[at + 2 : at + 4], "big")
+    assert at == len(items)
 
 
 def _take_response(answers: Answers, content: bytes) -> None:
