@@ -191,7 +191,8 @@ class Judging:
                 judgement = judge(signals, self._config, now)
                 # news that came after everything was filed waits for the next look
                 if judgement.rule is None or first.rule is None:
-                    connection.execute(update(series).where(*key).values(check_at=judgement.look_at))
+                    look_at = now if judgement.read and not first.read else judgement.look_at
+                    connection.execute(update(series).where(*key).values(check_at=look_at))
                     continue
                 record = evidence(signals, judgement.rule, now)
                 values = {"state": "complete", "completed_at": now, "evidence": record}
