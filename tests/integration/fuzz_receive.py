@@ -153,7 +153,7 @@ class Receiver:
     def verify(self) -> Counter[str]:
         """What was acknowledged is stored as it was sent, everything else has its reason, every
         good series is complete, and nothing lies where it doesn't belong. Returns what became of each."""
-        self._wait_for_good_series()
+        self._wait_for_filing()
         engine = create_engine(f"sqlite:///{self.data_dir / 'node.sqlite'}")
         with engine.connect() as connection:
             rows = connection.execute(select(instances)).all()
@@ -169,19 +169,23 @@ class Receiver:
         self._verify_places({row.path for row in rows})
         return Counter(row.reason_code or row.state for row in rows)
 
-    def _wait_for_good_series(self) -> None:
+    def _wait_for_filing(self) -> None:
         """Filing lags behind the answer, and judging behind filing."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         engine = create_engine(f"sqlite:///{self.data_dir / 'node.sqlite'}")
-        found = select(series.c.series_instance_uid).where(series.c.state != "open")
+        judged = select(series.c.series_instance_uid).where(series.c.state != "open")
+        filed = select(instances.c.sop_instance_uid).where(instances.c.state == "stored")
         try:
             while True:
                 with engine.connect() as connection:
-                    done = set(connection.execute(found).scalars())
-                missing = set(self.good_series) - done
-                if not missing:
+                    open_series = set(self.good_series) - set(connection.execute(judged).scalars())
+                    missing = set(self.acknowledged) - set(connection.execute(filed).scalars())
+                if not open_series and not missing:
                     return
-                assert time.monotonic() < deadline, f"{len(missing)} good series aren't complete"
+                assert time.monotonic() < deadline, (
+                    f"{len(open_series)} good series aren't complete, "
+                    f"{len(missing)} acknowledged instances aren't stored"
+                )
                 time.sleep(0.1)
         finally:
             engine.dispose()
