@@ -88,7 +88,7 @@ def metric(node: ReceivingNode, name: str, **labels: str) -> float:
 
 
 def test_a_report_over_the_same_association_while_it_goes_on_being_used(start: Start) -> None:
-    node = start(report_delay_seconds=0.5)
+    node = start(report_delay_seconds=0.8)
     stored = images(12)
     with Requestor(node.port) as requestor:
         for image in stored[:2]:
@@ -97,7 +97,7 @@ def test_a_report_over_the_same_association_while_it_goes_on_being_used(start: S
         for image in stored[2:]:
             assert requestor.store(image) == 0x0000
             assert requestor.echo() == 0x0000
-            time.sleep(0.06)
+            time.sleep(0.09)
             assert requestor.reports.none_more(), "it comes when nothing else is expected"
         report = requestor.reports.next()
         assert report == Report(1, transaction, uids(stored[:2]), (), None)
