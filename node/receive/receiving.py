@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MAX_IOV = 1000  # IOV_MAX is 1024 on Linux
 _CHECK_SPACE_BYTES = 16 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
-_EARLY_BYTES = 64 * 1024
+_EARLY_BYTES = 192 * 1024
 _SCAN_BYTES = 8192  # the UIDs lie in the first kilobyte or two
 
 
@@ -84,7 +84,7 @@ class JournalReceiving:
         self._incoming = incoming
         self._lane = lane
         self._segment, end = room
-        self._start = self._at = end + BLOCK_BYTES
+        self._start = self._at = self._begun = end + BLOCK_BYTES
         self._head = bytearray()
         self._checksum = xxhash.xxh3_64()
         self._elsewhere: FileReceiving | None = None
@@ -158,10 +158,10 @@ class JournalReceiving:
             pieces = [*self._header, *pieces]
             self._header.clear()
         with failures():
-            length = _write_all(self._segment.file, pieces, self._at)
+            self._at += _write_all(self._segment.file, pieces, self._at)
+            self._begun = _begin_writeback(self._segment.file, self._begun, self._at)
         for piece in pieces:
             self._checksum.update(piece)
-        self._at += length
 
     def _go_elsewhere(self) -> FileReceiving:
         """Go on in a file; what was written to the segment so far counts as never written."""
@@ -181,7 +181,7 @@ class FileReceiving:
         self._incoming = incoming
         self._head = bytearray()
         self._header = _header(incoming)
-        self._at = 0
+        self._at = self._begun = 0
         self._path = spool.incoming / f"{uuid.uuid4().hex}.part"
         self._unchecked_bytes = 0
         self.size = 0  # of the data set so far
@@ -221,6 +221,7 @@ class FileReceiving:
         try:
             with failures():
                 self._at += _write_all(self._file, pieces, self._at)
+                self._begun = _begin_writeback(self._file, self._begun, self._at)
         except SpoolError:
             self.abandon()
             raise
@@ -249,7 +250,7 @@ def _header(incoming: Incoming) -> bytes:
 
 
 def _write_all(file: int, pieces: Sequence[memoryview], at: int) -> int:
-    """Write and start to make durable; returns how many bytes."""
+    """Write; returns how many bytes."""
     start = at
     for first in range(0, len(pieces), _MAX_IOV):
         some = pieces[first : first + _MAX_IOV]
@@ -261,11 +262,19 @@ def _write_all(file: int, pieces: Sequence[memoryview], at: int) -> int:
                 count = os.pwrite(file, rest, at + left - len(rest))
                 rest = rest[count:]
         at += left
-    if at - start >= _EARLY_BYTES:
-        # on Linux this begins to write dirty pages to the disk, while the next bytes come off the wire:
-        # the sync at the instance's end then waits for its last bytes only
-        os.posix_fadvise(file, start, at - start, os.POSIX_FADV_DONTNEED)
     return at - start
+
+
+def _begin_writeback(file: int, start: int, end: int) -> int:
+    """Start to make durable what lies between, once it is much; returns where it is to go on from.
+
+    The disk then works while the next bytes come off the wire, and the sync at an instance's end waits for the
+    last of them only. On Linux this advice begins the writeback of dirty pages; elsewhere it does no harm.
+    """
+    if end - start < _EARLY_BYTES:
+        return start
+    os.posix_fadvise(file, start, end - start, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def copy_content(record: Record, path: Path) -> None:
