@@ -112,7 +112,8 @@ class ReceiveConfig(Model):
     acse_timeout_seconds: Seconds = 30.0
     accept_unknown_sop_classes: bool = True
     free_disk_floor_bytes: int = Field(default=2_000_000_000, ge=0)
-    journal_bytes: int = Field(default=268_435_456, ge=0)
+    journal_bytes: int = Field(default=536_870_912, ge=0)
+    movers: int = Field(default=2, ge=0, le=16)
     commitment: CommitmentConfig = CommitmentConfig()
 
 

@@ -36,6 +36,7 @@ from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
 from node.receive.inquiry import FetchTarget, Inquiries, keep_fetched_in
 from node.receive.listener import Listener
+from node.receive.movers import Movers
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
@@ -62,11 +63,19 @@ def _claim_stdout() -> Emit:
     return emit
 
 
-def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitStack) -> Listener:
-    """Start everything; ``stack`` stops it in reverse."""
+def _start_movers(config: NodeConfig, stack: ExitStack) -> Movers | None:
+    """Before any thread is started: they are forked."""
     config.data_dir.mkdir(parents=True, exist_ok=True)
     # two would reconcile each other's running transfers away
     lock(config.data_dir / "receive.lock", stack, wait_seconds=LOCK_SECONDS)
+    receive = config.receive
+    return Movers(config, receive.movers) if receive.movers and receive.tls is None else None
+
+
+def _start(
+    config: NodeConfig, metrics: ReceiveMetrics, movers: Movers | None, emit: Emit, stack: ExitStack
+) -> Listener:
+    """Start everything; ``stack`` stops it in reverse."""
     engine = open_database(config.data_dir)
     stack.callback(engine.dispose)
 
@@ -83,11 +92,15 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
         engine,
         tracker,
         free_disk_floor_bytes=config.receive.free_disk_floor_bytes,
-        journal_bytes=config.receive.journal_bytes,
+        journal_bytes=0 if movers else config.receive.journal_bytes,
     )
     reconcile(spool, engine)
     spool.journal.start()
-    tracker.file_all = spool.journal.file_now
+    if movers is not None:
+        movers.begin(spool)
+        stack.callback(movers.stop)
+        spool.file_all = movers.file_all
+    tracker.file_all = spool.file_all
     inquiries.target = FetchTarget(spool, tracker)
     keep_fetched_in(spool.incoming)  # emptied at each start
     tracker.start()
@@ -104,7 +117,7 @@ def _start(config: NodeConfig, metrics: ReceiveMetrics, emit: Emit, stack: ExitS
     commitment = CommitmentService(config.receive, engine, spool, metrics)
     commitment.start()
     stack.callback(commitment.stop)
-    listener = Listener(config.receive, spool, tracker, metrics, audit, commitment=commitment)
+    listener = Listener(config.receive, spool, tracker, metrics, audit, commitment=commitment, movers=movers)
     listener.start()
     stack.callback(listener.stop, STOP_GRACE_SECONDS)
     return listener
@@ -124,10 +137,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the node, which tells us
     config = NodeConfig.model_validate_json(sys.stdin.readline())
     configure_logging(config.log)
-    metrics = ReceiveMetrics()
     with ExitStack() as stack:
         try:
-            listener = _start(config, metrics, emit, stack)
+            movers = _start_movers(config, stack)
+            metrics = ReceiveMetrics()
+            listener = _start(config, metrics, movers, emit, stack)
         except OSError as error:
             receive = config.receive
             emit(

@@ -127,7 +127,7 @@ class CommitmentLedger:
     def _reasons(self, transaction: Transaction, references: Sequence[Reference]) -> list[int]:
         if self._is_duplicate(transaction):
             return [DUPLICATE_TRANSACTION] * len(references)
-        filed = self._spool.journal.file_now()
+        filed = self._spool.file_all()
         known = self._known({reference.sop_instance_uid for reference in references})
         return [
             self._reason(

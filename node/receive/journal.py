@@ -42,6 +42,8 @@ MAX_LAG_SECONDS = 0.5
 #: … and at once when fewer than this share of the segments is free
 LOW_SHARE = 0.125
 BATCH = 64
+#: a sender waits so long for a segment to be free
+MAX_WAIT_SECONDS = 5.0
 #: when disk or database fails, filing is tried again after so long
 RETRY_SECONDS = 2.0
 
@@ -126,6 +128,7 @@ class Journal:
         self._lanes: list[Lane] = []
         self._pending: set[str] = set()
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
         self._filing = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -190,11 +193,18 @@ class Journal:
         return all(filed)
 
     def take(self, lane: Lane) -> Segment | None:
-        """A free segment, put at the lane's end; None when there is none."""
-        with self._lock:
-            if not self._free:
+        """A free segment, put at the lane's end; None when there is none and none is about to be free.
+
+        A sender that is faster than the disk waits here for its own instances to be filed, which takes less
+        time than to make files of the next ones one by one.
+        """
+        with self._freed:
+            while not self._free:
                 self._wake.set()
-                return None
+                if not any(len(other.segments) > 1 for other in self._lanes):
+                    return None
+                if not self._freed.wait(MAX_WAIT_SECONDS):
+                    return None
             segment = self._free.pop()
             lane.segments.append(segment)
             low = len(self._free) < self._wanted * LOW_SHARE
@@ -260,8 +270,9 @@ class Journal:
                     return
                 segment = lane.segments.popleft()
             _begin_generation(segment)
-            with self._lock:
+            with self._freed:
                 self._free.append(segment)
+                self._freed.notify()
 
     def _make_segment(self) -> bool:
         path = self._folder / f"{len(self._free):04d}.segment"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -31,12 +32,15 @@ from node.metrics import ReceiveMetrics
 from node.receive.admission import Admission, host_of
 from node.receive.command import StoreCommand
 from node.receive.commitment import CommitmentService
+from node.receive.loan import Returned
+from node.receive.movers import Movers
 from node.receive.negotiation import answer_storage, scp_only
-from node.receive.pdata import Reception, request_handler
+from node.receive.pdata import request_handler
 from node.receive.series import SeriesTracker
 from node.receive.server import Server
 from node.receive.spool import Spool
 from node.receive.storage import STATUS_STORED, Sender, StorageService
+from node.receive.stream import Context, Reception, Terms
 from node.tls import server_context
 
 log = structlog.get_logger("node.receive.listener")
@@ -68,8 +72,11 @@ class Listener:
         audit: AuditTrail,
         *,
         commitment: CommitmentService,
+        movers: Movers | None = None,
     ) -> None:
-        """Raises ConfigError when a file of ``config.tls`` can't be used."""
+        """``movers`` read what comes over plain TCP, where there are any; TLS can't be handed on.
+
+        Raises ConfigError when a file of ``config.tls`` can't be used."""
         self._config = config
         self._storage = StorageService(
             spool, metrics, audit, accept_unknown=config.accept_unknown_sop_classes
@@ -77,6 +84,7 @@ class Listener:
         self._admission = Admission(config, self._storage.has_space, audit, metrics)
         self._tls = server_context(config.tls, metrics.tls()) if config.tls is not None else None
         self._commitment = commitment
+        self._movers = movers if config.tls is None else None
         self._series = series
         self._metrics = metrics
         self._live: dict[Any, Sender] = {}  # pynetdicom Association -> ours
@@ -121,7 +129,7 @@ class Listener:
                 (evt.EVT_C_ECHO, lambda _event: STATUS_STORED),
                 (evt.EVT_SOP_EXTENDED, answer_storage),
             ],
-            request_handler=request_handler(self._begin_store),
+            request_handler=request_handler(self._begin_store, self._lend if self._movers else None),
             server_class=partial(
                 Server, admission=self._admission, tls=self._tls, on_idle=self._end_dead_associations
             ),
@@ -218,6 +226,8 @@ class Listener:
 
     def _end(self, live: Sender) -> None:
         self._storage.close(live)
+        if self._movers is not None:
+            self._movers.end(live.association_id)
         self._metrics.associations_open.dec()
         self._metrics.associations_ended.labels(how="released" if live.released else "aborted").inc()
         log.info(
@@ -230,10 +240,18 @@ class Listener:
         )
         self._series.association_ended(live.association_id, released=live.released)
 
-    def _begin_store(
-        self, association: Any, context: PresentationContext, command: StoreCommand
-    ) -> Reception:
+    def _begin_store(self, association: Any, context: Context, command: StoreCommand) -> Reception:
         """A C-STORE-RQ came; runs in the association's thread."""
+        return self._storage.begin(self._sender(association), context, command)
+
+    def _lend(self, association: Any, terms: Terms, wanted_back: Callable[[], bool]) -> Returned:
+        """Messages come; runs in the association's thread."""
+        assert self._movers is not None  # noqa: S101 - else this isn't called
         sender = self._sender(association)
-        syntax = str(context.transfer_syntax[0])
-        return self._storage.begin(sender, command, str(context.abstract_syntax), syntax)
+        return self._movers.lend(
+            (sender.association_id, sender.calling_ae_title),
+            association.dul.socket.socket.fileno(),
+            terms,
+            wanted_back=wanted_back,
+            count_outcome=partial(self._storage.count, sender),
+        )

@@ -21,9 +21,10 @@ from node.errors import OutOfSpace, SpoolError
 from node.receive.index import Incoming
 from node.receive.journal import BLOCK_BYTES, SEGMENT_BYTES, Lane, Record, RecordedInstance, Segment
 from node.receive.part10 import HEAD_BYTES, encode_header, is_uid, scan_uids
+from node.receive.places import path_of
 
 if TYPE_CHECKING:
-    from node.receive.spool import Spool
+    from node.receive.intake import Intake
 
 _MAX_IOV = 1000  # IOV_MAX is 1024 on Linux
 _CHECK_SPACE_BYTES = 16 * 1024 * 1024
@@ -79,8 +80,8 @@ class JournalReceiving:
     can't be filed, and one whose UID is known.
     """
 
-    def __init__(self, spool: Spool, incoming: Incoming, lane: Lane, room: tuple[Segment, int]) -> None:
-        self._spool = spool
+    def __init__(self, intake: Intake, incoming: Incoming, lane: Lane, room: tuple[Segment, int]) -> None:
+        self._intake = intake
         self._incoming = incoming
         self._lane = lane
         self._segment, end = room
@@ -107,14 +108,14 @@ class JournalReceiving:
         instance = self._instance() if self._elsewhere is None else None
         if instance is None:
             return (self._elsewhere or self._go_elsewhere()).finish()
-        journal, uid = self._spool.journal, instance.sop_instance_uid
+        journal, uid = self._intake.journal, instance.sop_instance_uid
         if not journal.reserve(uid):
             journal.file_now()
             return self._go_elsewhere().finish()
         try:
             with failures():
-                path = self._spool.path_of_instance(instance)
-                if (self._spool.data_dir / path).exists():
+                path = path_of(instance.series_instance_uid, instance.sop_instance_uid)
+                if (self._intake.data_dir / path).exists():
                     journal.release(uid)
                     return self._go_elsewhere().finish()
                 self._lane.append(self._segment, self._at - self._start, self._checksum.intdigest(), instance)
@@ -150,7 +151,7 @@ class JournalReceiving:
             association_id=incoming.association_id,
             calling_ae_title=incoming.calling_ae_title,
             header_bytes=self._header_bytes,
-            received_at=self._spool.now(),
+            received_at=self._intake.now(),
         )
 
     def _append(self, pieces: Sequence[memoryview]) -> None:
@@ -165,7 +166,7 @@ class JournalReceiving:
 
     def _go_elsewhere(self) -> FileReceiving:
         """Go on in a file; what was written to the segment so far counts as never written."""
-        self._elsewhere = FileReceiving(self._spool, self._incoming)
+        self._elsewhere = FileReceiving(self._intake, self._incoming)
         with failures():
             for at in range(self._start + self._header_bytes, self._at, _COPY_BYTES):
                 piece = os.pread(self._segment.file, min(_COPY_BYTES, self._at - at), at)
@@ -176,13 +177,13 @@ class JournalReceiving:
 class FileReceiving:
     """Writes a temporary file of its own, and files it in ``finish``. See ``Receiving``."""
 
-    def __init__(self, spool: Spool, incoming: Incoming) -> None:
-        self._spool = spool
+    def __init__(self, intake: Intake, incoming: Incoming) -> None:
+        self._intake = intake
         self._incoming = incoming
         self._head = bytearray()
         self._header = _header(incoming)
         self._at = self._begun = 0
-        self._path = spool.incoming / f"{uuid.uuid4().hex}.part"
+        self._path = intake.incoming / f"{uuid.uuid4().hex}.part"
         self._unchecked_bytes = 0
         self.size = 0  # of the data set so far
         with failures():
@@ -197,7 +198,7 @@ class FileReceiving:
         if self._unchecked_bytes > _CHECK_SPACE_BYTES:
             self._unchecked_bytes = 0
             try:
-                self._spool.check_space()
+                self._intake.check_space()
             except OutOfSpace:
                 self.abandon()
                 raise
@@ -208,7 +209,7 @@ class FileReceiving:
             with failures():
                 os.fsync(self._file)
             self._close()
-            return self._spool.keep(self._incoming, self._path, len(self._header), bytes(self._head))
+            return self._intake.keep(self._incoming, self._path, len(self._header), bytes(self._head))
         except BaseException:
             self.abandon()
             raise
@@ -268,8 +269,8 @@ def _write_all(file: int, pieces: Sequence[memoryview], at: int) -> int:
 def _begin_writeback(file: int, start: int, end: int) -> int:
     """Start to make durable what lies between, once it is much; returns where it is to go on from.
 
-    The disk then works while the next bytes come off the wire, and the sync at an instance's end waits for the
-    last of them only. On Linux this advice begins the writeback of dirty pages; elsewhere it does no harm.
+    The disk then works while the next bytes come off the wire, and the sync at an instance's end waits for
+    the last of them only. On Linux this advice begins the writeback of dirty pages; elsewhere it does no harm.
     """
     if end - start < _EARLY_BYTES:
         return start

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, update
 from node.database import instances, write_transaction
 from node.receive.index import RECOVERED, Incoming
 from node.receive.part10 import HEAD_BYTES, read_part10
+from node.receive.places import STORED
 from node.receive.spool import Spool
 
 log = structlog.get_logger("node.receive.reconcile")
@@ -44,7 +45,7 @@ def reconcile(spool: Spool, engine: Engine) -> Reconciled:
     sizes, flagged = _rows(engine)
     indexed = foreign = 0
     on_disk: dict[str, int] = {}
-    for root in (spool.stored, spool.quarantined):
+    for root in (spool.data_dir / STORED, spool.quarantined):
         for path in sorted(root.rglob("*.dcm")):
             relative = str(path.relative_to(spool.data_dir))
             on_disk[relative] = path.stat().st_size

@@ -20,7 +20,7 @@ import structlog
 from pynetdicom.transport import ThreadedAssociationServer
 
 from node.receive.admission import Admission, hang_up, host_of
-from node.receive.pdata import limit_waiting
+from node.receive.stream import limit_waiting
 from node.tls import TlsContext
 
 log = structlog.get_logger("node.receive.server")

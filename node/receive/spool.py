@@ -28,15 +28,14 @@ from typing import Any, BinaryIO
 import structlog
 from sqlalchemy import Engine
 
-from node.errors import InstanceRejected, OutOfSpace
+from node.errors import InstanceRejected
 from node.files import fsync_folder
 from node.receive.index import Entry, Incoming, InstanceIndex, SeriesFiling
-from node.receive.journal import Journal, Lane, Record, RecordedInstance
+from node.receive.intake import Intake
+from node.receive.journal import Journal, Record, RecordedInstance
 from node.receive.part10 import FilingUids, header_length, read_filing_uids
+from node.receive.places import JOURNAL, QUARANTINE, STORED, hash_of, path_of
 from node.receive.receiving import (
-    FileReceiving,
-    JournalReceiving,
-    Receiving,
     Stored,
     copy_content,
     failures,
@@ -45,11 +44,10 @@ from node.receive.receiving import (
 
 log = structlog.get_logger("node.receive.spool")
 
-_STORED = "spool/series"
 _COMPARE_BYTES = 1024 * 1024
 
 
-class Spool:
+class Spool(Intake):
     """Stores instances; safe to call from many threads of one process."""
 
     def __init__(
@@ -62,42 +60,17 @@ class Spool:
         journal_bytes: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.data_dir = data_dir
+        journal = Journal(data_dir / JOURNAL, journal_bytes, self.file_records)
+        super().__init__(data_dir, journal, free_disk_floor_bytes=free_disk_floor_bytes, clock=clock)
         self.index = InstanceIndex(data_dir, engine, series)
-        self.journal = Journal(data_dir / "spool/journal", journal_bytes, self._file_records)
-        self._floor = free_disk_floor_bytes
-        self._space_of = str(data_dir)
-        self._clock = clock
+        #: files what is acknowledged anywhere and isn't filed yet; False when that failed
+        self.file_all: Callable[[], bool] = journal.file_now
         root = data_dir / "spool"
-        self.incoming = root / "incoming"
-        self.stored = data_dir / _STORED
-        self.quarantined = root / "quarantine"
-        for folder in (self.incoming, self.stored, self.quarantined):
+        self.quarantined = data_dir / QUARANTINE
+        for folder in (self.incoming, data_dir / STORED, self.quarantined):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (data_dir, root):
             fsync_folder(folder)
-
-    def receive(self, incoming: Incoming, lane: Lane | None = None) -> Receiving:
-        """Begin one instance, in its association's lane of the journal where there is room.
-
-        Raises OutOfSpace below the free-space floor, SpoolError on I/O failure.
-        """
-        self.check_space()
-        room = lane.room() if lane is not None else None
-        if lane is None or room is None:
-            return FileReceiving(self, incoming)
-        return JournalReceiving(self, incoming, lane, room)
-
-    def check_space(self) -> None:
-        """Raises OutOfSpace below the free-space floor, SpoolError when that can't be told."""
-        with failures():
-            disk = os.statvfs(self._space_of)
-        free = disk.f_bavail * disk.f_frsize
-        if free < self._floor:
-            raise OutOfSpace(
-                f"{free} bytes are free, the floor is {self._floor}",
-                hint="free disk space under data_dir or lower receive.free_disk_floor_bytes",
-            )
 
     def keep(self, incoming: Incoming, file: Path, header_bytes: int, head: bytes) -> Stored:
         """File one instance that is complete and fsynced on disk.
@@ -109,7 +82,7 @@ class Spool:
         try:
             with failures():
                 uids = _filing_uids(incoming, file, header_bytes, head)
-                final = self.data_dir / self.path_of(uids)
+                final = self.data_dir / path_of(uids.series_instance_uid, uids.sop_instance_uid)
                 entry = self._entry(incoming, file, final, uids=uids)
                 self.index.file(entry)
                 if entry.known is None:
@@ -124,18 +97,7 @@ class Spool:
         except InstanceRejected as rejection:
             return self._quarantine(incoming, file, header_bytes, rejection)
 
-    def path_of(self, uids: FilingUids) -> str:
-        """Where an instance is stored, relative to data_dir."""
-        return f"{_STORED}/{_hash(uids.series_instance_uid)}/{_hash(uids.sop_instance_uid)}.dcm"
-
-    def path_of_instance(self, instance: RecordedInstance) -> str:
-        """Where a recorded instance will be stored, relative to data_dir."""
-        return self.path_of(_uids(instance))
-
-    def now(self) -> float:
-        return self._clock()
-
-    def _file_records(self, records: Sequence[Record]) -> None:
+    def file_records(self, records: Sequence[Record]) -> None:
         """Make files and rows of records of the journal; again with the same ones does no harm."""
         entries: list[Entry] = []
         try:
@@ -150,7 +112,8 @@ class Spool:
                 )
                 uids, at = _uids(instance), instance.received_at
                 temporary = self.incoming / f"{uuid.uuid4().hex}.part"
-                entry = Entry(incoming, self.path_of(uids), temporary, record.length, at, uids=uids)
+                path = path_of(uids.series_instance_uid, uids.sop_instance_uid)
+                entry = Entry(incoming, path, temporary, record.length, at, uids=uids)
                 entries.append(entry)
                 copy_content(record, temporary)
             for entry in entries:
@@ -198,7 +161,7 @@ class Spool:
     ) -> Stored:
         """Keep an instance that can't be filed; the same one sent again is kept once."""
         with failures():
-            name = _hash(f"{incoming.sop_instance_uid} {_content_hash(file, header_bytes)}")
+            name = hash_of(f"{incoming.sop_instance_uid} {_contenthash_of(file, header_bytes)}")
             final = self.quarantined / f"{name}.dcm"
             entry = self._entry(incoming, file, final, rejection=(rejection.code, str(rejection)))
             self.index.file(entry)
@@ -267,11 +230,7 @@ def _same_data_set(kept: Path, file: Path, header_bytes: int) -> bool:
     return True
 
 
-def _content_hash(file: Path, header_bytes: int) -> str:
+def _contenthash_of(file: Path, header_bytes: int) -> str:
     with file.open("rb") as stream:
         stream.seek(header_bytes)
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:32]

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import structlog
 from pydicom.uid import UID_dictionary
@@ -31,10 +33,12 @@ from node.errors import SpoolError
 from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
 from node.receive.index import Incoming
+from node.receive.intake import Intake
 from node.receive.journal import Lane
 from node.receive.part10 import is_uid
-from node.receive.receiving import Receiving, Stored
+from node.receive.receiving import Receiving
 from node.receive.spool import Spool
+from node.receive.stream import Context
 
 log = structlog.get_logger("node.receive.storage")
 
@@ -103,10 +107,17 @@ class Sender:
     def calling_ae_title(self) -> str:
         return self.peer.ae_title
 
-    def count(self, stored: Stored, sop_class_uid: str) -> None:
-        """Remember a stored instance for the audit trail."""
-        study = (stored.study_instance_uid or "", stored.state == "duplicate")
-        self.studies.setdefault(study, Counter())[sop_class_uid] += 1
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was answered to one C-STORE, and what it cost."""
+
+    outcome: Literal["stored", "duplicate", "quarantined", "refused"]
+    code: str | None
+    sop_class_uid: str
+    study_instance_uid: str | None = None
+    received_bytes: int = 0
+    seconds: float | None = None
 
 
 class StorageService:
@@ -150,53 +161,87 @@ class StorageService:
             self._audit.transferred(transfer)
         sender.studies.clear()
 
-    def begin(
-        self, sender: Sender, command: StoreCommand, abstract_syntax: str, transfer_syntax_uid: str
-    ) -> StoreReception:
+    def begin(self, sender: Sender, context: Context, command: StoreCommand) -> StoreReception:
         """The reception of one C-STORE's data set; never raises."""
-        if len(sender.studies) >= MAX_STUDIES:
-            self._audit_transfers(sender)
-        reception = StoreReception(sender, command.sop_class_uid, self._metrics)
-        if not self.accepts(abstract_syntax) or command.sop_class_uid != abstract_syntax:
-            reception.refuse(STATUS_NOT_STORAGE, "not_storage", "the context isn't one of this storage class")
-            return reception
-        incoming = Incoming(
-            sop_class_uid=command.sop_class_uid,
-            sop_instance_uid=command.sop_instance_uid,
-            transfer_syntax_uid=transfer_syntax_uid,
-            association_id=sender.association_id,
-            calling_ae_title=sender.calling_ae_title,
+        return begin_store(
+            self._spool,
+            sender.lane,
+            (sender.association_id, sender.calling_ae_title),
+            context,
+            command,
+            accept_unknown=self._accept_unknown,
+            report=partial(self.count, sender),
         )
-        try:
-            reception.receiving = self._spool.receive(incoming, sender.lane)
-        except SpoolError as error:
-            reception.refuse_for(error)
+
+    def count(self, sender: Sender, outcome: Outcome) -> None:
+        """Add what was answered to one C-STORE to the metrics, and to what is known of its sender."""
+        self._metrics.instances.labels(outcome=outcome.outcome, code=outcome.code or "none").inc()
+        self._metrics.received_bytes.inc(outcome.received_bytes)
+        if outcome.seconds is not None:
+            self._metrics.c_store_seconds.observe(outcome.seconds)
+        if outcome.outcome == "refused":
+            sender.refused += 1
+        elif outcome.outcome == "quarantined":
+            sender.quarantined += 1
+        else:
+            sender.stored += 1
+        if outcome.study_instance_uid is not None:
+            study = (outcome.study_instance_uid, outcome.outcome == "duplicate")
+            sender.studies.setdefault(study, Counter())[outcome.sop_class_uid] += 1
+            if len(sender.studies) >= MAX_STUDIES:
+                self._audit_transfers(sender)
+
+
+def begin_store(
+    intake: Intake,
+    lane: Lane,
+    sender: tuple[str, str],
+    context: Context,
+    command: StoreCommand,
+    *,
+    accept_unknown: bool,
+    report: Callable[[Outcome], None],
+) -> StoreReception:
+    """The reception of one C-STORE's data set; never raises. sender: association id, calling AE title."""
+    association_id, calling_ae_title = sender
+    reception = StoreReception(command.sop_class_uid, association_id, report)
+    accepted = is_accepted_storage(context.abstract_syntax, accept_unknown=accept_unknown)
+    if not accepted or command.sop_class_uid != context.abstract_syntax:
+        reception.refuse(STATUS_NOT_STORAGE, "not_storage", "the context isn't one of this storage class")
         return reception
+    incoming = Incoming(
+        sop_class_uid=command.sop_class_uid,
+        sop_instance_uid=command.sop_instance_uid,
+        transfer_syntax_uid=context.transfer_syntax,
+        association_id=association_id,
+        calling_ae_title=calling_ae_title,
+    )
+    try:
+        reception.receiving = intake.receive(incoming, lane)
+    except SpoolError as error:
+        reception.refuse_for(error)
+    return reception
 
 
 class StoreReception:
-    """See ``pdata.Reception``. What was refused is still read to its end, and then answered."""
+    """See ``stream.Reception``. What was refused is still read to its end, and then answered."""
 
-    def __init__(self, sender: Sender, sop_class_uid: str, metrics: ReceiveMetrics) -> None:
+    def __init__(self, sop_class_uid: str, association_id: str, report: Callable[[Outcome], None]) -> None:
         self.receiving: Receiving | None = None
-        self._sender = sender
         self._sop_class_uid = sop_class_uid
-        self._metrics = metrics
+        self._association_id = association_id
+        self._report = report
         self._answer = (STATUS_STORED, "")
         self._started = time.perf_counter()
 
     def refuse(self, status: int, code: str, reason: str, hint: str = "") -> None:
         """Keep nothing, and answer so."""
+        received_bytes = 0 if self.receiving is None else self.receiving.size
         self.receiving = None
         self._answer = (status, code.replace("_", " "))
-        self._sender.refused += 1
-        self._metrics.instances.labels(outcome="refused", code=code).inc()
+        self._report(Outcome("refused", code, self._sop_class_uid, received_bytes=received_bytes))
         log.error(
-            "instance_refused",
-            code=code,
-            reason=reason,
-            hint=hint,
-            association_id=self._sender.association_id,
+            "instance_refused", code=code, reason=reason, hint=hint, association_id=self._association_id
         )
 
     def refuse_for(self, error: SpoolError) -> None:
@@ -214,20 +259,23 @@ class StoreReception:
         receiving = self.receiving
         if receiving is None:
             return self._answer
-        self._metrics.received_bytes.inc(receiving.size)
         try:
             stored = receiving.finish()
         except SpoolError as error:
             self.refuse_for(error)
             return self._answer
-        self._metrics.c_store_seconds.observe(time.perf_counter() - self._started)
-        self._metrics.instances.labels(outcome=stored.state, code=stored.code or "none").inc()
-        if stored.study_instance_uid is not None:
-            self._sender.count(stored, self._sop_class_uid)
+        self._report(
+            Outcome(
+                stored.state,
+                stored.code,
+                self._sop_class_uid,
+                stored.study_instance_uid,
+                receiving.size,
+                time.perf_counter() - self._started,
+            )
+        )
         if stored.code is None:
-            self._sender.stored += 1
             return STATUS_STORED, ""
-        self._sender.quarantined += 1
         return STATUS_BY_QUARANTINE_CODE[stored.code], f"quarantined: {stored.code}"
 
     def abandon(self) -> None:
