@@ -27,6 +27,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
+import structlog
+
 from node.config import NodeConfig
 from node.errors import OutOfSpace, SpoolError
 from node.receive.channel import Channel, Message
@@ -39,6 +41,8 @@ from node.receive.places import JOURNAL
 from node.receive.receiving import Stored
 from node.receive.storage import Outcome, StoreReception, begin_store
 from node.receive.stream import Context, InvalidPdu, ReadAhead, Reception, Respond, StoreStream, Terms
+
+log = structlog.get_logger("node.receive.mover")
 
 #: a connection on which nothing comes for so long goes back
 IDLE_MILLISECONDS = 50
@@ -131,7 +135,11 @@ class Mover:
         self._channel.send({"news": news, **fields})
 
     def _begin(self) -> None:
-        self.journal.start()
+        try:
+            self.journal.start()
+        except Exception:  # a thread's boundary: without its journal the process is of no use
+            log.critical("mover_not_started", exc_info=True)
+            os._exit(1)
         self._tell("ready")
 
     def _stop(self) -> None:

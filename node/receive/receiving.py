@@ -270,7 +270,7 @@ def _begin_writeback(file: int, start: int, end: int) -> int:
     """Start to make durable what lies between, once it is much; returns where it is to go on from.
 
     The disk then works while the next bytes come off the wire, and the sync at an instance's end waits for
-    the last of them only. On Linux this advice begins the writeback of dirty pages; elsewhere it does no harm.
+    the last of them only. On Linux this advice begins writeback; elsewhere it does no harm.
     """
     if end - start < _EARLY_BYTES:
         return start

@@ -28,20 +28,11 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from sqlalchemy import select
 
-from node.audit import AuditTrail
-from node.audit_message import Source
-from node.config import AuditConfig, LogConfig, QueryPeer, ReceiveConfig, SeriesConfig
-from node.database import instances, open_database, series
+from node.config import LogConfig, NodeConfig, QueryPeer, ReceiveConfig, SeriesConfig
+from node.database import instances, series
 from node.log import configure_logging
-from node.metrics import ReceiveMetrics
-from node.receive.commitment import CommitmentService
-from node.receive.header_reader import HeaderReader
-from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.journal import SEGMENT_BYTES
-from node.receive.listener import Listener
-from node.receive.reconcile import reconcile
-from node.receive.series import SeriesTracker
-from node.receive.spool import Spool
+from node.receive.receiver import Receiver
 
 CALLING = "SENDER"
 
@@ -59,6 +50,7 @@ class ReceivingNode:
             acse_timeout_seconds=2.0,
             free_disk_floor_bytes=0,
             journal_bytes=4 * SEGMENT_BYTES,
+            movers=int(os.environ.get("PACSNODE_TEST_MOVERS", "0")),
         )
     )
     timing: SeriesConfig = field(
@@ -69,66 +61,30 @@ class ReceivingNode:
     completed: list[tuple[str, int]] = field(default_factory=list)
 
     def start(self) -> ReceivingNode:
-        self.engine = open_database(self.data_dir)
-        self.metrics = ReceiveMetrics()
-        self.headers = HeaderReader(self.engine, self.data_dir)
-        self.inquiries = Inquiries(self.engine, self.query, self.metrics, ae_title=self.receive.ae_title)
-        self.tracker = SeriesTracker(
-            self.engine,
-            self.timing,
-            self._complete,
-            self.metrics,
-            headers=self.headers,
-            inquiries=self.inquiries,
+        config = NodeConfig(
+            data_dir=self.data_dir, receive=self.receive, series=self.timing, query=self.query
         )
-        self.spool = Spool(
-            self.data_dir,
-            self.engine,
-            self.tracker,
-            free_disk_floor_bytes=self.receive.free_disk_floor_bytes,
-            journal_bytes=self.receive.journal_bytes,
-        )
-        self.inquiries.target = FetchTarget(self.spool, self.tracker)
-        self.reconciled = reconcile(self.spool, self.engine)
-        self.spool.journal.start()
-        self.tracker.file_all = self.spool.journal.file_now
-        self.tracker.start()
-        self.audit = AuditTrail(
-            AuditConfig(),
-            self.data_dir / "audit",
-            Source(self.receive.ae_title, "receive"),
-            self.metrics.audit_messages,
-        )
-        self.audit.start()
-        self.commitment = CommitmentService(self.receive, self.engine, self.spool, self.metrics)
-        self.commitment.start()
-        self.listener = Listener(
-            self.receive, self.spool, self.tracker, self.metrics, self.audit, commitment=self.commitment
-        )
-        self.listener.start()
+        self._receiver = receiver = Receiver(config, self._complete)
+        receiver.start()
+        self.engine, self.metrics, self.reconciled = receiver.engine, receiver.metrics, receiver.reconciled
+        self.tracker, self.spool, self.listener = receiver.tracker, receiver.spool, receiver.listener
+        self.headers, self.inquiries = receiver.headers, receiver.inquiries
         return self
 
     def stop(self, grace_seconds: float = 2.0) -> None:
-        self.listener.stop(grace_seconds)
-        self.commitment.stop()
-        self.audit.stop()
-        self.spool.journal.stop()
-        self.tracker.stop()
-        self.headers.stop()
-        self.inquiries.stop()
-        self.engine.dispose()
+        self._receiver.stop(grace_seconds)
 
     @property
     def port(self) -> int:
         return self.listener.port
 
     def rows(self) -> list[dict[str, Any]]:
-        self.spool.journal.file_now()
+        self.spool.file_all()
         with self.engine.connect() as connection:
             return [dict(r._mapping) for r in connection.execute(select(instances).order_by(instances.c.id))]
 
     def series_rows(self) -> list[dict[str, Any]]:
-        self.spool.journal.file_now()
+        self.spool.file_all()
         with self.engine.connect() as connection:
             return [dict(r._mapping) for r in connection.execute(select(series).order_by(series.c.opened_at))]
 

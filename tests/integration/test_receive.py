@@ -222,7 +222,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     if (
         os.geteuid() != 0
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)], capture_output=True, check=False
         ).returncode
     ):
         pytest.skip("mounting a small file system needs root")

@@ -275,7 +275,7 @@ def test_what_is_in_the_journal_is_filed_first(bench: Bench, monkeypatch: pytest
     bench.journal_bytes = 2 * SEGMENT_BYTES
     bench.restart()
     ledger = make_ledger(bench)
-    monkeypatch.setattr(bench.spool.journal, "file_now", file_now := CountCalls(bench.spool.journal.file_now))
+    monkeypatch.setattr(bench.spool, "file_all", file_now := CountCalls(bench.spool.file_all))
     assert bench.store(sent()).state == "stored"
     assert reason(ledger, CT_1) == COMMITTED
     assert file_now.calls == 1
@@ -295,7 +295,7 @@ def test_what_may_be_in_a_journal_that_cannot_be_filed_is_a_failure_of_ours(
     bench: Bench, ledger: CommitmentLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.store(sent(1))
-    monkeypatch.setattr(bench.spool.journal, "file_now", lambda: False)
+    monkeypatch.setattr(bench.spool, "file_all", lambda: False)
     assert reason(ledger, CT_1) == COMMITTED
     assert reason(ledger, Reference(CTImageStorage, "1.2.3.2")) == 0x0110
 

@@ -1,0 +1,108 @@
+"""The receiver, put together: listener, movers, spool, journal, series tracker and what belongs to them.
+
+In: the node's configuration.  Out: ``on_complete`` for each series version that is judged complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from node.audit import AuditTrail
+from node.audit_message import Source
+from node.config import NodeConfig
+from node.database import open_database
+from node.files import lock
+from node.metrics import ReceiveMetrics
+from node.receive.commitment import CommitmentService
+from node.receive.header_reader import HeaderReader
+from node.receive.inquiry import FetchTarget, Inquiries, keep_fetched_in
+from node.receive.listener import Listener
+from node.receive.movers import Movers
+from node.receive.reconcile import reconcile
+from node.receive.series import SeriesTracker
+from node.receive.spool import Spool
+
+#: a receiver of a node that was killed needs a moment to notice
+LOCK_SECONDS = 15.0
+
+
+class Receiver:
+    """Works between ``start`` and ``stop``. One at a time on a data_dir."""
+
+    def __init__(self, config: NodeConfig, on_complete: Callable[[str, int], object]) -> None:
+        """See ``SeriesTracker`` for ``on_complete``."""
+        self._config = config
+        self._on_complete = on_complete
+        self._stack = ExitStack()
+        self._grace_seconds = 0.0
+
+    def start(self) -> None:
+        """Take up what the last process left, then listen. Forks, so no thread may be at work.
+
+        Raises OSError when an address or data_dir can't be used, ConfigError for a TLS file. What was started
+        is stopped then.
+        """
+        try:
+            self._start(self._stack)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def stop(self, grace_seconds: float) -> None:
+        """Let running associations finish within the grace, then stop everything."""
+        self._grace_seconds = grace_seconds
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> None:
+        config, receive = self._config, self._config.receive
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        # two would reconcile each other's running transfers away
+        lock(config.data_dir / "receive.lock", stack, wait_seconds=LOCK_SECONDS)
+        movers = Movers(config, receive.movers) if receive.movers and receive.tls is None else None
+        if movers is not None:
+            stack.callback(movers.stop)
+        self.engine = engine = open_database(config.data_dir)
+        stack.callback(engine.dispose)
+        self.metrics = metrics = ReceiveMetrics()
+        self.headers = HeaderReader(engine, config.data_dir)
+        stack.callback(self.headers.stop)
+        self.inquiries = Inquiries(engine, config.query, metrics, ae_title=receive.ae_title)
+        stack.callback(self.inquiries.stop)
+        self.tracker = SeriesTracker(
+            engine, config.series, self._on_complete, metrics, headers=self.headers, inquiries=self.inquiries
+        )
+        self.spool = Spool(
+            config.data_dir,
+            engine,
+            self.tracker,
+            free_disk_floor_bytes=receive.free_disk_floor_bytes,
+            journal_bytes=0 if movers else receive.journal_bytes,
+        )
+        self.reconciled = reconcile(self.spool, engine)
+        self.spool.journal.start()
+        if movers is not None:
+            movers.begin(self.spool)
+            self.spool.file_all = movers.file_all
+        self.tracker.file_all = self.spool.file_all
+        self.inquiries.target = FetchTarget(self.spool, self.tracker)
+        keep_fetched_in(self.spool.incoming)  # emptied at each start
+        self.tracker.start()
+        stack.callback(self.tracker.stop)
+        stack.callback(self.spool.journal.stop)
+        audit = AuditTrail(
+            config.audit,
+            config.data_dir / "audit",
+            Source(receive.ae_title, "receive", config.audit.enterprise_site_id),
+            metrics.audit_messages,
+        )
+        audit.start()
+        stack.callback(audit.stop)
+        commitment = CommitmentService(receive, engine, self.spool, metrics)
+        commitment.start()
+        stack.callback(commitment.stop)
+        self.listener = Listener(
+            receive, self.spool, self.tracker, metrics, audit, commitment=commitment, movers=movers
+        )
+        self.listener.start()
+        stack.callback(lambda: self.listener.stop(self._grace_seconds))
