@@ -242,6 +242,8 @@ class Listener:
 
     def _begin_store(self, association: Any, context: Context, command: StoreCommand) -> Reception:
         """A C-STORE-RQ came; runs in the association's thread."""
+        if self._movers is not None:
+            self._movers.file_all()  # what a mover acknowledged before comes first
         return self._storage.begin(self._sender(association), context, command)
 
     def _lend(self, association: Any, terms: Terms, wanted_back: Callable[[], bool]) -> Returned:

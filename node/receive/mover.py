@@ -233,6 +233,8 @@ class _Loan:
             }
             unread = other.command_set + unread
         self._channel.send({"returned": returned}, attachment=unread)
+        while self._channel.receive() is not None:
+            pass  # closing with something unread would take from the receiver what was sent last
 
     def _begin(self, context: Context, command: StoreCommand) -> StoreReception:
         return begin_store(

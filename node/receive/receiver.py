@@ -90,7 +90,7 @@ class Receiver:
         self.tracker.start()
         stack.callback(self.tracker.stop)
         stack.callback(self.spool.journal.stop)
-        audit = AuditTrail(
+        self.audit = audit = AuditTrail(
             config.audit,
             config.data_dir / "audit",
             Source(receive.ae_title, "receive", config.audit.enterprise_site_id),

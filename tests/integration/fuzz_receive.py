@@ -56,7 +56,8 @@ SETTLED_AFTER = 2000
 GOOD_SLICES = 12
 _SPOOLED = re.compile(r"spool/(series/[0-9a-f]{32}|quarantine)/[0-9a-f]{32}\.dcm")
 _OURS = re.compile(
-    r"audit(/audit-receive\.log)?|spool(/incoming|/journal|/journal/\d{4}\.segment)?|node\.sqlite(-wal|-shm)?"
+    r"audit(/audit-receive\.log)?|receive\.lock|spool(/incoming|/journal(/\d+)?(/\d{4}\.segment)?)?"
+    r"|node\.sqlite(-wal|-shm)?"
 )
 
 

@@ -50,7 +50,7 @@ class ReceivingNode:
             acse_timeout_seconds=2.0,
             free_disk_floor_bytes=0,
             journal_bytes=4 * SEGMENT_BYTES,
-            movers=int(os.environ.get("PACSNODE_TEST_MOVERS", "0")),
+            movers=0,
         )
     )
     timing: SeriesConfig = field(
@@ -69,6 +69,7 @@ class ReceivingNode:
         self.engine, self.metrics, self.reconciled = receiver.engine, receiver.metrics, receiver.reconciled
         self.tracker, self.spool, self.listener = receiver.tracker, receiver.spool, receiver.listener
         self.headers, self.inquiries = receiver.headers, receiver.inquiries
+        self.audit = receiver.audit
         return self
 
     def stop(self, grace_seconds: float = 2.0) -> None:
@@ -234,7 +235,9 @@ def storescu(port: int, paths: Iterable[Path], *options: str) -> subprocess.Comp
 
 def main(data_dir: str) -> None:
     configure_logging(LogConfig())
-    node = ReceivingNode(Path(data_dir)).start()
+    node = ReceivingNode(Path(data_dir))
+    node.receive = node.receive.model_copy(update={"movers": 2})
+    node.start()
     sys.stdout.write(f"{node.port}\n")
     sys.stdout.flush()
     threading.Event().wait()

@@ -258,6 +258,7 @@ def test_an_unreachable_requestor_is_given_up_in_the_end(start: Start) -> None:
     with Requestor(node.port) as requestor:
         requestor.ask(images(1))
     wait_for(lambda: metric(node, "reports_total", outcome="given_up") == 1)
+    node.stop()
     node = start()
     assert node.metrics.registry.get_sample_value("pacsnode_commitments_open") == 0
 

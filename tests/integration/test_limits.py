@@ -23,7 +23,7 @@ from node.audit import ALERTS_IN_FULL
 from node.config import ReceiveConfig
 from node.receive import server
 from node.receive.admission import MAX_WAITING, REJECTIONS
-from node.receive.pdata import PDU_SLACK_BYTES, limit_waiting
+from node.receive.stream import PDU_SLACK_BYTES, limit_waiting
 from tests.audit_schema import event_of, parsed
 from tests.integration.raw_scu import (
     COMMAND,

@@ -27,9 +27,11 @@ from tests.integration.raw_scu import (
 from tests.integration.receiving import ReceivingNode, ct_slice, encoded, wait_for
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[ReceivingNode]:
-    running = ReceivingNode(tmp_path / "var").start()
+@pytest.fixture(params=[0, 2], ids=["receiver", "movers"])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ReceivingNode]:
+    running = ReceivingNode(tmp_path / "var")
+    running.receive = running.receive.model_copy(update={"movers": request.param})
+    running.start()
     yield running
     running.stop()
 

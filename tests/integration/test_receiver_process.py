@@ -70,10 +70,32 @@ def test_a_receiver_that_dies_is_started_again_and_loses_nothing(node: RunningNo
     assert node.stop() == 0
 
 
+def mover_pids(node: RunningNode) -> list[int]:
+    children = Path(f"/proc/{receiver_pid(node)}/task").glob("*/children")
+    return [int(pid) for listed in children for pid in listed.read_text().split()]
+
+
+def test_a_mover_that_dies_loses_nothing(node: RunningNode) -> None:
+    """The receiver can't go on without it; what it acknowledged is in its journal."""
+    uid = generate_uid()
+    image = ct_slice(uid, 1)
+    movers = mover_pids(node)
+    assert len(movers) == 2
+    with RawScu(listening_port(node)) as scu:
+        scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
+        assert scu.status() == 0x0000
+        for pid in movers:
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: len(node.events("listening")) == 2, what="the second receiver")
+    assert len(node.events("mover_died")) >= 1
+    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=20)
+    assert series["instance_count"] == 1
+
+
 def test_a_receiver_ends_with_a_killed_node(node: RunningNode) -> None:
-    pid = receiver_pid(node)
+    pids = [receiver_pid(node), *mover_pids(node)]
     node.kill()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), what="the receiver to end")
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="the receiver to end")
 
 
 def test_its_metrics_are_the_node_s(node: RunningNode) -> None:
@@ -81,6 +103,7 @@ def test_its_metrics_are_the_node_s(node: RunningNode) -> None:
     with RawScu(listening_port(node)) as scu:
         scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
         assert scu.status() == 0x0000
+        wait_for(lambda: "pacsnode_instances_total{" in node.text("/metrics"))
         families = list(text_string_to_metric_families(node.text("/metrics")))
     assert len({family.name for family in families}) == len(families)
     samples = {sample.name: sample.value for family in families for sample in family.samples}
