@@ -23,6 +23,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from pydicom.config import IGNORE, settings
+from pynetdicom import _config as pynetdicom_config
+
 from node.config import NodeConfig
 from node.errors import ConfigError
 from node.log import configure_logging
@@ -56,8 +59,16 @@ def _answer(metrics: ReceiveMetrics, emit: Emit) -> None:
     os._exit(1)
 
 
+def _leave_out() -> None:
+    """What libraries would do for each association and we use nothing of: text of each PDU for a debug log,
+    and a look at each UID whether it is well formed."""
+    pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+    settings.reading_validation_mode = IGNORE
+
+
 def main() -> None:
     emit = _claim_stdout()
+    _leave_out()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the node, which tells us
