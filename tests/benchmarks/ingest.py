@@ -6,23 +6,31 @@ round starts, and is sent one slice of another series before the clock runs. Tim
 their start to their end. Ours syncs every instance with its index entry (the journal's record) to disk before
 it answers, and makes files and rows of them a moment later; storescp promises no durability.
 
-    python -m tests.benchmarks.ingest [--rounds 5] [--without-orthanc]
+Small PDUs: the same over one association with PDUs of 4 and 16 KiB, against storescp.
+Slow senders: 20 others trickle one slice each at 20 KB/s while the 300 slices are sent over one association;
+how much longer these take than alone.
+Growth: 50,000 small slices, 1,000 an association; the time of the last five thousand over that of the first.
 
-Prints a table and writes build/bench/ingest.json.
+    python -m tests.benchmarks.ingest [--rounds 5] [--without-orthanc] [--only speed|small-pdus|slow|growth]
+
+Prints a table and writes build/bench/ingest.json; with --only, its figures are added to those there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +41,27 @@ from rich.console import Console
 from rich.table import Table
 
 from node.triton_server import free_port
+from tests.integration.raw_scu import association_request, store_message
+from tests.integration.receiving import CALLING
 from tests.integration.running import Pacs, RunningNode, orthanc_program
 
 STORESCU, STORESCP = "/usr/bin/storescu", "/usr/bin/storescp"
 SLICES = 300
 ASSOCIATIONS = (1, 4)
+SMALL_PDUS = (4096, 16384)
+SLOW_SENDERS = 20
+GROWTH_INSTANCES = 50_000
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1", "TCP_BUFFER_LENGTH": "131072"}
 OUT = Path("build/bench/ingest.json")
 
-Receiver = Callable[[Path], "contextmanager[int]"]
 
-
-def make_slices(folder: Path, count: int = SLICES, *, series: str = "series") -> list[Path]:
-    """Write ``count`` slices of one CT series."""
+def make_slices(
+    folder: Path, count: int = SLICES, *, series: str = "series", pixels: bytes | None = None
+) -> list[Path]:
+    """Write ``count`` square slices of one CT series. pixels: of each; otherwise 512 x 512 that differ."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 4096, (512, 512), dtype=np.uint16)
+    noise = rng.integers(0, 4096, (512, 512), dtype=np.uint16)
     study, series_uid = (
         generate_uid(entropy_srcs=["bench study"]),
         generate_uid(entropy_srcs=["bench", series]),
@@ -65,17 +78,19 @@ def make_slices(folder: Path, count: int = SLICES, *, series: str = "series") ->
         image.Modality, image.PatientID, image.PatientName = "CT", "BENCH", "Bench^Ingest"
         image.StudyDate, image.StudyTime, image.AccessionNumber = "20260101", "120000", "1"
         image.InstanceNumber, image.ImagePositionPatient = number + 1, [0, 0, float(number)]
-        image.Rows = image.Columns = 512
+        image.Rows = image.Columns = 512 if pixels is None else math.isqrt(len(pixels) // 2)
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.BitsAllocated = image.BitsStored = 16
         image.HighBit, image.PixelRepresentation = 15, 0
-        image.PixelData = np.roll(pixels, number).tobytes()
+        image.PixelData = np.roll(noise, number).tobytes() if pixels is None else pixels
         paths.append(folder / f"{number:04d}.dcm")
         image.save_as(paths[-1], enforce_file_format=True)
     return paths
 
 
-def send(port: int, called: str, paths: Sequence[Path], associations: int) -> float:
+def send(
+    port: int, called: str, paths: Sequence[Path], associations: int, *, pdu_bytes: int = 131072
+) -> float:
     """Seconds that the senders take."""
     command = [
         STORESCU,
@@ -84,7 +99,7 @@ def send(port: int, called: str, paths: Sequence[Path], associations: int) -> fl
         "-aec",
         called,
         "--max-send-pdu",
-        "131072",
+        str(pdu_bytes),
         "127.0.0.1",
         str(port),
     ]
@@ -125,20 +140,39 @@ def ours(folder: Path, peaks: list[int]) -> Iterator[tuple[int, str]]:
     try:
         yield node.port, "PACSNODE"
         assert node.process is not None
-        children = Path(f"/proc/{node.process.pid}/task").glob("*/children")
-        pids = [pid for listed in children for pid in listed.read_text().split()]
-        (receiver,) = [p for p in pids if "node.receive" in Path(f"/proc/{p}/cmdline").read_text()]
-        status = Path(f"/proc/{receiver}/status").read_text()
-        peaks.append(next(int(row.split()[1]) * 1024 for row in status.splitlines() if "VmHWM" in row))
+        (receiver,) = [pid for pid in children(node.process.pid) if "node.receive" in read(pid, "cmdline")]
+        peaks.append(peak_bytes(receiver))
     finally:
         node.stop()
 
 
-def measure(
-    work: Path, paths: Sequence[Path], warm_up: Sequence[Path], rounds: int, names: Sequence[str]
-) -> dict[str, object]:
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for one in listed for child in one.read_text().split()]
+
+
+def read(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def peak_bytes(receiver: int) -> int:
+    """The receiver's peak resident memory, and what each of its movers had beyond what it shares with it."""
+
+    def kilobytes(text: str, name: str) -> int:
+        return next(int(row.split()[1]) for row in text.splitlines() if row.startswith(f"{name}:"))
+
+    total = kilobytes(read(receiver, "status"), "VmHWM")
+    for mover in children(receiver):
+        memory = read(mover, "smaps_rollup")
+        shared = kilobytes(memory, "Shared_Clean") + kilobytes(memory, "Shared_Dirty")
+        total += kilobytes(read(mover, "status"), "VmHWM") - shared
+    return total * 1024
+
+
+def measure_speed(work: Path, rounds: int, names: Sequence[str]) -> dict[str, object]:
+    paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
     receivers = {"ours": ours, "dcmtk": dcmtk, "orthanc": orthanc}
-    seconds = {(name, n): [] for name in names for n in ASSOCIATIONS}
+    seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in names for n in ASSOCIATIONS}
     peaks: list[int] = []
     total_bytes = sum(path.stat().st_size for path in paths)
     for number in range(rounds):
@@ -171,16 +205,104 @@ def measure(
     }
 
 
+def measure_small_pdus(work: Path, rounds: int) -> dict[str, object]:
+    """Seconds of storescp over ours, by PDU size."""
+    paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
+    ratios: dict[str, float] = {}
+    for pdu_bytes in SMALL_PDUS:
+        seconds: dict[str, list[float]] = {"ours": [], "dcmtk": []}
+        for number in range(rounds):
+            for name, receiver in (("ours", ours), ("dcmtk", dcmtk)):
+                folder = work / f"{name}-{number}-{pdu_bytes}"
+                with receiver(folder, []) as (port, called):
+                    send(port, called, warm_up, 1)
+                    seconds[name].append(send(port, called, paths, 1, pdu_bytes=pdu_bytes))
+                shutil.rmtree(folder)
+                print(f"PDUs of {pdu_bytes}, {name}: {seconds[name][-1]:.3f} s", flush=True)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        ratios[str(pdu_bytes)] = round(medians["dcmtk"] / medians["ours"], 3)
+    return {"ratio_vs_dcmtk_by_pdu_bytes": ratios}
+
+
+def measure_slow(work: Path, rounds: int) -> dict[str, object]:
+    """Seconds beside slow senders over seconds alone."""
+    seconds: dict[str, list[float]] = {"alone": [], "beside": []}
+    for number in range(rounds):
+        for how, values in seconds.items():
+            paths = make_slices(work / f"{how}-{number}", series=f"{how}-{number}")
+            trickled = make_slices(work / f"slow-{how}-{number}", 1, series=f"slow-{how}-{number}")[0]
+            with ours(work / f"node-{how}-{number}", []) as (port, called), ExitStack() as stack:
+                if how == "beside":
+                    for _ in range(SLOW_SENDERS):
+                        stack.enter_context(trickle(port, trickled))
+                    time.sleep(1.0)
+                values.append(send(port, called, paths, 1))
+                print(f"{how}: {values[-1]:.3f} s", flush=True)
+            shutil.rmtree(work / f"node-{how}-{number}")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"slowdown_by_20_slow_senders": round(medians["beside"] / medians["alone"], 3)}
+
+
+@contextmanager
+def trickle(port: int, path: Path) -> Iterator[None]:
+    """Send a slice at 20 KB/s, as long as it lasts."""
+    stop = threading.Event()
+    content = path.read_bytes()
+    message = store_message(generate_uid(), content[content.index(b"\x08\x00\x16\x00") :])
+
+    request = association_request().replace(CALLING.ljust(16).encode(), b"STORESCU".ljust(16))
+
+    def run() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(request)
+            connection.recv(65536)
+            for start in range(0, len(message), 2000):
+                if stop.wait(0.1):
+                    return
+                connection.sendall(message[start : start + 2000])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def measure_growth(work: Path) -> dict[str, object]:
+    """The cost of an instance late over early, in a spool that fills with series of 1,000 slices."""
+    rng = np.random.default_rng(1)
+    seconds = []
+    with ours(work / "node", peaks := []) as (port, called):
+        for batch in range(GROWTH_INSTANCES // 1000):
+            folder = work / "batch"
+            paths = make_slices(folder, 1000, series=f"growth-{batch}", pixels=rng.bytes(64 * 64 * 2))
+            seconds.append(send(port, called, paths, 1))
+            shutil.rmtree(folder)
+            print(f"{(batch + 1) * 1000} instances: {seconds[-1]:.3f} s for 1,000", flush=True)
+    return {
+        "cost_at_50000_over_1000": round(statistics.median(seconds[-5:]) / statistics.median(seconds[:5]), 3),
+        "growth_listener_peak_rss_bytes": max(peaks),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-orthanc", action="store_true")
+    parser.add_argument("--only", choices=("speed", "small-pdus", "slow", "growth"))
     arguments = parser.parse_args()
     names = ["ours", "dcmtk"] + ([] if arguments.without_orthanc else ["orthanc"])
-    with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=".") as name:
-        work = Path(name)
-        slices, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
-        result = measure(work, slices, warm_up, arguments.rounds, names)
+    measures: dict[str, Callable[[Path], dict[str, object]]] = {
+        "speed": lambda work: measure_speed(work, arguments.rounds, names),
+        "small-pdus": lambda work: measure_small_pdus(work, arguments.rounds),
+        "slow": lambda work: measure_slow(work, arguments.rounds),
+        "growth": measure_growth,
+    }
+    result = json.loads(OUT.read_text()) if arguments.only and OUT.exists() else {}
+    for name, measure in measures.items():
+        if arguments.only in {None, name}:
+            with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=".") as folder:
+                result |= measure(Path(folder))
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     table = Table("figure", "value")
