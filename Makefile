@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
 
-.PHONY: help demo test test-kills fuzz check bench bench-ingest format clean
+.PHONY: help demo test test-kills fuzz check bench bench-ingest conformance format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,9 @@ bench: bench-ingest ## Run the benchmarks; figures go to build/bench
 
 bench-ingest: $(VENV)/.dev ## Receiving, against DCMTK's storescp and Orthanc in the same run
 	$(BIN)/python -m tests.benchmarks.ingest
+
+conformance: $(VENV)/.dev ## Write the conformance statement's tables from the code
+	$(BIN)/python -m node.conformance docs/conformance-statement.md
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import structlog
+from pydicom.uid import UID_dictionary
 from pynetdicom import (
     AE,
     ALL_TRANSFER_SYNTAXES,
@@ -46,11 +47,21 @@ from node.tls import server_context
 log = structlog.get_logger("node.receive.listener")
 
 _EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+#: the standard's other syntaxes that are a data set in explicit VR, with pixel data in one of the retired
+#: JPEG processes or encapsulated as it is
+_RARE_TRANSFER_SYNTAXES = tuple(
+    uid
+    for uid, (_name, kind, *_rest) in UID_dictionary.items()
+    if kind == "Transfer Syntax"
+    and uid not in ALL_TRANSFER_SYNTAXES
+    and (uid.startswith("1.2.840.10008.1.2.4.") or uid == "1.2.840.10008.1.2.1.98")
+)
 #: In our order of preference for a context that offers several: explicit VR first, because it keeps the
 #: VRs of private attributes.
 TRANSFER_SYNTAXES = (
     _EXPLICIT_VR_LITTLE_ENDIAN,
     *(uid for uid in ALL_TRANSFER_SYNTAXES if uid != _EXPLICIT_VR_LITTLE_ENDIAN),
+    *_RARE_TRANSFER_SYNTAXES,
 )
 
 

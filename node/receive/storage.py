@@ -1,13 +1,6 @@
 """The Storage service: what is accepted, and what is answered to each C-STORE (PS3.4 B.2.3).
 
 In: the command of a C-STORE and its data set, piece by piece.  Out: the instance in the spool and a status.
-
-    0x0000  stored, or already stored with identical content
-    0x0122  the presentation context isn't one of a storage SOP class, or not of the command's
-    0xA700  out of resources: below the free-space floor, or disk or database failed; nothing was kept
-    0xA900  the data set's SOP Class or Instance UID isn't the command's; kept under quarantine
-    0xC000  the data set can't be understood, or lacks a UID that filing needs; kept under quarantine
-    0xC001  the SOP Instance UID is stored with different content; the new one is kept under quarantine
 """
 
 from __future__ import annotations
@@ -45,6 +38,18 @@ log = structlog.get_logger("node.receive.storage")
 #: an association's studies are written to the audit trail when it ends, or when there are so many
 MAX_STUDIES = 1000
 
+#: every status that a C-STORE gets, and when; part of the conformance statement
+STATUSES = {
+    0x0000: "the instance is synced to disk with its index entry; or an identical one was",
+    0x0122: "the presentation context isn't one of a storage SOP class, or not of the command's",
+    0xA700: (
+        "out of resources: below `receive.free_disk_floor_bytes`, or the disk or the database failed; "
+        "nothing is kept"
+    ),
+    0xA900: "the data set's SOP Class or Instance UID isn't the command's; kept in quarantine",
+    0xC000: "the data set can't be understood, or lacks a UID that filing needs; kept in quarantine",
+    0xC001: "another data set is stored under the SOP Instance UID; this one is kept in quarantine",
+}
 STATUS_STORED = 0x0000
 STATUS_NOT_STORAGE = 0x0122
 STATUS_OUT_OF_RESOURCES = 0xA700
