@@ -141,6 +141,7 @@ class QueryPeer(Model):
     retrieve_timeout_seconds: Seconds = 300.0
     retry_seconds: Seconds = 5.0
     max_fetches: int = Field(default=3, ge=1, le=100)
+    tls: ClientTls | None = None
 
 
 class TritonConfig(Model):

@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from node.config import ClientTls, CommitmentConfig, CStoreDestination, NodeConfig, ServerTls
+from node.config import ClientTls, CommitmentConfig, CStoreDestination, NodeConfig, QueryPeer, ServerTls
 from node.errors import ConfigError
 from node.metrics import TlsMetrics
 
@@ -153,6 +153,11 @@ def commitment_contexts(config: CommitmentConfig) -> dict[str, TlsContext]:
     }
 
 
+def query_context(name: str, config: QueryPeer) -> TlsContext | None:
+    """Of a query AE; None for plain TCP. Raises ConfigError."""
+    return None if config.tls is None else client_context(name, config.tls, section="query")
+
+
 def check_tls(config: NodeConfig) -> list[str]:
     """Try every certificate, key and CA that is configured. Returns warnings. Raises ConfigError."""
     contexts = [server_context(config.receive.tls)] if config.receive.tls is not None else []
@@ -160,6 +165,8 @@ def check_tls(config: NodeConfig) -> list[str]:
         if isinstance(destination, CStoreDestination) and destination.tls is not None:
             contexts.append(client_context(name, destination.tls))
     contexts += commitment_contexts(config.receive.commitment).values()
+    queries = [query_context(name, peer) for name, peer in config.query.items()]
+    contexts += [context for context in queries if context is not None]
     return [warning for context in contexts for warning in context.warnings()]
 
 

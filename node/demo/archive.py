@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 from pynetdicom import AE, AllStoragePresentationContexts, evt
@@ -44,7 +44,8 @@ def start_archive(folder: Path) -> Archive:
 class OrthancArchive:
     """An Orthanc of the demo's own, on the loopback, with an empty storage."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, **options: Any) -> None:
+        """options: of Orthanc's configuration, beside ours."""
         self.port, http_port = free_port(), free_port()
         self._url = f"http://127.0.0.1:{http_port}"
         configuration = folder / "orthanc.json"
@@ -61,6 +62,7 @@ class OrthancArchive:
                     "AuthenticationEnabled": False,
                     "DicomAlwaysAllowStore": True,
                     "DicomAlwaysAllowEcho": True,
+                    **options,
                 }
             )
         )

@@ -30,6 +30,7 @@ from node.config import QueryPeer
 from node.errors import QueryError
 from node.receive.listener import TRANSFER_SYNTAXES
 from node.receive.part10 import is_uid
+from node.tls import ClientHandshake, query_context, reason_of
 
 log = structlog.get_logger("node.receive.query")
 
@@ -62,9 +63,11 @@ class QueryScu:
     """Asks one query AE."""
 
     def __init__(self, name: str, config: QueryPeer, *, calling_ae_title: str) -> None:
+        """Raises ConfigError when a file of ``config.tls`` can't be used."""
         self._name = name
         self._config = config
         self._calling_ae_title = config.calling_ae_title or calling_ae_title
+        self._tls = query_context(name, config)
 
     def count(self, series: SeriesKey) -> int:
         """How many instances the peer has of a series; 0: it doesn't know it. Raises QueryError.
@@ -202,6 +205,8 @@ class QueryScu:
         ae = AE(ae_title=self._calling_ae_title)
         ae.connection_timeout = config.timeout_seconds
         ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = config.timeout_seconds
+        handshake = None if self._tls is None else ClientHandshake(self._tls.current())
+        server_name = (config.tls.server_name if config.tls is not None else None) or config.host
         association = ae.associate(
             config.host,
             config.port,
@@ -209,11 +214,11 @@ class QueryScu:
             ae_title=config.ae_title,
             max_pdu=MAX_PDU_BYTES,
             ext_neg=list(roles),
-            tls_args=self._tls(),
+            tls_args=None if handshake is None else (handshake, server_name),
             evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay), *handlers],
         )
         if not association.is_established:
-            raise self._why_not(association)
+            raise self._why_not(association, handshake)
         try:
             if model not in {context.abstract_syntax for context in association.accepted_contexts}:
                 raise self._error("refused", "it doesn't support Study Root query and retrieve")
@@ -222,11 +227,9 @@ class QueryScu:
             if association.is_established:
                 association.release()
 
-    def _tls(self) -> Any:
-        """pynetdicom's tls_args; every association to a query AE asks here."""
-        return
-
-    def _why_not(self, association: Association) -> QueryError:
+    def _why_not(self, association: Association, handshake: ClientHandshake | None) -> QueryError:
+        if handshake is not None and handshake.error is not None:
+            return self._error("unreachable", f"TLS failed: {reason_of(handshake.error)}")
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = f"association rejected: {answer.result_str}, {answer.reason_str}"

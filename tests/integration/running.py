@@ -8,12 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from node.demo.archive import AE_TITLE as ARCHIVE_AE_TITLE
 from node.demo.archive import OrthancArchive
@@ -44,6 +48,14 @@ class Pacs(OrthancArchive):
             tags = self._get(f"/instances/{identifier}/simplified-tags")
             found[tags["SOPInstanceUID"]] = tags
         return found
+
+    def upload(self, image: Dataset) -> None:
+        """Put an instance in, not by DICOM."""
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        file = BytesIO()
+        image.save_as(file, enforce_file_format=True)
+        httpx.post(f"{self._url}/instances", content=file.getvalue(), timeout=30.0).raise_for_status()
 
     def _get(self, path: str) -> Any:
         return httpx.get(f"{self._url}{path}", timeout=30.0).json()
