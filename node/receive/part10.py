@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
@@ -105,19 +105,22 @@ def read_filing_uids(
 
 
 @lru_cache(maxsize=256)
-def _is_plain(transfer_syntax_uid: str) -> bool:
-    """Explicit VR Little Endian, not deflated; the pixel data may be compressed."""
+def _plain(transfer_syntax_uid: str) -> Literal["explicit", "implicit"] | None:
+    """The VRs of a data set in little endian that isn't deflated; its pixel data may be compressed."""
     syntax = UID(transfer_syntax_uid)
-    return bool(syntax.is_little_endian and not syntax.is_implicit_VR and syntax not in _DEFLATED)
+    if not syntax.is_little_endian or syntax in _DEFLATED:
+        return None
+    return "implicit" if syntax.is_implicit_VR else "explicit"
 
 
 def scan_uids(head: bytes, transfer_syntax_uid: str) -> dict[str, str] | None:
-    """The four UIDs of a data set in Explicit VR Little Endian; None for anything out of the ordinary.
+    """The four UIDs of a data set in little endian; None for anything out of the ordinary.
 
     What nearly every instance is, in a tenth of the time that a parser of everything takes: elements in
     ascending order, each of a known length, up to the Series Instance UID.
     """
-    if not _is_plain(transfer_syntax_uid):
+    plain = _plain(transfer_syntax_uid)
+    if plain is None:
         return None
     found: dict[str, str] = {}
     at, end, previous = 0, len(head), -1
@@ -127,7 +130,9 @@ def scan_uids(head: bytes, transfer_syntax_uid: str) -> dict[str, str] | None:
         if tag > _LAST_FILING_TAG:
             break
         vr = head[at + 4 : at + 6]
-        if vr in LONG_VRS:
+        if plain == "implicit":
+            length, start = _LONG.unpack_from(head, at + 4)[0], at + 8
+        elif vr in LONG_VRS:
             length, start = _LONG.unpack_from(head, at + 8)[0], at + 12
         elif vr.isalpha() and vr.isupper():
             length, start = _SHORT.unpack_from(head, at + 6)[0], at + 8

@@ -26,7 +26,7 @@ from pynetdicom.dsutils import encode
 
 from node.errors import InstanceRejected
 from node.receive.listener import TRANSFER_SYNTAXES
-from node.receive.part10 import HEAD_BYTES, encode_header, is_uid, read_filing_uids, read_part10
+from node.receive.part10 import HEAD_BYTES, encode_header, is_uid, read_filing_uids, read_part10, scan_uids
 from tests.integration.receiving import ct_slice, encoded
 
 IMAGE = ct_slice("1.2.3", 1)
@@ -128,6 +128,17 @@ def test_every_transfer_syntax_that_is_accepted(syntax: str) -> None:
         deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         dataset = deflate.compress(dataset) + deflate.flush()
     assert _uids(dataset, syntax) == UIDS
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_the_scan_finds_the_uids_in_the_right_encoding_only(implicit: bool) -> None:
+    right, other = encode(IMAGE, implicit, True), encode(IMAGE, not implicit, True)
+    assert right is not None and other is not None
+    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    found = scan_uids(right, syntax)
+    assert found is not None and set(found.values()) == set(UIDS)
+    assert scan_uids(other, syntax) is None
+    assert scan_uids(right, "1.2.840.10008.1.2.2") is None
 
 
 @pytest.mark.parametrize("implicit", [True, False])
