@@ -21,7 +21,6 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -185,9 +184,14 @@ class Mover:
     def _serve(self, message: Message) -> None:
         with socket.socket(fileno=message.descriptors[0]) as connection:
             channel = Channel(socket.socket(fileno=message.descriptors[1]))
-            with suppress(OSError):  # the receiver has ended the loan
+            try:
                 _Loan(self, connection, channel, message).serve()
-            channel.close()
+            except OSError:
+                pass  # the receiver has ended the loan
+            except Exception:  # a thread's boundary: this association ends
+                log.error("loan_failed", association_id=message.fields["association_id"], exc_info=True)
+            finally:
+                channel.close()
 
 
 class _Loan:

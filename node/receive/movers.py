@@ -13,6 +13,7 @@ import select
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ FILE_SECONDS = 60.0
 class Movers:
     """Started once, before any thread is; each association stays with one mover."""
 
-    def __init__(self, config: NodeConfig, count_: int) -> None:
+    def __init__(self, config: NodeConfig, number_of_movers: int) -> None:
         """Forks the processes, which share our memory as it is now. They wait for ``begin``."""
         self._config = config
         self._channels: list[Channel] = []
@@ -55,8 +56,8 @@ class Movers:
         self._stopping = False
         gc.collect()
         gc.freeze()  # a collection would write to every object, and so copy it into each process
-        for number in range(count_):
-            self._fork(number, config.receive.journal_bytes // count_)
+        for number in range(number_of_movers):
+            self._fork(number, config.receive.journal_bytes // number_of_movers)
 
     def begin(self, spool: Spool) -> None:
         """Have them make their journals; what is in these from the last time is filed first."""
@@ -66,7 +67,6 @@ class Movers:
             threading.Thread(target=self._hear, args=(number,), name="mover", daemon=True).start()
             channel.send({"order": "begin"})
             answer.get()
-        _file_left_journals(spool, len(self._channels))
 
     def lend(
         self,
@@ -130,7 +130,8 @@ class Movers:
         """No association may be open."""
         self._stopping = True
         for channel in self._channels:
-            channel.send({"order": "stop"})
+            with suppress(OSError):  # it has ended already
+                channel.send({"order": "stop"})
         for pid in self._pids:
             os.waitpid(pid, 0)
 
@@ -244,8 +245,8 @@ def _returned(message: Message) -> Returned:
     return Returned(None, unread)
 
 
-def _file_left_journals(spool: Spool, movers: int) -> None:
-    """File the journals of movers that there are no more."""
+def file_left_journals(spool: Spool, movers: int) -> None:
+    """File the journals of movers that there are no more, when there are so many now."""
     for folder in (spool.data_dir / JOURNAL).glob("*/"):
         if folder.name.isdigit() and int(folder.name) >= movers:
             _file_left_journal(spool, folder)

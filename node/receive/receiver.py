@@ -18,7 +18,7 @@ from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
 from node.receive.inquiry import FetchTarget, Inquiries, keep_fetched_in
 from node.receive.listener import Listener
-from node.receive.movers import Movers
+from node.receive.movers import Movers, file_left_journals
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
@@ -84,6 +84,7 @@ class Receiver:
         if movers is not None:
             movers.begin(self.spool)
             self.spool.file_all = movers.file_all
+        file_left_journals(self.spool, receive.movers if movers is not None else 0)
         self.tracker.file_all = self.spool.file_all
         self.inquiries.target = FetchTarget(self.spool, self.tracker)
         keep_fetched_in(self.spool.incoming)  # emptied at each start
