@@ -16,6 +16,7 @@ Out, on stdout: lines of JSON.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -61,19 +62,20 @@ def _answer(metrics: ReceiveMetrics, emit: Emit) -> None:
 
 def _leave_out() -> None:
     """What libraries would do for each association and we use nothing of: text of each PDU for a debug log,
-    and a look at each UID whether it is well formed."""
+    a traceback for each garbage that anyone sends, and a look at each UID whether it is well formed."""
     pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what matters of it we log ourselves
     settings.reading_validation_mode = IGNORE
 
 
 def main() -> None:
     emit = _claim_stdout()
-    _leave_out()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the node, which tells us
     config = NodeConfig.model_validate_json(sys.stdin.readline())
     configure_logging(config.log)
+    _leave_out()
 
     def complete(series_instance_uid: str, version: int) -> None:
         emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})
