@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from node.database import jobs
+from node.metrics import Metrics
 from node.route.defaults import default_routes
 from node.route.router import Router, compile_routes
 from tests.integration.receiving import (
@@ -31,7 +32,7 @@ def node(tmp_path: Path) -> Iterator[ReceivingNode]:
     enqueued: list[str] = []
     running.start()
     router = Router(
-        running.engine, tmp_path, compile_routes(default_routes(["pacs"])), enqueued.append, running.metrics
+        running.engine, tmp_path, compile_routes(default_routes(["pacs"])), enqueued.append, Metrics("test")
     )
     running.on_complete = router.route
     yield running
