@@ -31,6 +31,8 @@ from node.config import NodeConfig
 from node.errors import ConfigError
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
+from node.receive.inquiry import keep_fetched_in
+from node.receive.places import INCOMING
 from node.receive.receiver import Receiver
 
 #: running associations may go on for so long after SIGTERM
@@ -76,6 +78,7 @@ def main() -> None:
     config = NodeConfig.model_validate_json(sys.stdin.readline())
     configure_logging(config.log)
     _leave_out()
+    keep_fetched_in(config.data_dir / INCOMING)  # emptied at each start
 
     def complete(series_instance_uid: str, version: int) -> None:
         emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})

@@ -16,7 +16,7 @@ from node.files import lock
 from node.metrics import ReceiveMetrics
 from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
-from node.receive.inquiry import FetchTarget, Inquiries, keep_fetched_in
+from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.listener import Listener
 from node.receive.movers import Movers, file_left_journals
 from node.receive.reconcile import reconcile
@@ -87,7 +87,6 @@ class Receiver:
         file_left_journals(self.spool, receive.movers if movers is not None else 0)
         self.tracker.file_all = self.spool.file_all
         self.inquiries.target = FetchTarget(self.spool, self.tracker)
-        keep_fetched_in(self.spool.incoming)  # emptied at each start
         self.tracker.start()
         stack.callback(self.tracker.stop)
         stack.callback(self.spool.journal.stop)

@@ -158,7 +158,7 @@ def _send(node: ReceivingNode, name: str) -> tuple[str, str]:
 
 
 def _outcome(node: ReceivingNode, sending: Sending, status: int) -> str:
-    node.spool.journal.file_now()
+    node.spool.file_all()
     with node.engine.connect() as connection:
         # the index keeps 64 characters of what may be any text
         named = instances.c.sop_instance_uid == sending.sop_instance_uid[:64]
