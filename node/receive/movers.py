@@ -49,6 +49,7 @@ class Movers:
         self._config = config
         self._channels: list[Channel] = []
         self._pids: list[int] = []
+        self._hearers: list[threading.Thread] = []
         self._of: dict[str, int] = {}  # association -> its mover
         self._lock = threading.Lock()
         self._tokens = count()
@@ -64,7 +65,9 @@ class Movers:
         self._spool = spool
         for number, channel in enumerate(self._channels):
             answer = self._answers["ready", number] = queue.SimpleQueue()
-            threading.Thread(target=self._hear, args=(number,), name="mover", daemon=True).start()
+            hearer = threading.Thread(target=self._hear, args=(number,), name="mover", daemon=True)
+            self._hearers.append(hearer)
+            hearer.start()
             channel.send({"order": "begin"})
             answer.get()
 
@@ -134,6 +137,10 @@ class Movers:
                 channel.send({"order": "stop"})
         for pid in self._pids:
             os.waitpid(pid, 0)
+        for hearer in self._hearers:
+            hearer.join()
+        for channel in self._channels:
+            channel.close()
 
     def _fork(self, number: int, journal_bytes: int) -> None:
         ours, theirs = Channel.pair()
