@@ -57,8 +57,8 @@ def _wheel_path(relative: str) -> Path:
 def free_port() -> int:
     """A TCP port on the loopback that nobody uses now.
 
-    Not of those that the system gives to outgoing connections, where it can be helped: one of these could take it
-    before its user does.
+    Not of those that the system gives to outgoing connections, where it can be helped: one of these could
+    take it before its user does.
     """
     for port in (*random.sample(_QUIET_PORTS, 50), 0):
         with socket.socket() as probe, suppress(OSError):
