@@ -8,7 +8,6 @@ Python is imported: its wheel is the only place where the binary can be had from
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -18,7 +17,6 @@ import sysconfig
 import tempfile
 import time
 from collections import deque
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
@@ -35,8 +33,6 @@ log = structlog.get_logger(__name__)
 MODELS_DIR = Path(triton_models.__file__).parent
 DEFAULT_REPOSITORY = MODELS_DIR / "repository"
 STOP_SECONDS = 10.0
-#: below those that Linux and BSD give to outgoing connections
-_QUIET_PORTS = range(20_000, 32_000)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open puts it (Linux)
 #: what the server says at every start on a machine without a GPU; no reason to alarm anyone
 NO_GPU = ("pinned_memory_manager", "CudaDriverHelper", "DCGM")
@@ -55,16 +51,10 @@ def _wheel_path(relative: str) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback that nobody uses now.
-
-    Not of those that the system gives to outgoing connections, where it can be helped: one of these could
-    take it before its user does.
-    """
-    for port in (*random.sample(_QUIET_PORTS, 50), 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise OSError("no TCP port is free on the loopback")
+    """A TCP port that was free a moment ago on the loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class EmbeddedTriton:
