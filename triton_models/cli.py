@@ -7,7 +7,7 @@ the runtime environment. Exit codes: 0 ok, 1 failed work, 2 bad usage.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from triton_models.registry import MODELS, ModelEntry, model, weights_sha256
+from triton_models.registry import MAIN, MODELS, ModelEntry, model, weights_sha256
 
 app = typer.Typer(help="List, train, export and evaluate the served models.", no_args_is_help=True)
 
@@ -44,12 +44,31 @@ def _fail(error: Exception) -> typer.Exit:
 
 
 @app.command("list")
-def list_models() -> None:
+def list_models(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+) -> None:
     """Show the models of this release."""
+    rows = [
+        {
+            "name": entry.name,
+            "version": entry.version,
+            "kind": entry.kind,
+            "task": entry.task,
+            "paper": entry.paper,
+            "classes": list(entry.classes),
+            "variants": list(entry.variants),
+            "weights_licence": entry.weights_licence,
+            "sha256": weights_sha256(entry) if entry.onnx_path.is_file() else None,
+        }
+        for entry in MODELS.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
     table = Table("name", "version", "task", "paper", "licence of weights", "sha256")
-    for entry in MODELS.values():
-        sha256 = weights_sha256(entry) if entry.onnx_path.is_file() else "not exported"
-        table.add_row(entry.name, entry.version, entry.task, entry.paper, entry.weights_licence, sha256)
+    for row in rows:
+        shown = [row[key] for key in ("name", "version", "task", "paper", "weights_licence")]
+        table.add_row(*map(str, shown), str(row["sha256"] or "not built"))
     Console(width=None if Console().is_terminal else 250).print(table)
 
 
@@ -59,21 +78,37 @@ def train(
     *,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, history and curve.")],
     data: DataFolders = None,
+    variant: Annotated[str, typer.Option(help="The model itself or one of its baselines.")] = MAIN,
     cache: Annotated[Path | None, typer.Option(help="Keep generated phantoms here between runs.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; the schedule spans them.")] = 1500,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps, if not the model's own number.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop after that long at most.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed and data, the same weights.")] = 20261120,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
 ) -> None:
-    """Train a model on generated phantoms and, with --data, on real series."""
+    """Train a model: on generated phantoms, with --data on real series too, or on labelled pictures alone."""
     entry = _entry(name)
+    if variant not in entry.variants:
+        raise typer.BadParameter(
+            f"{variant!r} is none of {', '.join(entry.variants)}", param_hint="--variant"
+        )
     _need_torch()
     from triton_models.training.loop import train as run  # noqa: PLC0415 - torch only when it is needed
-    from triton_models.training.settings import settings_for  # noqa: PLC0415
+    from triton_models.training.settings import TrainSettings  # noqa: PLC0415
 
-    settings = settings_for(entry, out=out, data=tuple(data or ()), cache=cache, steps=steps, minutes=minutes)
+    settings = TrainSettings(
+        out=out,
+        data=tuple(data or ()),
+        cache=cache,
+        steps=steps,
+        minutes=minutes,
+        variant=variant,
+        seed=seed,
+    )
     try:
         typer.echo(run(entry, settings, resume=resume))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
 
 
@@ -85,11 +120,11 @@ def export(
     entry = _entry(name)
     _need_torch()
     from triton_models.export import export_model  # noqa: PLC0415 - torch only when it is needed
-    from triton_models.training.loop import load_network  # noqa: PLC0415
+    from triton_models.training.loop import load_trained  # noqa: PLC0415
 
     try:
-        path = export_model(entry, load_network(entry, checkpoint))
-    except FileNotFoundError as error:
+        path = export_model(entry, load_trained(entry, checkpoint).network)
+    except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
     typer.echo(f"{path}\nsha256 {weights_sha256(entry)}")
 
@@ -97,25 +132,41 @@ def export(
 @app.command()
 def evaluate(
     name: Name,
-    data: Annotated[Path | None, typer.Option(help="Folder with one axial CT series.")] = None,
+    *,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with one axial CT series, or with labelled pictures.")
+    ] = None,
     mask: Annotated[Path | None, typer.Option(help="NIfTI labels of that series.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A model.onnx or checkpoint.pt instead of the repository's.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of listed pictures: this split; otherwise all but train.")
+    ] = None,
     phantoms: Annotated[
         int, typer.Option(min=1, max=100, help="Without --data: this many test phantoms.")
     ] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure the served model.onnx and print JSON: on --data with --mask, or on held-out phantoms."""
+    """Measure a model on --data, or on held-out phantoms; 95 % intervals by bootstrap over the cases."""
     entry = _entry(name)
-    if (data is None) != (mask is None):
-        raise typer.BadParameter("--data and --mask go together")
-    from triton_models.data.slices import TEST_SEEDS  # noqa: PLC0415 - keeps `list` quick
-    from triton_models.evaluate import evaluate_folder, evaluate_phantoms  # noqa: PLC0415
+    if mask is not None and data is None:
+        raise typer.BadParameter("--mask goes with --data")
+    if weights is not None and weights.suffix != ".onnx":
+        _need_torch()
+    from triton_models.evaluation.evaluate import evaluate as run  # noqa: PLC0415 - keeps `list` quick
+    from triton_models.evaluation.predictor import predictor_for  # noqa: PLC0415
+    from triton_models.evaluation.source import Source  # noqa: PLC0415
 
-    seeds: Sequence[int] = range(TEST_SEEDS.start, TEST_SEEDS.start + phantoms)
     try:
-        if data is not None and mask is not None:
-            result = evaluate_folder(entry, data, mask)
-        else:
-            result = evaluate_phantoms(entry, seeds)
+        result = run(entry, predictor_for(entry, weights), Source(data, mask, phantoms, split))
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
-    typer.echo(result.to_json())
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    table = Table("class", "metric", "value", "95 % interval", title=f"{name}, {result.n} cases")
+    for class_name, metrics in result.metrics.items():
+        for metric, one in metrics.items():
+            table.add_row(class_name, metric, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}")
+    Console(width=None if Console().is_terminal else 100).print(table)

@@ -14,26 +14,62 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from triton_models.architectures.served import build_served
 from triton_models.registry import ModelEntry, TensorSpec, weights_sha256
+from triton_models.served.base import build_served
 
 OPSET = 18
+TORCH_TYPES = {
+    "TYPE_INT16": torch.int16,
+    "TYPE_UINT8": torch.uint8,
+    "TYPE_FP32": torch.float32,
+}
+#: names of the dimensions that are dynamic, by how many an input has; sizes of the example, which divide
+#: nothing so that none is taken for a constant; sizes of the warm-up
+DYNAMIC = {2: ("rows", "columns"), 3: ("slices", "rows", "columns")}
+EXAMPLE_SIZES = {"slices": 37, "rows": 331, "columns": 347}
+WARM_UP_SIZES = {"slices": 64, "rows": 512, "columns": 512}
+
+
+def dimension_names(spec: TensorSpec) -> tuple[str | None, ...]:
+    """Of each dim: its name if it is dynamic."""
+    names = DYNAMIC.get(len(spec.dims), ())
+    return tuple(names[i] if dim < 0 else None for i, dim in enumerate(spec.dims))
+
+
+def example_inputs(entry: ModelEntry, batch: int = 2) -> tuple[Tensor, ...]:
+    """Random inputs of the registry's types and sizes."""
+    examples = []
+    for spec in entry.inputs:
+        sizes = [
+            dim if name is None else EXAMPLE_SIZES[name]
+            for dim, name in zip(spec.dims, dimension_names(spec), strict=True)
+        ]
+        if spec.data_type == "TYPE_FP32":
+            examples.append(torch.rand(batch, *sizes))
+        elif spec.data_type == "TYPE_UINT8":
+            examples.append(torch.randint(0, 2, (batch, *sizes), dtype=torch.uint8))
+        else:
+            examples.append(torch.randint(-1024, 600, (batch, *sizes), dtype=TORCH_TYPES[spec.data_type]))
+    return tuple(examples)
 
 
 def export_onnx(entry: ModelEntry, network: nn.Module, path: Path) -> None:
-    """Write the served graph around ``network``; batch, rows and columns stay dynamic."""
+    """Write the served graph around ``network``; the batch and the registry's dims of -1 stay dynamic."""
     served = build_served(entry, network).eval()
-    # sizes that divide nothing, so that no dimension is taken for a constant
-    example = torch.randint(-1024, 600, (2, 331, 347), dtype=torch.int16)
-    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("rows"), 2: torch.export.Dim("columns")}
+    batch = torch.export.Dim("batch")
+    dimensions = {name: torch.export.Dim(name) for names in DYNAMIC.values() for name in names}
+    dynamic = tuple(
+        {0: batch} | {i + 1: dimensions[name] for i, name in enumerate(dimension_names(spec)) if name}
+        for spec in entry.inputs
+    )
     program = torch.onnx.export(
         served,
-        (example,),
+        example_inputs(entry),
         input_names=[spec.name for spec in entry.inputs],
         output_names=[spec.name for spec in entry.outputs],
-        dynamic_shapes=(dynamic,),
+        dynamic_shapes=dynamic,
         opset_version=OPSET,
         dynamo=True,
         external_data=False,
@@ -65,7 +101,6 @@ def render_config(entry: ModelEntry, sha256: str) -> str:
             lines.append(f'  {{ name: "{spec.name}" data_type: {spec.data_type} dims: [ {dims} ] }}')
         return f"{kind} [\n" + ",\n".join(lines) + "\n]\n"
 
-    warm_up = ", ".join("512" for _ in entry.inputs[0].dims)
     return (
         f"# {entry.title}. Written by `pacsnode models export {entry.name}`; the model card is README.md.\n"
         f'name: "{entry.name}"\n'
@@ -79,17 +114,23 @@ def render_config(entry: ModelEntry, sha256: str) -> str:
         "instance_group [ { count: 1 kind: KIND_AUTO } ]\n"
         "model_warmup [\n"
         "  {\n"
-        '    name: "one slice"\n'
-        "    batch_size: 1\n"
-        f'    inputs {{ key: "{entry.inputs[0].name}" value {{ data_type: {entry.inputs[0].data_type} '
-        f"dims: [ {warm_up} ] zero_data: true }} }}\n"
-        "  }\n"
+        '    name: "one case"\n'
+        "    batch_size: 1\n" + "".join(_warm_up(spec) for spec in entry.inputs) + "  }\n"
         "]\n"
         f'parameters {{ key: "description" value {{ string_value: "{entry.task}" }} }}\n'
         f'parameters {{ key: "paper" value {{ string_value: "{entry.paper}" }} }}\n'
         f'parameters {{ key: "weights_licence" value {{ string_value: "{entry.weights_licence}" }} }}\n'
         f'parameters {{ key: "sha256" value {{ string_value: "{sha256}" }} }}\n'
     )
+
+
+def _warm_up(spec: TensorSpec) -> str:
+    dims = ", ".join(
+        str(dim if name is None else WARM_UP_SIZES[name])
+        for dim, name in zip(spec.dims, dimension_names(spec), strict=True)
+    )
+    value = f"{{ data_type: {spec.data_type} dims: [ {dims} ] zero_data: true }}"
+    return f'    inputs {{ key: "{spec.name}" value {value} }}\n'
 
 
 def export_model(entry: ModelEntry, network: nn.Module) -> Path:

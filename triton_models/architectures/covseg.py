@@ -1,6 +1,6 @@
 """COVSeg-NET (Zhang et al. 2021, sections 2.3 and 3.2, tables 2 to 4).
 
-In: (n, in_channels, size, size) float.  Out: (n, out_channels, size, size) logits; the sigmoid of the paper
+In: (n, len(WINDOWS), size, size) float.  Out: (n, out_channels, size, size) logits; the sigmoid of the paper
 is applied by the loss and by the served graph.
 
 From the paper: nine numbered convolutional layers, four down and four up; 3x3 convolutions with ELU and
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from triton_models.architectures.windows import WINDOWS
 
 WIDTHS = (8, 20, 40, 80, 128)
 INCEPTION_FROM_LEVEL = 2
@@ -60,13 +62,13 @@ class Layer(nn.Sequential):
 class COVSegNet(nn.Module):
     """The network. ``size`` is the side of its square input in pixels, a multiple of 16."""
 
-    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+    def __init__(self, out_channels: int, size: int) -> None:
         super().__init__()
         if size % 16:
             raise ValueError(f"size must be a multiple of 16 for four downsamplings, got {size}")
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
-        source = in_channels
+        source = len(WINDOWS)
         for level, width in enumerate(WIDTHS):
             inception = level >= INCEPTION_FROM_LEVEL
             self.down.append(Layer(source, width, inception=inception))

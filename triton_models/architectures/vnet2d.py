@@ -1,6 +1,6 @@
-"""2D V-Net with self-attention on the skip connections (Deng et al. 2021, sections 2.2 and 3.1).
+"""2D V-Net, plain and with self-attention on the skip connections (Deng et al. 2021, sections 2.2 and 3.1).
 
-In: (n, in_channels, size, size) float.  Out: (n, out_channels, size, size) logits.
+In: (n, len(WINDOWS), size, size) float.  Out: (n, out_channels, size, size) logits.
 
 From the paper: V-Net's encoder and decoder reduced to two dimensions; in each stage the input is added to
 the output of its convolutions (residual learning); strided convolutions instead of pooling; PReLU; the
@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from triton_models.architectures.windows import WINDOWS
 
 WIDTHS = (8, 16, 32, 64, 128)
 CONVOLUTIONS = (1, 2, 2, 2, 2)
@@ -72,7 +74,7 @@ class SkipSelfAttention(nn.Module):
 class VNet2D(nn.Module):
     """The network; ``size`` is the side of its square input in pixels, a multiple of 128."""
 
-    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+    def __init__(self, out_channels: int, size: int, *, attention: bool = True) -> None:
         super().__init__()
         self.encoder = nn.ModuleList()
         self.down = nn.ModuleList()
@@ -80,7 +82,7 @@ class VNet2D(nn.Module):
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
         for level, (width, count) in enumerate(zip(WIDTHS, CONVOLUTIONS, strict=True)):
-            self.encoder.append(ResidualStage(in_channels if level == 0 else width, width, count))
+            self.encoder.append(ResidualStage(len(WINDOWS) if level == 0 else width, width, count))
             if level + 1 < len(WIDTHS):
                 below = WIDTHS[level + 1]
                 self.down.append(
@@ -88,7 +90,7 @@ class VNet2D(nn.Module):
                         nn.Conv2d(width, below, 2, stride=2), nn.BatchNorm2d(below), nn.PReLU(below)
                     )
                 )
-                self.attention.append(SkipSelfAttention(width, size >> level))
+                self.attention.append(SkipSelfAttention(width, size >> level) if attention else nn.Identity())
                 self.up.append(nn.Sequential(nn.ConvTranspose2d(below, width, 2, stride=2), nn.PReLU(width)))
                 self.decoder.append(ResidualStage(2 * width, width, count))
         self.head = nn.Conv2d(WIDTHS[0], out_channels, 1)
@@ -105,3 +107,10 @@ class VNet2D(nn.Module):
             x = self.decoder[level](x)
         logits: Tensor = self.head(x)
         return logits
+
+
+class PlainVNet2D(VNet2D):
+    """The same without attention: the paper's second baseline."""
+
+    def __init__(self, out_channels: int, size: int) -> None:
+        super().__init__(out_channels, size, attention=False)

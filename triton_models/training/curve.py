@@ -7,22 +7,25 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from triton_models.registry import ModelEntry
 
+def plot_history(title: str, measure: str, history: Sequence[dict[str, float]], path: Path) -> None:
+    """Write the loss and the validation's figures over the steps as a small PNG.
 
-def plot_history(entry: ModelEntry, history: Sequence[dict[str, float]], path: Path) -> None:
-    """Write loss and validation Dice over the steps as a small PNG."""
+    measure: the label of the figures' axis.
+    """
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     loss_axis = figure.subplots()
     steps = [row["step"] for row in history]
     loss_axis.plot(steps, [row["loss"] for row in history], color="0.6", label="training loss (one batch)")
     loss_axis.set_xlabel("optimiser step")
     loss_axis.set_ylabel("training loss")
-    dice_axis = loss_axis.twinx()
-    for channel in entry.channels:
-        dice_axis.plot(steps, [row[f"dice_{channel}"] for row in history], marker=".", label=channel)
-    dice_axis.set_ylabel("Dice on validation phantoms")
-    dice_axis.set_ylim(0, 1)
-    dice_axis.legend(loc="lower right")
-    loss_axis.set_title(entry.title, fontsize=8)
+    axis = loss_axis.twinx()
+    names = [name for name in history[-1] if name not in {"step", "loss"}]
+    for name in names:
+        axis.plot(steps, [row[name] for row in history], marker=".", label=name.replace("_", " "))
+    axis.set_ylabel(f"{measure} on validation data")
+    if all(0 <= row[name] <= 1 for row in history for name in names):
+        axis.set_ylim(0, 1)
+    axis.legend(loc="lower right", fontsize=7)
+    loss_axis.set_title(title, fontsize=8)
     figure.savefig(path, dpi=90)

@@ -1,66 +1,34 @@
-"""What a training run is: fixed before it starts, stored with its checkpoints."""
+"""What the user chose for a training run; what a model needs beyond that stands in its recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_models.data.slices import TRAIN_SEEDS, VALIDATION_SEEDS
-from triton_models.registry import ModelEntry
+from triton_models.registry import MAIN
+
+SEED = 20261120
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of one run.
 
-    out: folder of checkpoint, history and curve.  data: folders with real axial CT series, may be empty.
+    out: folder of checkpoint, history and curve.  data: folders with images, may be empty.
     cache: where generated phantoms are kept between runs.
-    steps: optimiser steps; the learning rate's schedule spans them.
+    steps: optimiser steps, None for the recipe's own number; the learning rate's schedule spans them.
     minutes: stop the run after that long even if steps are left; the schedule then spans the time.
-    focal: focal loss instead of binary cross-entropy beside the Dice loss (small, rare foreground).
-    crop: side in pixels of a random window that is learned from, None for whole slices; for networks that are
-        fully convolutional (COVSegNet is, VNet2D's attention wants the whole slice).
-    bf16: bfloat16 autocast, fast on CPUs with AMX.
+    variant: the model itself or one of its baselines.
+    bf16: bfloat16 autocast, fast on CPUs that have it.
+    fold: (k, n) trains on all of ``data`` but the k-th of n parts and validates on that one; None for all.
     """
 
     out: Path
     data: tuple[Path, ...] = ()
     cache: Path | None = None
-    steps: int = 1500
+    steps: int | None = None
     minutes: float | None = None
-    batch_size: int = 12
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    average_decay: float = 0.99
-    real_share: float = 0.3
-    pasted_copies: int = 10
-    validate_every: int = 100
-    seed: int = 20261120
-    focal: bool = False
-    crop: int | None = None
+    variant: str = MAIN
+    seed: int = SEED
     bf16: bool = True
-    train_seeds: tuple[int, ...] = tuple(TRAIN_SEEDS)
-    validation_seeds: tuple[int, ...] = tuple(VALIDATION_SEEDS)
-
-
-def settings_for(
-    entry: ModelEntry,
-    *,
-    out: Path,
-    data: tuple[Path, ...],
-    cache: Path | None,
-    steps: int,
-    minutes: float | None,
-) -> TrainSettings:
-    """The settings with which a model is trained; lesions are small, rare and local: focal loss, windows."""
-    lesions = entry.name == "lesions"
-    return TrainSettings(
-        out=out,
-        data=data,
-        cache=cache,
-        steps=steps,
-        minutes=minutes,
-        focal=lesions,
-        crop=160 if lesions else None,
-        real_share=0.4 if lesions else 0.3,
-    )
+    fold: tuple[int, int] | None = None

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from triton_models.architectures.build import build_network
 from triton_models.architectures.covseg import COVSegNet, Inception
-from triton_models.architectures.served import THRESHOLD, build_network, build_served, windowed
 from triton_models.architectures.vnet2d import ResidualStage, SkipSelfAttention, VNet2D
+from triton_models.architectures.windows import windowed
 from triton_models.registry import MODELS, ModelEntry
+from triton_models.served.base import build_served
+from triton_models.served.segmentation import THRESHOLD
 
 
 @pytest.mark.parametrize("entry", MODELS.values(), ids=list(MODELS))
@@ -17,7 +20,7 @@ def test_a_channel_of_logits_for_each_class(entry: ModelEntry) -> None:
     network = build_network(entry).eval()
     with torch.inference_mode():
         logits = network(torch.zeros(2, 2, entry.network_size, entry.network_size))
-    assert logits.shape == (2, len(entry.channels), entry.network_size, entry.network_size)
+    assert logits.shape == (2, len(entry.classes), entry.network_size, entry.network_size)
 
 
 def _of(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
@@ -25,7 +28,7 @@ def _of(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 
 
 def test_vnet_has_strided_convolutions_prelu_and_attention_on_each_skip() -> None:
-    network = VNet2D(2, 1, 256)
+    network = VNet2D(1, 256)
     assert [layer[0].stride for layer in network.down] == [(2, 2)] * 4
     assert not _of(network, nn.MaxPool2d)
     assert _of(network, nn.PReLU)
@@ -51,7 +54,7 @@ def test_attention_lets_a_far_corner_change_the_gate() -> None:
 
 
 def test_covseg_has_nine_layers_pools_3x3_and_drops_half() -> None:
-    network = COVSegNet(2, 2, 256)
+    network = COVSegNet(2, 256)
     assert len(network.down) + len(network.up) == 9
     assert (network.pool.kernel_size, network.pool.stride) == (3, 2)
     assert network.dropout.p == 0.5
@@ -70,7 +73,7 @@ def test_covseg_inception_has_the_four_branches() -> None:
 
 
 def test_covseg_merges_4_6_3_7_2_8_1_9() -> None:
-    network = COVSegNet(2, 2, 64).eval()
+    network = COVSegNet(2, 64).eval()
     sizes: dict[str, tuple[int, ...]] = {}
 
     def remember(name: str):

@@ -8,9 +8,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from triton_models.architectures.served import build_network, build_served
+from triton_models.architectures.build import build_network
 from triton_models.export import OPSET, export_onnx, render_config
 from triton_models.registry import MODELS, ModelEntry
+from triton_models.served.base import build_served
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=list(MODELS))

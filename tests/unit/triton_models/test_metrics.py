@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from triton_models.metrics import METRICS, Counts, estimates
+from triton_models.evaluation.pixel_metrics import METRICS, Counts, estimates
 
 
 def _mask(text: str) -> np.ndarray:

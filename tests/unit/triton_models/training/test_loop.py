@@ -12,53 +12,57 @@ import torch
 
 from triton_models.data.slices import IGNORE
 from triton_models.registry import MODELS
-from triton_models.training.loop import load_network, segmentation_loss, train
-from triton_models.training.sampling import training_mixture
-from triton_models.training.settings import TrainSettings, settings_for
+from triton_models.training.loop import load_trained, train
+from triton_models.training.recipes.mixture import training_mixture
+from triton_models.training.recipes.segmentation import SegmentationRecipe, segmentation_loss
+from triton_models.training.settings import TrainSettings
+
+VARIANTS = [(entry.name, variant) for entry in MODELS.values() for variant in entry.variants]
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
     monkeypatch.setattr("triton_models.data.slices.SLICES_PER_PHANTOM", 3)
-    return TrainSettings(
-        out=tmp_path / "run",
-        cache=tmp_path / "cache",
-        steps=3,
-        batch_size=2,
-        validate_every=3,
-        train_seeds=(1001,),
-        validation_seeds=(8001,),
-        bf16=False,
-    )
+    monkeypatch.setattr("triton_models.training.recipes.mixture.TRAIN_SEEDS", range(1001, 1002))
+    monkeypatch.setattr("triton_models.training.recipes.segmentation.VALIDATION_SEEDS", range(8001, 8002))
+    monkeypatch.setattr("triton_models.training.recipes.segmentation.BATCH_SIZE", 2)
+    return TrainSettings(out=tmp_path / "run", cache=tmp_path / "cache", steps=3, bf16=False)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_three_steps_and_resume(name: str, settings: TrainSettings) -> None:
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_three_steps_and_resume(name: str, variant: str, settings: TrainSettings) -> None:
     entry = MODELS[name]
+    settings = replace(settings, variant=variant)
     checkpoint = train(entry, settings)
     assert (settings.out / "curve.png").stat().st_size > 1000
     (row,) = json.loads((settings.out / "history.json").read_text())
     assert row["step"] == 3
-    assert {f"dice_{channel}" for channel in entry.channels} <= set(row)
-    before = load_network(entry, checkpoint).state_dict()
+    before = load_trained(entry, checkpoint)
+    assert (before.variant, before.classes) == (variant, entry.classes)
 
-    train(entry, replace(settings, steps=4, validate_every=4), resume=True)
+    train(entry, replace(settings, steps=4), resume=True)
     rows = json.loads((settings.out / "history.json").read_text())
     assert [r["step"] for r in rows] == [3, 4]
-    after = load_network(entry, checkpoint).state_dict()
-    assert any(not torch.equal(before[key], after[key]) for key in before)
+    weights, after = before.network.state_dict(), load_trained(entry, checkpoint).network.state_dict()
+    assert any(not torch.equal(weights[key], after[key]) for key in weights)
 
 
 def test_the_same_seed_trains_the_same_network(settings: TrainSettings, tmp_path: Path) -> None:
     entry = MODELS["lungs"]
-    first = load_network(entry, train(entry, settings)).state_dict()
-    second = load_network(entry, train(entry, replace(settings, out=tmp_path / "again"))).state_dict()
+    first = load_trained(entry, train(entry, settings)).network.state_dict()
+    second = load_trained(entry, train(entry, replace(settings, out=tmp_path / "again"))).network.state_dict()
     assert all(torch.allclose(first[key], second[key], atol=1e-5) for key in first)
 
 
 def test_resume_without_a_checkpoint_is_an_error(settings: TrainSettings) -> None:
     with pytest.raises(FileNotFoundError):
         train(MODELS["lungs"], settings, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_an_error(settings: TrainSettings) -> None:
+    checkpoint = train(MODELS["lungs"], settings)
+    with pytest.raises(ValueError, match="checkpoint of lungs, not of lesions"):
+        load_trained(MODELS["lesions"], checkpoint)
 
 
 def test_ignored_pixels_do_not_count() -> None:
@@ -94,7 +98,6 @@ def test_batches_carry_ignore_in_every_channel(settings: TrainSettings) -> None:
     )
 
 
-def test_lesions_get_the_focal_loss(tmp_path: Path) -> None:
-    arguments = {"out": tmp_path, "data": (), "cache": None, "steps": 1, "minutes": None}
-    assert settings_for(MODELS["lesions"], **arguments).focal
-    assert not settings_for(MODELS["lungs"], **arguments).focal
+def test_lesions_get_the_focal_loss(settings: TrainSettings) -> None:
+    assert SegmentationRecipe(MODELS["lesions"], settings).focal
+    assert not SegmentationRecipe(MODELS["lungs"], settings).focal

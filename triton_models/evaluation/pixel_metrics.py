@@ -15,17 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BOOTSTRAP_SAMPLES = 1000
+from triton_models.evaluation.result import Estimate, draws
+
 METRICS = ("dice", "dice_pooled", "iou", "sensitivity", "specificity", "precision", "accuracy")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with the 2.5th and 97.5th percentile of its bootstrap distribution (images resampled)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -56,16 +48,9 @@ def estimates(counts: Counts, *, seed: int = 0) -> dict[str, Estimate]:
     """Every metric of METRICS; NaN where it is undefined. Raises ValueError for no images."""
     if not len(counts):
         raise ValueError("no images to evaluate")
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1.0 / len(counts)), BOOTSTRAP_SAMPLES)
     values = _metrics(np.ones((1, len(counts))), counts.table)
-    spread = _metrics(drawn.astype(np.float64), counts.table)
-    result = {}
-    for name in METRICS:
-        sample = spread[name][np.isfinite(spread[name])]
-        low, high = np.percentile(sample, [2.5, 97.5]) if len(sample) else (np.nan, np.nan)
-        result[name] = Estimate(float(values[name][0]), float(low), float(high))
-    return result
+    spread = _metrics(draws(len(counts), seed=seed).astype(np.float64), counts.table)
+    return {name: Estimate.of(values[name][0], spread[name]) for name in METRICS}
 
 
 def _metrics(weights: NDArray[np.float64], table: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

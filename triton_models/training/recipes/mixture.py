@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triton_models.data.real import load_real, real_slices
-from triton_models.data.slices import IGNORE, Slices, phantom_set
+from triton_models.data.slices import IGNORE, TRAIN_SEEDS, Slices, phantom_set
 from triton_models.registry import ModelEntry
 from triton_models.training.settings import TrainSettings
 
+#: of each batch, when there is real data
+REAL_SHARES = {"lungs": 0.3, "lesions": 0.4}
+PASTED_COPIES = 10  # of each real series, with synthetic lesions
 SEEN_PIXELS = 30  # a consolidation of fewer pixels at the network's resolution teaches nothing
 
 
 def target_channels(entry: ModelEntry, slices: Slices, index: NDArray[np.int64]) -> Tensor:
     """Targets of the chosen slices: uint8 (n, channels, size, size), 0, 1 or IGNORE."""
-    if entry.channels == ("lung",):
+    if entry.name == "lungs":
         return torch.from_numpy(slices.lungs[index])[:, None]
     lesions = torch.from_numpy(slices.lesions[index])
     ignored = lesions == IGNORE
@@ -53,17 +56,18 @@ class Mixture:
 
 def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
     """Phantoms, with and without lesions, and real slices, untouched and with pasted lesions."""
-    phantoms = phantom_set(settings.train_seeds, settings.cache)
+    phantoms = phantom_set(TRAIN_SEEDS, settings.cache)
     dense = (phantoms.lesions == 2).sum(axis=(1, 2)) >= SEEN_PIXELS
     ground = (phantoms.lesions == 1).any(axis=(1, 2)) & ~dense
     # shares of slices with consolidation, with only ground glass, and without either
-    shares = (0.2, 0.3, 0.5) if entry.channels == ("lung",) else (0.5, 0.25, 0.25)
+    shares = (0.2, 0.3, 0.5) if entry.name == "lungs" else (0.5, 0.25, 0.25)
     pools: list[tuple[Slices, float]] = [
         (_subset(phantoms, keep), share)
         for keep, share in zip((dense, ground, ~dense & ~ground), shares, strict=True)
     ]
-    if settings.data and settings.real_share > 0:
-        scale = settings.real_share / (1.0 - settings.real_share)
+    if settings.data:
+        share = REAL_SHARES[entry.name]
+        scale = share / (1.0 - share)
         pools += [(pool, weight * scale) for pool, weight in _real_pools(settings)]
     usable = [(pool, weight) for pool, weight in pools if len(pool)]
     return Mixture(entry, tuple(pool for pool, _ in usable), tuple(weight for _, weight in usable))
@@ -80,7 +84,7 @@ def _real_pools(settings: TrainSettings) -> list[tuple[Slices, float]]:
     pools = []
     if whole:
         rng = np.random.default_rng(settings.seed)
-        pasted = [real_slices(one, rng) for one in whole for _ in range(settings.pasted_copies)]
+        pasted = [real_slices(one, rng) for one in whole for _ in range(PASTED_COPIES)]
         pools += [
             (Slices.concatenate([real_slices(one) for one in whole]), 0.45),
             (Slices.concatenate(pasted), 0.45),

@@ -1,0 +1,115 @@
+"""Measures segmentation against masks: of a DICOM series, of labelled 2D images, or of phantoms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from triton_models.data.dicom_folder import Series, read_folder
+from triton_models.data.labelled_2d import is_labelled_2d, read_labelled_2d
+from triton_models.data.phantom import chest_phantom
+from triton_models.data.slices import SLICES_PER_PHANTOM, TEST_SEEDS
+from triton_models.evaluation.pixel_metrics import Counts, estimates
+from triton_models.evaluation.predictor import Predictor
+from triton_models.evaluation.result import Evaluation
+from triton_models.evaluation.source import Source
+from triton_models.registry import ModelEntry
+
+#: class -> values of a NIfTI mask; for lungs those of TotalSegmentator's five lobes
+MASK_LABELS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "lungs": {"lungs": (10, 11, 12, 13, 14)},
+    "lesions": {"ground_glass": (1,), "consolidation": (2,), "infection": (1, 2)},
+}
+#: class -> values in the model's label output, which are also those of phantoms and labelled images
+OUTPUT_LABELS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "lungs": {"lungs": (1,)},
+    "lesions": MASK_LABELS["lesions"],
+}
+BATCH = 8
+
+#: label values of one image, predicted and true
+Labelled = tuple[NDArray[np.uint8], NDArray[np.uint8] | NDArray[np.int16]]
+
+
+def served_labels(
+    entry: ModelEntry, predictor: Predictor, hu: NDArray[np.int16]
+) -> Iterator[NDArray[np.uint8]]:
+    """The model's label output for each slice of hu (slices, rows, columns)."""
+    for start in range(0, len(hu), BATCH):
+        yield from predictor({entry.inputs[0].name: hu[start : start + BATCH]})[entry.outputs[0].name]
+
+
+def evaluate(entry: ModelEntry, predictor: Predictor, source: Source) -> Evaluation:
+    """Raises FileNotFoundError for a missing file, ValueError for a folder with several series, a series
+    without a mask, or a mask that doesn't fit."""
+    outputs = OUTPUT_LABELS[entry.name]
+    if source.data is None:
+        pairs, truths = _phantoms(entry, predictor, source.phantoms), outputs
+    elif is_labelled_2d(source.data):
+        pairs, truths = _labelled_2d(entry, predictor, source.data), outputs
+    else:
+        pairs, truths = _series(entry, predictor, source.data, source.mask), MASK_LABELS[entry.name]
+    counts: dict[str, list[Counts]] = {name: [] for name in outputs}
+    for predicted, truth in pairs:
+        for name, values in outputs.items():
+            counts[name].append(Counts.of([(np.isin(predicted, values), np.isin(truth, truths[name]))]))
+    if not next(iter(counts.values())):
+        raise ValueError("no images to evaluate")
+    joined = {name: Counts(np.concatenate([one.table for one in some])) for name, some in counts.items()}
+    return Evaluation(
+        model=entry.name,
+        weights_sha256=predictor.weights_sha256,
+        n=len(next(iter(joined.values()))),
+        metrics={name: estimates(one) for name, one in joined.items()},
+    )
+
+
+def _phantoms(entry: ModelEntry, predictor: Predictor, count: int) -> Iterator[Labelled]:
+    """Exact labels of phantoms at full resolution (512 x 512)."""
+    for seed in range(TEST_SEEDS.start, TEST_SEEDS.start + count):
+        phantom = chest_phantom(seed, slices=SLICES_PER_PHANTOM)
+        truth = (phantom.lungs > 0).astype(np.uint8) if entry.name == "lungs" else phantom.lesions
+        yield from zip(served_labels(entry, predictor, phantom.hu), truth, strict=True)
+
+
+def _labelled_2d(entry: ModelEntry, predictor: Predictor, folder: Path) -> Iterator[Labelled]:
+    if entry.name != "lesions":
+        raise ValueError(f"{folder}: its images have labels of lesions, none for {entry.name}")
+    for image in read_labelled_2d(folder):
+        (predicted,) = served_labels(entry, predictor, image.hu[None])
+        yield predicted, image.labels
+
+
+def _series(entry: ModelEntry, predictor: Predictor, data: Path, mask: Path | None) -> Iterator[Labelled]:
+    found = read_folder(data)
+    if len(found) != 1:
+        raise ValueError(f"{data}: has {len(found)} axial CT series, evaluate one at a time")
+    if mask is None:
+        raise ValueError(f"{data}: is a DICOM series; --mask must name its labels (NIfTI)")
+    if not mask.is_file():
+        raise FileNotFoundError(f"{mask}: no such mask")
+    yield from zip(served_labels(entry, predictor, found[0].hu), mask_on_series(found[0], mask), strict=True)
+
+
+def mask_on_series(series: Series, mask: Path) -> NDArray[np.int16]:
+    """A NIfTI label image resampled to the series' grid (nearest neighbour), (slices, rows, columns).
+
+    SimpleITK gives NIfTI's RAS affine in LPS, as DICOM has it. Raises ValueError when the mask covers less
+    than half of the series: it is taken for another patient's.
+    """
+    image = sitk.ReadImage(str(mask), sitk.sitkInt16)
+    grid = sitk.Image([int(n) for n in series.hu.shape[::-1]], sitk.sitkUInt8)
+    directions = series.affine[:3, :3] / np.asarray(series.spacing_mm)
+    # ITK's index order is column, row, slice
+    grid.SetOrigin([float(v) for v in series.affine[:3, 3]])
+    grid.SetSpacing([float(v) for v in series.spacing_mm[::-1]])
+    grid.SetDirection([float(v) for v in directions[:, ::-1].ravel()])
+    inside = sitk.Resample(image * 0 + 1, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    if sitk.GetArrayViewFromImage(inside).mean() < 0.5:
+        raise ValueError(f"{mask}: covers less than half of series {series.series_instance_uid}")
+    resampled = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    return np.asarray(sitk.GetArrayFromImage(resampled), dtype=np.int16)
