@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from triton_models.evaluation.result import Evaluation
 from triton_models.registry import MAIN, MODELS, ModelEntry, model, weights_sha256
+from triton_models.training.settings import SEED, TrainSettings
 
 app = typer.Typer(help="List, train, export and evaluate the served models.", no_args_is_help=True)
 
@@ -32,6 +34,15 @@ def _entry(name: str) -> ModelEntry:
         raise typer.BadParameter(str(error.args[0]), param_hint="NAME") from error
 
 
+def _entry_with(name: str, variant: str) -> ModelEntry:
+    entry = _entry(name)
+    if variant not in entry.variants:
+        raise typer.BadParameter(
+            f"{variant!r} is none of {', '.join(entry.variants)}", param_hint="--variant"
+        )
+    return entry
+
+
 def _need_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         typer.echo("this command needs the training packages: pip install 'pacsnode[train]'", err=True)
@@ -41,6 +52,17 @@ def _need_torch() -> None:
 def _fail(error: Exception) -> typer.Exit:
     typer.echo(str(error), err=True)
     return typer.Exit(1)
+
+
+def _print(result: Evaluation, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    table = Table("class", "metric", "value", "95 % interval", title=f"{result.model}, {result.n} cases")
+    for class_name, metrics in result.metrics.items():
+        for metric, one in metrics.items():
+            table.add_row(class_name, metric, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}")
+    Console(width=None if Console().is_terminal else 100).print(table)
 
 
 @app.command("list")
@@ -84,7 +106,7 @@ def train(
         int | None, typer.Option(min=1, help="Optimiser steps, if not the model's own number.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop after that long at most.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and data, the same weights.")] = 20261120,
+    seed: Annotated[int, typer.Option(help="The same seed and data, the same weights.")] = SEED,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
 ) -> None:
     """Train a model: on generated phantoms, with --data on real series too, or on labelled pictures alone."""
@@ -95,7 +117,6 @@ def train(
         )
     _need_torch()
     from triton_models.training.loop import train as run  # noqa: PLC0415 - torch only when it is needed
-    from triton_models.training.settings import TrainSettings  # noqa: PLC0415
 
     settings = TrainSettings(
         out=out,
@@ -110,6 +131,39 @@ def train(
         typer.echo(run(entry, settings, resume=resume))
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
+
+
+@app.command("cross-validate")
+def cross_validate(
+    name: Name,
+    *,
+    data: Annotated[Path, typer.Option(help="Folder with labelled pictures.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the parts' checkpoints; what it has isn't done again.")
+    ],
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Number of parts.")] = 5,
+    variant: Annotated[str, typer.Option(help="The model itself or one of its baselines.")] = MAIN,
+    cache: Annotated[Path | None, typer.Option(help="Keep generated phantoms here between runs.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps a part, if not the model's own number.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed and data, the same weights.")] = SEED,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Train on all parts of labelled pictures but one and measure on that one, for each part.
+
+    Pictures of one source (a paper, a patient) are never in two parts, where the data tells sources.
+    """
+    entry = _entry_with(name, variant)
+    _need_torch()
+    from triton_models.crossvalidate import cross_validate as run  # noqa: PLC0415 - torch only when needed
+
+    settings = TrainSettings(out=out, data=(data,), cache=cache, steps=steps, variant=variant, seed=seed)
+    try:
+        result = run(entry, settings, parts=folds)
+    except (FileNotFoundError, ValueError) as error:
+        raise _fail(error) from error
+    _print(result, as_json=as_json)
 
 
 @app.command()
@@ -162,11 +216,4 @@ def evaluate(
         result = run(entry, predictor_for(entry, weights), Source(data, mask, phantoms, split))
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
-    if as_json:
-        typer.echo(result.to_json())
-        return
-    table = Table("class", "metric", "value", "95 % interval", title=f"{name}, {result.n} cases")
-    for class_name, metrics in result.metrics.items():
-        for metric, one in metrics.items():
-            table.add_row(class_name, metric, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}")
-    Console(width=None if Console().is_terminal else 100).print(table)
+    _print(result, as_json=as_json)

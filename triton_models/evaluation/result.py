@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,17 @@ class Estimate:
 
 #: class -> metric -> estimate
 Metrics = Mapping[str, Mapping[str, Estimate]]
+
+
+class Cases(Protocol):
+    """What a model answered for some cases, with the truth; what metrics are made of."""
+
+    def __len__(self) -> int: ...
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """With those of other runs, as cross-validation has them."""
+
+    def metrics(self) -> Metrics: ...
 
 
 @dataclass(frozen=True)

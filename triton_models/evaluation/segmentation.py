@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from triton_models.data.dicom_folder import Series, read_folder
-from triton_models.data.labelled_2d import is_labelled_2d, read_labelled_2d
+from triton_models.data.folds import inside
+from triton_models.data.labelled_2d import UNTYPED, is_labelled_2d, read_labelled_2d
 from triton_models.data.phantom import chest_phantom
 from triton_models.data.slices import SLICES_PER_PHANTOM, TEST_SEEDS
 from triton_models.evaluation.pixel_metrics import Counts, estimates
 from triton_models.evaluation.predictor import Predictor
-from triton_models.evaluation.result import Evaluation
+from triton_models.evaluation.result import Metrics
 from triton_models.evaluation.source import Source
 from triton_models.registry import ModelEntry
 
@@ -24,11 +26,13 @@ MASK_LABELS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "lungs": {"lungs": (10, 11, 12, 13, 14)},
     "lesions": {"ground_glass": (1,), "consolidation": (2,), "infection": (1, 2)},
 }
-#: class -> values in the model's label output, which are also those of phantoms and labelled images
+#: class -> values in the model's label output, which are also those of phantoms
 OUTPUT_LABELS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "lungs": {"lungs": (1,)},
     "lesions": MASK_LABELS["lesions"],
 }
+#: class -> values of labelled pictures
+PICTURE_LABELS = {"lesions": {**OUTPUT_LABELS["lesions"], "infection": (1, 2, UNTYPED)}}
 BATCH = 8
 
 #: label values of one image, predicted and true
@@ -43,29 +47,42 @@ def served_labels(
         yield from predictor({entry.inputs[0].name: hu[start : start + BATCH]})[entry.outputs[0].name]
 
 
-def evaluate(entry: ModelEntry, predictor: Predictor, source: Source) -> Evaluation:
+@dataclass(frozen=True)
+class SegmentationCases:
+    """Pixel counts of each class."""
+
+    counts: Mapping[str, Counts]
+
+    def __len__(self) -> int:
+        return min(len(one) for one in self.counts.values())
+
+    def joined(self, others: Sequence[SegmentationCases]) -> SegmentationCases:
+        tables = {name: [one.counts[name].table for one in (self, *others)] for name in self.counts}
+        return SegmentationCases({name: Counts(np.concatenate(parts)) for name, parts in tables.items()})
+
+    def metrics(self) -> Metrics:
+        return {name: estimates(counts) for name, counts in self.counts.items()}
+
+
+def collect(entry: ModelEntry, predictor: Predictor, source: Source) -> SegmentationCases:
     """Raises FileNotFoundError for a missing file, ValueError for a folder with several series, a series
     without a mask, or a mask that doesn't fit."""
     outputs = OUTPUT_LABELS[entry.name]
+    truths: Mapping[str, tuple[int, ...]] = outputs
     if source.data is None:
-        pairs, truths = _phantoms(entry, predictor, source.phantoms), outputs
+        pairs = _phantoms(entry, predictor, source.phantoms)
     elif is_labelled_2d(source.data):
-        pairs, truths = _labelled_2d(entry, predictor, source.data), outputs
+        pairs, truths = _labelled_2d(entry, predictor, source), PICTURE_LABELS[entry.name]
     else:
         pairs, truths = _series(entry, predictor, source.data, source.mask), MASK_LABELS[entry.name]
-    counts: dict[str, list[Counts]] = {name: [] for name in outputs}
+    rows: dict[str, list[Counts]] = {name: [] for name in outputs}
     for predicted, truth in pairs:
+        if UNTYPED in truth and source.data is not None and is_labelled_2d(source.data):
+            outputs = {"infection": outputs["infection"]}  # what the truth can't tell isn't measured
         for name, values in outputs.items():
-            counts[name].append(Counts.of([(np.isin(predicted, values), np.isin(truth, truths[name]))]))
-    if not next(iter(counts.values())):
-        raise ValueError("no images to evaluate")
-    joined = {name: Counts(np.concatenate([one.table for one in some])) for name, some in counts.items()}
-    return Evaluation(
-        model=entry.name,
-        weights_sha256=predictor.weights_sha256,
-        n=len(next(iter(joined.values()))),
-        metrics={name: estimates(one) for name, one in joined.items()},
-    )
+            rows[name].append(Counts.of([(np.isin(predicted, values), np.isin(truth, truths[name]))]))
+    tables = {name: [one.table for one in rows[name]] for name in outputs}
+    return SegmentationCases({name: Counts(np.concatenate(parts)) for name, parts in tables.items()})
 
 
 def _phantoms(entry: ModelEntry, predictor: Predictor, count: int) -> Iterator[Labelled]:
@@ -76,12 +93,16 @@ def _phantoms(entry: ModelEntry, predictor: Predictor, count: int) -> Iterator[L
         yield from zip(served_labels(entry, predictor, phantom.hu), truth, strict=True)
 
 
-def _labelled_2d(entry: ModelEntry, predictor: Predictor, folder: Path) -> Iterator[Labelled]:
+def _labelled_2d(entry: ModelEntry, predictor: Predictor, source: Source) -> Iterator[Labelled]:
+    assert source.data is not None  # noqa: S101 - by the caller
     if entry.name != "lesions":
-        raise ValueError(f"{folder}: its images have labels of lesions, none for {entry.name}")
-    for image in read_labelled_2d(folder):
-        (predicted,) = served_labels(entry, predictor, image.hu[None])
-        yield predicted, image.labels
+        raise ValueError(f"{source.data}: its images have labels of lesions, none for {entry.name}")
+    images = list(read_labelled_2d(source.data))
+    chosen = inside([image.name for image in images], source.fold) if source.fold else [True] * len(images)
+    for image, is_chosen in zip(images, chosen, strict=True):
+        if is_chosen:
+            (predicted,) = served_labels(entry, predictor, image.hu[None])
+            yield predicted, image.labels
 
 
 def _series(entry: ModelEntry, predictor: Predictor, data: Path, mask: Path | None) -> Iterator[Labelled]:

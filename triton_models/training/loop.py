@@ -98,6 +98,7 @@ class _Run:
             "generator": generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "step": self.step,
+            "finished": self.progress >= 1.0,
             "seconds": self.seconds,
             "history": self.history,
         }
@@ -147,6 +148,11 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
                 plot_history(entry.title, recipe.curve, run.history, settings.out / "curve.png")
                 bar.set_postfix(run.history[-1])
     return checkpoint
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether a run got to its end."""
+    return checkpoint.is_file() and bool(torch.load(checkpoint, weights_only=True)["finished"])
 
 
 def _read(path: Path, entry: ModelEntry) -> dict[str, Any]:

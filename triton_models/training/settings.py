@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_models.data.folds import Fold
 from triton_models.registry import MAIN
 
 SEED = 20261120
@@ -20,7 +21,7 @@ class TrainSettings:
     minutes: stop the run after that long even if steps are left; the schedule then spans the time.
     variant: the model itself or one of its baselines.
     bf16: bfloat16 autocast, fast on CPUs that have it.
-    fold: (k, n) trains on all of ``data`` but the k-th of n parts and validates on that one; None for all.
+    fold: of labelled pictures, train on all but this part and validate on it.
     """
 
     out: Path
@@ -31,4 +32,4 @@ class TrainSettings:
     variant: str = MAIN
     seed: int = SEED
     bf16: bool = True
-    fold: tuple[int, int] | None = None
+    fold: Fold | None = None

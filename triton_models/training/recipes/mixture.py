@@ -1,19 +1,23 @@
 """Which slices a training batch is made of.
 
-In: phantoms and labelled real series.  Out: ``Mixture.draw``, batches of HU and target channels.
+In: phantoms and labelled real series, or labelled pictures.  Out: ``Mixture.draw``, batches of HU and target
+channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from triton_models.data.labelled_2d import UNTYPED, read_labelled_2d
 from triton_models.data.real import load_real, real_slices
-from triton_models.data.slices import IGNORE, TRAIN_SEEDS, Slices, phantom_set
+from triton_models.data.slices import IGNORE, TRAIN_SEEDS, Slices, phantom_set, to_network_size
 from triton_models.registry import ModelEntry
 from triton_models.training.settings import TrainSettings
 
@@ -62,7 +66,7 @@ def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
     # shares of slices with consolidation, with only ground glass, and without either
     shares = (0.2, 0.3, 0.5) if entry.name == "lungs" else (0.5, 0.25, 0.25)
     pools: list[tuple[Slices, float]] = [
-        (_subset(phantoms, keep), share)
+        (subset(phantoms, keep), share)
         for keep, share in zip((dense, ground, ~dense & ~ground), shares, strict=True)
     ]
     if settings.data:
@@ -73,7 +77,20 @@ def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
     return Mixture(entry, tuple(pool for pool, _ in usable), tuple(weight for _, weight in usable))
 
 
-def _subset(slices: Slices, keep: NDArray[np.bool_]) -> Slices:
+def picture_slices(folders: Sequence[Path]) -> tuple[Slices, tuple[str, ...]]:
+    """The labelled pictures of folders as slices, and the group of each.
+
+    Raises FileNotFoundError and ValueError as ``read_labelled_2d``.
+    """
+    images = [image for folder in folders for image in read_labelled_2d(folder)]
+    parts = []
+    for image in images:
+        labels = np.where(image.labels == UNTYPED, IGNORE, image.labels).astype(np.uint8)[None]
+        parts.append(to_network_size(image.hu[None], np.full_like(labels, IGNORE), labels))
+    return Slices.concatenate(parts), tuple(image.name for image in images)
+
+
+def subset(slices: Slices, keep: NDArray[np.bool_]) -> Slices:
     return Slices(slices.hu[keep], slices.lungs[keep], slices.lesions[keep])
 
 

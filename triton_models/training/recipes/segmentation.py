@@ -17,10 +17,18 @@ from torch.nn import functional
 
 from triton_models.architectures.windows import windowed
 from triton_models.data.augment import Augmentation, augment
+from triton_models.data.folds import VALIDATION_FOLD, inside
+from triton_models.data.labelled_2d import is_labelled_2d
 from triton_models.data.slices import IGNORE, VALIDATION_SEEDS, Slices, phantom_set
 from triton_models.registry import ModelEntry
 from triton_models.training.recipe import Random, Recipe
-from triton_models.training.recipes.mixture import Mixture, target_channels, training_mixture
+from triton_models.training.recipes.mixture import (
+    Mixture,
+    picture_slices,
+    subset,
+    target_channels,
+    training_mixture,
+)
 from triton_models.training.settings import TrainSettings
 
 BATCH_SIZE = 12
@@ -60,8 +68,20 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
         self._validation: Slices
 
     def prepare(self) -> None:
+        if any(is_labelled_2d(folder) for folder in self.settings.data):
+            self._prepare_pictures()
+            return
         self._mixture = training_mixture(self.entry, self.settings)
         self._validation = phantom_set(VALIDATION_SEEDS, self.settings.cache)
+
+    def _prepare_pictures(self) -> None:
+        """Labelled pictures are learned from alone: their licence may not allow what phantoms' does."""
+        if self.entry.name != "lesions":
+            raise ValueError(f"labelled pictures have labels of lesions, none for {self.entry.name}")
+        slices, names = picture_slices(self.settings.data)
+        held_out = inside(names, self.settings.fold or VALIDATION_FOLD)
+        self._mixture = Mixture(self.entry, (subset(slices, ~held_out),), (1.0,))
+        self._validation = subset(slices, held_out)
 
     def draw(self, random: Random) -> tuple[Tensor, Tensor]:
         rng, generator = random

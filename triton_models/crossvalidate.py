@@ -1,0 +1,44 @@
+"""Cross-validation: train on all parts but one, measure on that one, for each part.
+
+In: a registry entry, settings with labelled data.  Out: one ``Evaluation`` of all cases, each answered by a
+network that never saw its group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from triton_models.evaluation.evaluate import collect
+from triton_models.evaluation.predictor import predictor_for
+from triton_models.evaluation.result import Cases, Evaluation
+from triton_models.evaluation.source import Source
+from triton_models.registry import ModelEntry
+from triton_models.training.loop import CHECKPOINT, finished, train
+from triton_models.training.settings import TrainSettings
+
+
+def cross_validate(entry: ModelEntry, settings: TrainSettings, *, parts: int) -> Evaluation:
+    """Train ``parts`` networks, in ``settings.out``/0, 1, …, and measure them together.
+
+    Parts that an earlier call finished are not trained again, one that it broke off is resumed. The SHA-256
+    is that of the parts' hashes. Raises ValueError for anything but one folder of labelled pictures,
+    FileNotFoundError for one that isn't there.
+    """
+    if len(settings.data) != 1:
+        raise ValueError(f"cross-validation wants one folder of labelled pictures, got {len(settings.data)}")
+    collected: list[Cases] = []
+    digest = hashlib.sha256()
+    for number in range(parts):
+        one = replace(settings, out=settings.out / str(number), fold=(number, parts))
+        checkpoint = one.out / CHECKPOINT
+        if not finished(checkpoint):
+            train(entry, one, resume=checkpoint.is_file())
+        predictor = predictor_for(entry, checkpoint)
+        digest.update(bytes.fromhex(predictor.weights_sha256))
+        collected.append(collect(entry, predictor, Source(data=settings.data[0], fold=one.fold)))
+    first, *others = collected
+    cases = first.joined(others)
+    return Evaluation(
+        entry.name, digest.hexdigest(), len(cases), cases.metrics(), {"cross_validation_parts": parts}
+    )
