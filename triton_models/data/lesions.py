@@ -46,22 +46,43 @@ class LesionField:
 
 
 @dataclass(frozen=True)
-class _Pattern:
-    """How one disease looks: number and radius (mm) of foci, chance and relative size of a dense core."""
+class Pattern:
+    """How one disease looks: number and radius (mm) of foci, chance and relative size of a dense core.
+
+    pleural_mm: smaller, nearer to the lung surface.  depth_mm: where that is too coarse, the distribution of
+    the foci's depth under the lung surface, a mixture of normals (share, mean, standard deviation).
+    filling: range of the fraction of air that ground glass replaces.  paving_chance: of crazy paving.
+    """
 
     foci: tuple[int, int]
     radius: tuple[float, float]
     core_chance: float
     core_size: tuple[float, float]
-    pleural_mm: float  # smaller: nearer to the pleura
+    pleural_mm: float = 0.0
+    depth_mm: tuple[tuple[float, float, float], ...] = ()
+    filling: tuple[float, float] = (0.18, 0.62)
+    paving_chance: float = 0.25
+
+    def weights(self, depth: NDArray[np.float32]) -> NDArray[np.float64]:
+        """How likely each lung voxel is to be a focus's centre; depth in mm, any one-dimensional length."""
+        if not self.depth_mm:
+            # uniform in depth first, or the many deep voxels of a big lung outweigh the pleural preference
+            weight = np.exp(-depth / self.pleural_mm)
+        else:
+            density = sum(
+                (share / sd) * np.exp(-0.5 * ((depth - mean) / sd) ** 2) for share, mean, sd in self.depth_mm
+            )
+            shell = depth.astype(np.int64)
+            weight = density / np.bincount(shell)[shell]
+        return np.asarray(weight / weight.sum())
 
 
 PATTERNS = {
-    "peripheral": _Pattern((3, 12), (7.0, 26.0), 0.45, (0.25, 0.75), 7.0),
-    "single": _Pattern((1, 2), (6.0, 30.0), 0.5, (0.2, 0.9), 15.0),
-    "diffuse": _Pattern((6, 14), (22.0, 50.0), 0.3, (0.15, 0.5), 30.0),
-    "dense": _Pattern((1, 5), (9.0, 30.0), 1.0, (0.8, 1.05), 8.0),
-    "lobar": _Pattern((1, 2), (38.0, 65.0), 1.0, (0.7, 1.0), 40.0),
+    "peripheral": Pattern((3, 12), (7.0, 26.0), 0.45, (0.25, 0.75), 7.0),
+    "single": Pattern((1, 2), (6.0, 30.0), 0.5, (0.2, 0.9), 15.0),
+    "diffuse": Pattern((6, 14), (22.0, 50.0), 0.3, (0.15, 0.5), 30.0),
+    "dense": Pattern((1, 5), (9.0, 30.0), 1.0, (0.8, 1.05), 8.0),
+    "lobar": Pattern((1, 2), (38.0, 65.0), 1.0, (0.7, 1.0), 40.0),
 }
 
 
@@ -70,28 +91,25 @@ def lesion_field(
     lung_distance: Array,
     spacing_mm: tuple[float, float, float],
     *,
-    pattern: str | None = None,
+    pattern: str | Pattern | None = None,
 ) -> LesionField:
     """Place lesions at random in the lungs.
 
     lung_distance: (planes, rows, columns), mm to the lung surface, negative inside.
-    spacing_mm: of that grid, (plane, row, column).  pattern: a key of PATTERNS, or None to draw one.
+    spacing_mm: of that grid, (plane, row, column).  pattern: or a key of PATTERNS, None to draw one.
     Raises ValueError for an unknown pattern.
     """
     if pattern is None:
         pattern = str(rng.choice(list(PATTERNS), p=[0.42, 0.18, 0.12, 0.18, 0.10]))
-    if pattern not in PATTERNS:
+    if isinstance(pattern, str) and pattern not in PATTERNS:
         raise ValueError(f"pattern {pattern!r} is unknown; known are {sorted(PATTERNS)}")
-    kind = PATTERNS[pattern]
+    kind = PATTERNS[pattern] if isinstance(pattern, str) else pattern
     ground_glass = np.full(lung_distance.shape, OUTSIDE_MM, dtype=np.float32)
     consolidation = np.full(lung_distance.shape, OUTSIDE_MM, dtype=np.float32)
     filling = np.full(lung_distance.shape, 0.0, dtype=np.float32)
     inside = np.argwhere(lung_distance < -1.0)
     if len(inside):
-        depth = -lung_distance[tuple(inside.T)]
-        # uniform in depth first, or the many deep voxels of a big lung outweigh the pleural preference
-        weight = np.exp(-depth / kind.pleural_mm)
-        weight /= weight.sum()
+        weight = kind.weights(-lung_distance[tuple(inside.T)])
         for centre in inside[rng.choice(len(inside), rng.integers(*kind.foci, endpoint=True), p=weight)]:
             _add_focus(rng, kind, centre, spacing_mm, (ground_glass, consolidation, filling))
     return LesionField(
@@ -99,14 +117,14 @@ def lesion_field(
         consolidation=consolidation,
         filling=filling,
         edge_mm=float(rng.uniform(0.8, 4.0)),
-        paving=float(rng.uniform(60.0, 200.0)) if rng.random() < 0.25 else 0.0,
+        paving=float(rng.uniform(60.0, 200.0)) if rng.random() < kind.paving_chance else 0.0,
         bronchograms=bool(rng.random() < 0.7),
     )
 
 
 def _add_focus(
     rng: np.random.Generator,
-    kind: _Pattern,
+    kind: Pattern,
     centre: NDArray[np.int64],
     spacing_mm: tuple[float, float, float],
     fields: tuple[Array, Array, Array],
@@ -129,7 +147,7 @@ def _add_focus(
     rough = rough + radius * rng.uniform(0.05, 0.3) * _noise(rng, shape, spacing_mm, 5.0)
     level = (radius - distance + rough).astype(np.float32)
     np.maximum(ground_glass[box], level, out=ground_glass[box])
-    strength = rng.uniform(0.18, 0.62) + 0.06 * _noise(rng, shape, spacing_mm, 9.0)
+    strength = rng.uniform(*kind.filling) + 0.06 * _noise(rng, shape, spacing_mm, 9.0)
     np.maximum(filling[box], np.clip(strength, 0.16, 0.7), out=filling[box], casting="same_kind")
     if rng.random() < kind.core_chance:
         core = radius * rng.uniform(*kind.core_size)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triton_models.data.anatomy import Anatomy, Array
-from triton_models.data.lesions import OUTSIDE_MM, LesionField, lesion_field, paint
+from triton_models.data.lesions import OUTSIDE_MM, LesionField, Pattern, lesion_field, paint
 from triton_models.data.scanner import Reconstruction, Scanner, outside_circle, random_scanner
 from triton_models.data.vessels import Tubes, draw_tubes, grow_tree
 
@@ -66,14 +66,15 @@ def chest_phantom(
     columns: int = 512,
     spacing_mm: tuple[float, float, float] | None = None,
     thickness_mm: float | None = None,
-    lesions: bool | str | None = None,
+    lesions: bool | str | Pattern | None = None,
 ) -> Phantom:
     """Generate a chest CT.
 
     spacing_mm: (slice, row, column), or None for a random field of view with slices that cover the lungs.
     Rows and columns must be equally spaced.
     thickness_mm: 0.5 to 10; None draws a usual one.
-    lesions: True or a pattern of ``lesions.PATTERNS`` for lesions, False for none, None to draw.
+    lesions: True, a pattern, or the name of one of ``lesions.PATTERNS`` for lesions, False for none, None to
+    draw.
     Raises ValueError for sizes or spacings that make no CT.
     """
     if slices < 1 or rows < 32 or columns < 32:
@@ -132,7 +133,7 @@ class _Builder:
     def _upsample(self, coarse: Array) -> Array:
         return np.asarray(self.up_rows @ coarse @ self.up_columns.T, dtype=np.float32)
 
-    def build(self, lesions: bool | str | None) -> Phantom:
+    def build(self, lesions: bool | str | Pattern | None) -> Phantom:
         self._sample_anatomy()
         self._grow_tubes()
         field, pattern = self._place_lesions(lesions)
@@ -285,14 +286,15 @@ class _Builder:
         self.airway_wall = Tubes(lumen.start, lumen.end, lumen.radius * 1.12 + rng.uniform(0.4, 0.9))
         self.vessels = Tubes.joined([*vessels, *nodules])
 
-    def _place_lesions(self, lesions: bool | str | None) -> tuple[LesionField | None, str]:
+    def _place_lesions(self, lesions: bool | str | Pattern | None) -> tuple[LesionField | None, str]:
         present = self.rng.random() < 0.7 if lesions is None else bool(lesions)
         if not present:
             return None, ""
         spacing = (self.spacing[0] / self.per_slice, self.coarse_mm, self.coarse_mm)
-        pattern = lesions if isinstance(lesions, str) else None
+        pattern = lesions if isinstance(lesions, str | Pattern) else None
         field = lesion_field(self.rng, np.minimum(self.right, self.left), spacing, pattern=pattern)
-        return (None if field.empty else field), pattern or "random"
+        name = "custom" if isinstance(pattern, Pattern) else pattern or "random"
+        return (None if field.empty else field), name
 
     def _plane(
         self, index: int, table: Array, field: LesionField | None
