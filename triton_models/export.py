@@ -30,6 +30,8 @@ TORCH_TYPES = {
 DYNAMIC = {2: ("rows", "columns"), 3: ("slices", "rows", "columns")}
 EXAMPLE_SIZES = {"slices": 37, "rows": 331, "columns": 347}
 WARM_UP_SIZES = {"slices": 64, "rows": 512, "columns": 512}
+#: least, usual and most of a TensorRT profile
+PROFILE_SIZES = {"slices": (8, 64, 512), "rows": (64, 512, 1024), "columns": (64, 512, 1024)}
 
 
 def dimension_names(spec: TensorSpec) -> tuple[str | None, ...]:
@@ -121,7 +123,27 @@ def render_config(entry: ModelEntry, sha256: str) -> str:
         f'parameters {{ key: "paper" value {{ string_value: "{entry.paper}" }} }}\n'
         f'parameters {{ key: "weights_licence" value {{ string_value: "{entry.weights_licence}" }} }}\n'
         f'parameters {{ key: "sha256" value {{ string_value: "{sha256}" }} }}\n'
+        "# shapes for TensorRT engines (deploy/triton/build_engines.py)\n"
+        + "".join(
+            f'parameters {{ key: "tensorrt_profile_{spec.name}" '
+            f'value {{ string_value: "{profile_text(entry, spec)}" }} }}\n'
+            for spec in entry.inputs
+        )
     )
+
+
+def profile_text(entry: ModelEntry, spec: TensorSpec) -> str:
+    """The TensorRT optimisation profile of an input: shapes with the batch, least, usual and most."""
+
+    def shape(batch: int, which: int) -> str:
+        sizes = [
+            dim if name is None else PROFILE_SIZES[name][which]
+            for dim, name in zip(spec.dims, dimension_names(spec), strict=True)
+        ]
+        return "x".join(str(n) for n in (batch, *sizes))
+
+    most = entry.max_batch_size
+    return f"min={shape(1, 0)} opt={shape((most + 1) // 2, 1)} max={shape(most, 2)}"
 
 
 def _warm_up(spec: TensorSpec) -> str:
