@@ -14,7 +14,8 @@ from triton_models.evaluation.predictor import predictor_for
 from triton_models.evaluation.result import Cases, Evaluation
 from triton_models.evaluation.source import Source
 from triton_models.registry import ModelEntry
-from triton_models.training.loop import CHECKPOINT, finished, train
+from triton_models.training.loop import CHECKPOINT, finished, settle_again, train
+from triton_models.training.recipe import recipe_for
 from triton_models.training.settings import TrainSettings
 
 
@@ -33,7 +34,7 @@ def cross_validate(entry: ModelEntry, settings: TrainSettings, *, parts: int) ->
         one = replace(settings, out=settings.out / str(number), fold=(number, parts))
         checkpoint = one.out / CHECKPOINT
         if not finished(checkpoint):
-            train(entry, one, resume=checkpoint.is_file())
+            _train(entry, one, settings)
         predictor = predictor_for(entry, checkpoint)
         digest.update(bytes.fromhex(predictor.weights_sha256))
         collected.append(collect(entry, predictor, Source(data=settings.data[0], fold=one.fold)))
@@ -42,3 +43,15 @@ def cross_validate(entry: ModelEntry, settings: TrainSettings, *, parts: int) ->
     return Evaluation(
         entry.name, digest.hexdigest(), len(cases), cases.metrics(), {"cross_validation_parts": parts}
     )
+
+
+def _train(entry: ModelEntry, one: TrainSettings, whole: TrainSettings) -> None:
+    """Train for one part; what doesn't depend on the part is trained once, in ``whole.out``/all."""
+    if recipe_for(entry, one).sees_fold:
+        train(entry, one, resume=(one.out / CHECKPOINT).is_file())
+        return
+    everything = replace(whole, out=whole.out / "all")
+    checkpoint = everything.out / CHECKPOINT
+    if not finished(checkpoint):
+        train(entry, everything, resume=checkpoint.is_file())
+    settle_again(entry, one, checkpoint)

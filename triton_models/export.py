@@ -14,12 +14,14 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from triton_models.registry import ModelEntry, TensorSpec, weights_sha256
 from triton_models.served.base import build_served
 
 OPSET = 18
+HALVED_FROM = 1024  # values; what is smaller isn't worth a node
 TORCH_TYPES = {
     "TYPE_INT16": torch.int16,
     "TYPE_UINT8": torch.uint8,
@@ -86,11 +88,27 @@ def export_onnx(entry: ModelEntry, network: nn.Module, path: Path) -> None:
         del node.metadata_props[:]
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
+    if entry.half_weights:
+        _halve_weights(model)
     onnx.checker.check_model(model, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
     onnx.save(model, partial)
     partial.replace(path)
+
+
+def _halve_weights(model: onnx.ModelProto) -> None:
+    """Store large float32 weights as float16 with a Cast behind each, which is folded away when loaded."""
+    casts = []
+    for weights in model.graph.initializer:
+        values = numpy_helper.to_array(weights)
+        if weights.data_type == onnx.TensorProto.FLOAT and values.size >= HALVED_FROM:
+            name = weights.name
+            weights.CopyFrom(numpy_helper.from_array(values.astype("float16"), f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def render_config(entry: ModelEntry, sha256: str) -> str:

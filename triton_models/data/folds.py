@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 #: (k, n): the k-th of n parts, counted from 0
 Fold = tuple[int, int]
-#: of what there is no other validation for
-VALIDATION_FOLD: Fold = (0, 10)
+VALIDATION_PARTS = 10
 SEED = 5
 
 
@@ -33,6 +32,11 @@ def part_numbers(groups: Sequence[str], parts: int) -> NDArray[np.int64]:
         part_of[number] = np.argmin(filled)
         filled[part_of[number]] += sizes[number]
     return np.asarray(part_of[inverse])
+
+
+def validation_fold(groups: Sequence[str]) -> Fold:
+    """A tenth to validate on, where nothing else says on what; more of fewer than ten groups."""
+    return 0, min(VALIDATION_PARTS, len(set(groups)))
 
 
 def inside(groups: Sequence[str], fold: Fold) -> NDArray[np.bool_]:

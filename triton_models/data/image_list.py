@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from triton_models.data.folds import Fold, inside
 from triton_models.data.grey import grey_to_hu, read_grey
 
 LIST = "labels.csv"
@@ -46,6 +47,17 @@ class ImageList:
 
     def of_split(self, split: str) -> ImageList:
         return ImageList(tuple(image for image in self.images if image.split == split))
+
+    def within(self, fold: Fold) -> ImageList:
+        """Those of one part; images of one group are never in two."""
+        return self._kept(inside([image.group for image in self.images], fold))
+
+    def without(self, fold: Fold) -> ImageList:
+        """Those of the other parts."""
+        return self._kept(~inside([image.group for image in self.images], fold))
+
+    def _kept(self, keep: NDArray[np.bool_]) -> ImageList:
+        return ImageList(tuple(image for image, kept in zip(self.images, keep, strict=True) if kept))
 
     @property
     def for_training(self) -> ImageList:

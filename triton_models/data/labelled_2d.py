@@ -1,8 +1,10 @@
 """Labelled 2D slices laid out like Inf-Net's copy of the MedSeg data (Fan et al. 2020).
 
 In: a folder with ``binary/Imgs``, ``binary/GT`` and ``multiclass`` (or ``Imgs`` and ``GT`` in the folder
-itself), files that belong together having one name.  Out: ``LabelledImage``s. Such data only measures
-architectures and training code; no weights that ship were trained on it.
+itself), files that belong together having one name.  Out: ``LabelledImage``s.
+
+The pictures of that copy lie on their side, rows where columns belong (the spine is on the right); they are
+stood up. Such data only measures architectures and training code; no weights that ship were trained on it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ UNTYPED = 3
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """hu: int16 (rows, columns).  labels: uint8, 0, 1 ground glass, 2 consolidation or UNTYPED."""
+    """hu: int16 (rows, columns), the patient's front at the top.
+
+    labels: uint8, 0, 1 ground glass, 2 consolidation or UNTYPED.
+    """
 
     name: str
     hu: NDArray[np.int16]
@@ -52,7 +57,7 @@ def read_labelled_2d(folder: Path) -> Iterator[LabelledImage]:
     if not pictures:
         raise FileNotFoundError(f"{base / 'Imgs'}: has no pictures")
     for path in pictures:
-        hu = grey_to_hu(read_grey(path))
+        hu = grey_to_hu(read_grey(path).T)
         labels = _labels(folder, base, path.stem)
         if labels.shape != hu.shape:
             raise ValueError(f"{path}: is {hu.shape}, its mask {labels.shape} (rows, columns)")
@@ -63,11 +68,11 @@ def _labels(folder: Path, base: Path, stem: str) -> NDArray[np.uint8]:
     typed = folder / "multiclass" / f"{stem}.png"
     if typed.is_file():
         with Image.open(typed) as mask:  # a palette picture: its indices are the labels
-            labels = np.asarray(mask)
+            labels = np.asarray(mask).T
         if labels.ndim != 2 or not np.isin(labels, (0, 1, 2)).all():
             raise ValueError(f"{typed}: wants the values 0, 1 (ground glass) and 2 (consolidation)")
         return labels.astype(np.uint8)
     mask_path = base / "GT" / f"{stem}.png"
     if not mask_path.is_file():
         raise FileNotFoundError(f"{mask_path}: no such mask")
-    return np.where(read_grey(mask_path) > 127, UNTYPED, 0).astype(np.uint8)
+    return np.where(read_grey(mask_path).T > 127, UNTYPED, 0).astype(np.uint8)

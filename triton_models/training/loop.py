@@ -85,6 +85,12 @@ class _Run:
         self.seconds += time.monotonic() - started
         return loss
 
+    def measure(self) -> dict[str, float]:
+        """The validation's figures of the averaged network, settled."""
+        self.average.eval()
+        self.recipe.settle(self.average.module)
+        return {name: float(value) for name, value in self.recipe.validate(self.average.module).items()}
+
     def save(self, path: Path) -> None:
         rng, generator = self.random
         state = {
@@ -140,14 +146,24 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if run.step % recipe.validate_every == 0 or run.progress >= 1.0:
-                run.average.eval()
-                figures = {name: float(value) for name, value in recipe.validate(run.average.module).items()}
-                run.history.append({"step": run.step, "loss": loss, **figures})
+                run.history.append({"step": run.step, "loss": loss, **run.measure()})
                 run.save(checkpoint)
                 (settings.out / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
                 plot_history(entry.title, recipe.curve, run.history, settings.out / "curve.png")
                 bar.set_postfix(run.history[-1])
     return checkpoint
+
+
+def settle_again(entry: ModelEntry, settings: TrainSettings, checkpoint: Path) -> Path:
+    """A run's checkpoint, settled for other settings (another part left out) without training."""
+    recipe = recipe_for(entry, settings)
+    recipe.prepare()
+    run = _Run.new(recipe)
+    run.load(checkpoint)
+    run.history.append({"step": run.step, "loss": math.nan, **run.measure()})
+    settings.out.mkdir(parents=True, exist_ok=True)
+    run.save(settings.out / CHECKPOINT)
+    return settings.out / CHECKPOINT
 
 
 def finished(checkpoint: Path) -> bool:

@@ -36,6 +36,8 @@ class Recipe(ABC, Generic[Batch]):
     average_decay: float = 0.99
     validate_every: int = 100
     gradient_norm: float = 5.0
+    #: whether the steps depend on the part that is left out; if not, cross-validation repeats ``settle`` only
+    sees_fold: ClassVar[bool] = True
     #: what of the validation's figures the curve shows, and its axis
     curve: ClassVar[str] = "Dice"
 
@@ -79,6 +81,9 @@ class Recipe(ABC, Generic[Batch]):
         nn.utils.clip_grad_norm_(network.parameters(), self.gradient_norm)
         optimiser.step()
         return float(loss.detach())
+
+    def settle(self, network: nn.Module) -> None:
+        """Set what isn't trained by steps but computed from the training data, in the averaged network."""
 
     @abstractmethod
     def validate(self, network: nn.Module) -> Mapping[str, float]:

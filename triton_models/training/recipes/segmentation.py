@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from triton_models.architectures.windows import windowed
 from triton_models.data.augment import Augmentation, augment
-from triton_models.data.folds import VALIDATION_FOLD, inside
+from triton_models.data.folds import inside, validation_fold
 from triton_models.data.labelled_2d import is_labelled_2d
 from triton_models.data.slices import IGNORE, VALIDATION_SEEDS, Slices, phantom_set
 from triton_models.registry import ModelEntry
@@ -79,7 +79,7 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
         if self.entry.name != "lesions":
             raise ValueError(f"labelled pictures have labels of lesions, none for {self.entry.name}")
         slices, names = picture_slices(self.settings.data)
-        held_out = inside(names, self.settings.fold or VALIDATION_FOLD)
+        held_out = inside(names, self.settings.fold or validation_fold(names))
         self._mixture = Mixture(self.entry, (subset(slices, ~held_out),), (1.0,))
         self._validation = subset(slices, held_out)
 

@@ -19,13 +19,13 @@ def _picture(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, 10.png, 2.png and 1.png, 12 rows and 8 columns, whose masks say which is which."""
+    """Three pictures, 10.png, 2.png and 1.png, lying: 8 rows and 12 columns; their masks say which is which."""
     for number in (10, 2, 1):
-        _picture(tmp_path / "binary" / "Imgs" / f"{number}.png", np.full((12, 8), 10 * number))
+        _picture(tmp_path / "binary" / "Imgs" / f"{number}.png", np.full((8, 12), 10 * number))
         labels = np.zeros((12, 8))
         labels[:number], labels[-1] = 1, 2
-        _picture(tmp_path / "binary" / "GT" / f"{number}.png", (labels > 0) * 255)
-        _picture(tmp_path / "multiclass" / f"{number}.png", labels)
+        _picture(tmp_path / "binary" / "GT" / f"{number}.png", (labels.T > 0) * 255)
+        _picture(tmp_path / "multiclass" / f"{number}.png", labels.T)
     return tmp_path
 
 
@@ -58,10 +58,10 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) 
     (folder / "binary" / "GT" / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"2\.png: no such mask"):
         list(read_labelled_2d(folder))
-    _picture(folder / "multiclass" / "2.png", np.full((12, 8), 7))
+    _picture(folder / "multiclass" / "2.png", np.full((8, 12), 7))
     with pytest.raises(ValueError, match="wants the values"):
         list(read_labelled_2d(folder))
-    _picture(folder / "multiclass" / "2.png", np.zeros((8, 12)))
+    _picture(folder / "multiclass" / "2.png", np.zeros((12, 8)))
     with pytest.raises(ValueError, match=r"is \(12, 8\), its mask \(8, 12\)"):
         list(read_labelled_2d(folder))
     (folder / "binary" / "Imgs" / "1.png").write_bytes(b"nothing")

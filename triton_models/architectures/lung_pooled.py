@@ -1,0 +1,125 @@
+"""Slice classifiers that look at the lungs: segmentation teaches the features, a linear head reads them.
+
+In: (n, 1, size, size) float, a lung window as ``normalised`` gives it.  Out: (n, classes) logits.
+
+A body learns to segment lungs, lesions and consolidation (a light top-down decoder beside it). For the class,
+its stages' features are averaged over the lungs that it found, and so are their deviations; a linear layer
+reads both. With few labelled pictures that generalises where training all of the network to the classes does
+not (docs/evaluation.md has what was tried).
+
+``PneumoniaNet`` has the ResNet-34 of the platform paper (seeds "ctcloud"; it trained on 6000 pictures).
+``SmallFusion`` concatenates the features of three bodies (Ji et al. 2021, section 2.3, with seven).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from triton_models.architectures.backbones import (
+    Body,
+    ResNet34,
+    SmallDenseNet,
+    SmallXception,
+    convolution,
+)
+
+#: what the decoder finds, in order
+MASKS = ("lungs", "lesion", "consolidation")
+LUNGS, LESION = 0, 1
+DECODER_CHANNELS = 32
+FIRST_POOLED_STAGE = 1  # of four; the first knows only edges
+SMALLEST_WEIGHT = 1e-3  # of a place outside of the lungs: a slice without lungs still has an average
+
+
+def normalised(window: Tensor) -> Tensor:
+    """Grey of a lung window, 0 to 1, to about -1.5 to 1.5."""
+    return (window - 0.5) * 3.0
+
+
+class LungPooled(nn.Module):
+    """A body, its decoder, and the features that are pooled over the lungs."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body
+        self.lateral = nn.ModuleList([nn.Conv2d(c, DECODER_CHANNELS, 1) for c in body.channels])
+        self.smooth = convolution(DECODER_CHANNELS, DECODER_CHANNELS)
+        self.head = nn.Conv2d(DECODER_CHANNELS, len(MASKS), 1)
+
+    @property
+    def feature_count(self) -> int:
+        return 2 * sum(self.body.channels[FIRST_POOLED_STAGE:])
+
+    def masks(self, maps: Sequence[Tensor]) -> Tensor:
+        """(n, len(MASKS), size / 4, size / 4) logits."""
+        x: Tensor = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
+            x = functional.interpolate(x, size=finer.shape[-2:], mode="nearest") + lateral(finer)
+        logits: Tensor = self.head(self.smooth(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, feature_count): mean and standard deviation of each pooled channel over the lungs."""
+        maps = self.body(x)
+        found = torch.sigmoid(self.masks(maps).float())
+        lungs = torch.maximum(found[:, LUNGS], found[:, LESION])[:, None]
+        pooled = []
+        for level in range(FIRST_POOLED_STAGE, len(maps)):
+            values = maps[level].float()
+            weights = functional.avg_pool2d(lungs, 2**level) + SMALLEST_WEIGHT
+            total = weights.sum(dim=(2, 3))
+            mean = (values * weights).sum(dim=(2, 3)) / total
+            spread = ((values - mean[:, :, None, None]) ** 2 * weights).sum(dim=(2, 3)) / total
+            pooled += [mean, torch.sqrt(spread + 1e-8)]
+        return torch.cat(pooled, dim=1)
+
+
+class LungPooledClassifier(nn.Module):
+    """Bodies side by side, their features standardised and concatenated, one linear layer.
+
+    ``size``: side of the square input in pixels, a multiple of 32.  ``middle``, ``scale``: of the training
+    features; they and the linear layer are computed from them (``training.linear_head``).
+    """
+
+    middle: Tensor
+    scale: Tensor
+
+    def __init__(self, bodies: Sequence[Body], out_channels: int, size: int) -> None:
+        super().__init__()
+        if size % 32:
+            raise ValueError(f"size must be a multiple of 32 for stride 32, got {size}")
+        pooled = [LungPooled(body) for body in bodies]
+        self.pooled = nn.ModuleList(pooled)
+        count = sum(one.feature_count for one in pooled)
+        self.register_buffer("middle", torch.zeros(count))
+        self.register_buffer("scale", torch.ones(count))
+        self.linear = nn.Linear(count, out_channels)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, all bodies' feature_count), means of the slice's and its mirror image's."""
+        both = torch.cat([x, x.flip(-1)])
+        features = torch.cat([cast(LungPooled, one).features(both) for one in self.pooled], dim=1)
+        return features.reshape(2, -1, features.shape[1]).mean(dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear((self.features(x) - self.middle) / self.scale)
+        return logits
+
+
+class PneumoniaNet(LungPooledClassifier):
+    """One ResNet-34."""
+
+    def __init__(self, out_channels: int, size: int) -> None:
+        super().__init__([ResNet34()], out_channels, size)
+
+
+class SmallFusion(LungPooledClassifier):
+    """Three light bodies: a narrow ResNet-34, a DenseNet and an Xception."""
+
+    def __init__(self, out_channels: int, size: int) -> None:
+        super().__init__([ResNet34(16), SmallDenseNet(), SmallXception()], out_channels, size)
