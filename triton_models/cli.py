@@ -217,3 +217,33 @@ def evaluate(
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
     _print(result, as_json=as_json)
+
+
+@app.command()
+def compare(
+    name: Name,
+    *,
+    against: Annotated[Path, typer.Option(help="A model.onnx or checkpoint.pt, as of a baseline.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="A model.onnx or checkpoint.pt instead of the repository's.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with labelled pictures.")] = None,
+    phantoms: Annotated[
+        int, typer.Option(min=1, max=100, help="Without --data: this many test phantoms.")
+    ] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """A classifier's metrics less another's on the same cases, 95 % intervals by paired bootstrap."""
+    entry = _entry(name)
+    if any(path is not None and path.suffix != ".onnx" for path in (weights, against)):
+        _need_torch()
+    from triton_models.evaluation.classification import compare as run  # noqa: PLC0415 - keeps `list` quick
+    from triton_models.evaluation.predictor import predictor_for  # noqa: PLC0415
+    from triton_models.evaluation.source import Source  # noqa: PLC0415
+
+    try:
+        predictors = (predictor_for(entry, weights), predictor_for(entry, against))
+        result = run(entry, predictors, Source(data=data, phantoms=phantoms))
+    except (FileNotFoundError, ValueError) as error:
+        raise _fail(error) from error
+    _print(result, as_json=as_json)

@@ -19,6 +19,7 @@ Array = NDArray[np.float32]
 
 GROUND_GLASS, CONSOLIDATION = 1, 2
 FLUID_HU = 32.0
+IN_PLANE_ONLY = 1e3  # stretches the axis across slices, so that the nearest edge is in the slice
 OUTSIDE_MM = -30.0  # level of a point that is far from every lesion
 
 
@@ -49,8 +50,8 @@ class LesionField:
 class Pattern:
     """How one disease looks: number and radius (mm) of foci, chance and relative size of a dense core.
 
-    pleural_mm: smaller, nearer to the lung surface.  depth_mm: where that is too coarse, the distribution of
-    the foci's depth under the lung surface, a mixture of normals (share, mean, standard deviation).
+    pleural_mm: smaller, nearer to the lung surface.  depth_mm: instead of it, the distribution of the foci's
+    distance from the lung's edge in the axial plane, a mixture of normals (share, mean, standard deviation).
     filling: range of the fraction of air that ground glass replaces.  paving_chance: of crazy paving.
     """
 
@@ -63,16 +64,22 @@ class Pattern:
     filling: tuple[float, float] = (0.18, 0.62)
     paving_chance: float = 0.25
 
-    def weights(self, depth: NDArray[np.float32]) -> NDArray[np.float64]:
-        """How likely each lung voxel is to be a focus's centre; depth in mm, any one-dimensional length."""
+    def weights(
+        self, lung_distance: Array, spacing_mm: tuple[float, float, float], inside: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """How likely each of the voxels ``inside`` (n, 3) is to be a focus's centre."""
         if not self.depth_mm:
             # uniform in depth first, or the many deep voxels of a big lung outweigh the pleural preference
-            weight = np.exp(-depth / self.pleural_mm)
+            weight = np.exp(lung_distance[tuple(inside.T)] / self.pleural_mm)
         else:
+            in_plane = ndimage.distance_transform_edt(
+                lung_distance < 0, sampling=(IN_PLANE_ONLY * spacing_mm[0], *spacing_mm[1:])
+            )
+            depth = in_plane[tuple(inside.T)]
             density = sum(
                 (share / sd) * np.exp(-0.5 * ((depth - mean) / sd) ** 2) for share, mean, sd in self.depth_mm
             )
-            shell = depth.astype(np.int64)
+            shell = (depth / spacing_mm[1]).astype(np.int64)
             weight = density / np.bincount(shell)[shell]
         return np.asarray(weight / weight.sum())
 
@@ -109,7 +116,7 @@ def lesion_field(
     filling = np.full(lung_distance.shape, 0.0, dtype=np.float32)
     inside = np.argwhere(lung_distance < -1.0)
     if len(inside):
-        weight = kind.weights(-lung_distance[tuple(inside.T)])
+        weight = kind.weights(lung_distance, spacing_mm, inside)
         for centre in inside[rng.choice(len(inside), rng.integers(*kind.foci, endpoint=True), p=weight)]:
             _add_focus(rng, kind, centre, spacing_mm, (ground_glass, consolidation, filling))
     return LesionField(
