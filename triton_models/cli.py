@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from triton_models.evaluation.result import Evaluation
-from triton_models.registry import MAIN, MODELS, ModelEntry, model, weights_sha256
+from triton_models.registry import MAIN, MODELS, REPOSITORY, ModelEntry, model, weights_sha256
 from triton_models.training.settings import SEED, TrainSettings
 
 app = typer.Typer(help="List, train, export and evaluate the served models.", no_args_is_help=True)
@@ -80,7 +80,7 @@ def list_models(
             "classes": list(entry.classes),
             "variants": list(entry.variants),
             "weights_licence": entry.weights_licence,
-            "sha256": weights_sha256(entry) if entry.onnx_path.is_file() else None,
+            "sha256": weights_sha256(entry) if entry.is_built else None,
         }
         for entry in MODELS.values()
     ]
@@ -181,6 +181,31 @@ def export(
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
     typer.echo(f"{path}\nsha256 {weights_sha256(entry)}")
+
+
+@app.command()
+def build(
+    name: Name,
+    *,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="checkpoint.pt of a training run; seeded random weights without.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The model repository to write into.")] = REPOSITORY,
+) -> None:
+    """Build an ensemble (`fusion`) in a model repository: its backbones, its head, and what joins them."""
+    entry = _entry(name)
+    if entry.name != "fusion":
+        raise typer.BadParameter(f"{name} is no ensemble; see `export`", param_hint="NAME")
+    _need_torch()
+    from triton_models.fusion import build_fusion  # noqa: PLC0415 - torch only when it is needed
+
+    try:
+        folders = build_fusion(entry, out, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise _fail(error) from error
+    typer.echo("\n".join(str(folder) for folder in folders))
+    if checkpoint is None:
+        typer.echo("its weights are seeded random numbers: it answers, and means nothing", err=True)
 
 
 @app.command()

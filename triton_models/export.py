@@ -10,6 +10,7 @@ TensorRT execution provider serves the file as it is.
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import onnx
@@ -44,43 +45,56 @@ def dimension_names(spec: TensorSpec) -> tuple[str | None, ...]:
 
 def example_inputs(entry: ModelEntry, batch: int = 2) -> tuple[Tensor, ...]:
     """Random inputs of the registry's types and sizes."""
-    examples = []
-    for spec in entry.inputs:
-        sizes = [
-            dim if name is None else EXAMPLE_SIZES[name]
-            for dim, name in zip(spec.dims, dimension_names(spec), strict=True)
-        ]
-        if spec.data_type == "TYPE_FP32":
-            examples.append(torch.rand(batch, *sizes))
-        elif spec.data_type == "TYPE_UINT8":
-            examples.append(torch.randint(0, 2, (batch, *sizes), dtype=torch.uint8))
-        else:
-            examples.append(torch.randint(-1024, 600, (batch, *sizes), dtype=TORCH_TYPES[spec.data_type]))
-    return tuple(examples)
+    return tuple(_example(spec, batch) for spec in entry.inputs)
+
+
+def _example(spec: TensorSpec, batch: int) -> Tensor:
+    sizes = [
+        dim if name is None else EXAMPLE_SIZES[name]
+        for dim, name in zip(spec.dims, dimension_names(spec), strict=True)
+    ]
+    if spec.data_type == "TYPE_FP32":
+        return torch.rand(batch, *sizes)
+    if spec.data_type == "TYPE_UINT8":
+        return torch.randint(0, 2, (batch, *sizes), dtype=torch.uint8)
+    return torch.randint(-1024, 600, (batch, *sizes), dtype=TORCH_TYPES[spec.data_type])
 
 
 def export_onnx(entry: ModelEntry, network: nn.Module, path: Path) -> None:
     """Write the served graph around ``network``; the batch and the registry's dims of -1 stay dynamic."""
     served = build_served(entry, network).eval()
+    write_onnx(served, entry.inputs, entry.outputs, path, half_weights=entry.half_weights)
+
+
+def write_onnx(
+    graph: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    path: Path,
+    *,
+    half_weights: bool = False,
+) -> None:
+    """Write a module in evaluation mode; the batch and dims of -1 stay dynamic."""
     batch = torch.export.Dim("batch")
     dimensions = {name: torch.export.Dim(name) for names in DYNAMIC.values() for name in names}
     dynamic = tuple(
         {0: batch} | {i + 1: dimensions[name] for i, name in enumerate(dimension_names(spec)) if name}
-        for spec in entry.inputs
+        for spec in inputs
     )
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in signature(graph.forward).parameters.values())
     program = torch.onnx.export(
-        served,
-        example_inputs(entry),
-        input_names=[spec.name for spec in entry.inputs],
-        output_names=[spec.name for spec in entry.outputs],
-        dynamic_shapes=dynamic,
+        graph,
+        tuple(_example(spec, 2) for spec in inputs),
+        input_names=[spec.name for spec in inputs],
+        output_names=[spec.name for spec in outputs],
+        dynamic_shapes=(dynamic,) if takes_any else dynamic,
         opset_version=OPSET,
         dynamo=True,
         external_data=False,
         verbose=False,
     )
     if program is None:
-        raise RuntimeError(f"{entry.name}: torch.onnx.export returned no program")
+        raise RuntimeError(f"{path}: torch.onnx.export returned no program")
     model = program.model_proto
     # traces of the machine that exported have no place in a file whose hash is published
     del model.metadata_props[:]
@@ -88,7 +102,7 @@ def export_onnx(entry: ModelEntry, network: nn.Module, path: Path) -> None:
         del node.metadata_props[:]
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
-    if entry.half_weights:
+    if half_weights:
         _halve_weights(model)
     onnx.checker.check_model(model, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,7 @@ class ModelEntry:
     served: module and class under ``triton_models.served``, the graph around the network.
     recipe: module and class under ``triton_models.training.recipes``.
     classes: what each output channel of the network means, in order.
+    half_weights: large weights are stored in half precision and widened when the file is loaded.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelEntry:
     version: str = "1"
     network_size: int = NETWORK_SIZE
     max_batch_size: int = MAX_BATCH_SIZE
+    half_weights: bool = False
     baselines: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -75,11 +77,17 @@ class ModelEntry:
         return self.folder / self.version / "model.onnx"
 
     @property
+    def is_built(self) -> bool:
+        """Whether its file is in the repository; what is too large to be shipped is built by a command."""
+        return self.onnx_path.is_file()
+
+    @property
     def config_path(self) -> Path:
         return self.folder / "config.pbtxt"
 
 
 _HU = TensorSpec("HU", "TYPE_INT16", (-1, -1))
+_HU_VOLUME = TensorSpec("HU", "TYPE_INT16", (-1, -1, -1))
 
 _ENTRIES = (
     ModelEntry(
@@ -113,6 +121,104 @@ _ENTRIES = (
             TensorSpec("PROBABILITIES", "TYPE_UINT8", (2, -1, -1)),
         ),
         weights_licence="CC-BY-4.0",
+    ),
+    ModelEntry(
+        name="infection_type",
+        title="Infection type of candidate patches, ResNet-18 with location attention",
+        task="COVID-19, influenza A viral pneumonia or neither, for 32 mm patches of candidate regions",
+        kind="classification",
+        paper="Xu et al. 2020, doi:10.1016/j.eng.2020.04.010",
+        architecture="infection_type.LocationAttention",
+        served="infection_type.ServedInfectionType",
+        recipe="infection_type.InfectionTypeRecipe",
+        classes=("covid19", "iavp", "irrelevant"),
+        inputs=(TensorSpec("HU", "TYPE_INT16", (64, 64)), TensorSpec("DISTANCE", "TYPE_FP32", (1,))),
+        outputs=(TensorSpec("PROBABILITIES", "TYPE_FP32", (3,)),),
+        weights_licence="CC-BY-4.0",
+        network_size=64,
+        max_batch_size=64,
+        baselines=MappingProxyType({"plain": "infection_type.PlainResNet"}),
+    ),
+    ModelEntry(
+        name="candidates",
+        title="Candidate regions, 3D V-Net with inception-residual blocks and a region proposal head",
+        task="boxes around regions of a chest CT that may be infected, many of them falsely",
+        kind="detection",
+        paper="Xu et al. 2020, doi:10.1016/j.eng.2020.04.010",
+        architecture="vnet_ir.VNetIR",
+        served="detection.ServedCandidates",
+        recipe="candidates.CandidatesRecipe",
+        classes=("lesion",),
+        inputs=(_HU_VOLUME,),
+        outputs=(TensorSpec("BOXES", "TYPE_FP32", (64, 6)), TensorSpec("SCORES", "TYPE_FP32", (64,))),
+        weights_licence="CC-BY-4.0",
+        network_size=128,
+        max_batch_size=2,
+    ),
+    ModelEntry(
+        name="lesion_boxes",
+        title="Lesion boxes on slices, Faster R-CNN with a feature pyramid",
+        task="boxes around ground glass and consolidation on axial chest CT",
+        kind="detection",
+        paper="Deng et al. 2021, doi:10.1155/2021/7259414",
+        architecture="faster_rcnn.FasterRCNN",
+        served="detection.ServedLesionBoxes",
+        recipe="lesion_boxes.LesionBoxesRecipe",
+        classes=("ground_glass", "consolidation"),
+        inputs=(_HU,),
+        outputs=(
+            TensorSpec("BOXES", "TYPE_FP32", (32, 4)),
+            TensorSpec("SCORES", "TYPE_FP32", (32,)),
+            TensorSpec("TYPES", "TYPE_FP32", (32, 2)),
+        ),
+        weights_licence="CC-BY-4.0",
+    ),
+    ModelEntry(
+        name="inpaint",
+        title="Filling in of masked lung, WGAN-GP",
+        task="fills masked parts of 128 x 128 windows of chest CT as if they were without disease",
+        kind="generation",
+        paper="Deng et al. 2021, doi:10.1155/2021/7259414",
+        architecture="inpaint.InpaintGAN",
+        served="inpaint.ServedInpaint",
+        recipe="inpaint.InpaintRecipe",
+        classes=("normal",),
+        inputs=(TensorSpec("HU", "TYPE_INT16", (128, 128)), TensorSpec("MASK", "TYPE_UINT8", (128, 128))),
+        outputs=(TensorSpec("INPAINTED", "TYPE_INT16", (128, 128)),),
+        weights_licence="CC-BY-4.0",
+        network_size=128,
+        baselines=MappingProxyType({"dcgan": "inpaint.DCGAN", "pggan": "pggan.PGGAN"}),
+    ),
+    ModelEntry(
+        name="pneumonia_class",
+        title="Slice classifier, ResNet-34 with features pooled over the lungs",
+        task="normal, bacterial or viral pneumonia on an axial chest CT slice",
+        kind="classification",
+        paper="Independent CT virus recognition platform 2021 (ctcloud)",
+        architecture="lung_pooled.PneumoniaNet",
+        served="classification.ServedClasses",
+        recipe="lung_pooled.LungPooledRecipe",
+        classes=("normal", "bacterial", "viral"),
+        inputs=(_HU,),
+        outputs=(TensorSpec("PROBABILITIES", "TYPE_FP32", (3,)),),
+        weights_licence="CC-BY-4.0",
+        network_size=224,
+        half_weights=True,
+    ),
+    ModelEntry(
+        name="fusion",
+        title="Fusion of several backbones' features, an ensemble",
+        task="positive or negative for COVID-19 pneumonia on an axial chest CT slice",
+        kind="classification",
+        paper="Ji et al. 2021, Recognition of COVID-19 images (fusion)",
+        architecture="lung_pooled.SmallFusion",
+        served="classification.ServedClasses",
+        recipe="lung_pooled.LungPooledRecipe",
+        classes=("negative", "positive"),
+        inputs=(_HU,),
+        outputs=(TensorSpec("PROBABILITIES", "TYPE_FP32", (2,)),),
+        weights_licence="CC-BY-4.0",
+        network_size=224,
     ),
 )
 

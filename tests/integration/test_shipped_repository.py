@@ -20,7 +20,7 @@ from triton_models.registry import MODELS, ModelEntry
 pytestmark = pytest.mark.integration
 
 LOAD_SECONDS, LOADED_BYTES = 30.0, 3_000_000_000
-BUILT = [entry for entry in MODELS.values() if entry.onnx_path.is_file()]
+BUILT = [entry for entry in MODELS.values() if entry.is_built]
 
 
 def _tree(pid: int) -> list[int]:

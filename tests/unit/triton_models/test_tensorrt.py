@@ -25,7 +25,7 @@ from triton_models.tensorrt import (
 )
 
 ROOT = Path(__file__).parents[3]
-BUILT = [entry for entry in MODELS.values() if entry.onnx_path.is_file()]
+BUILT = [entry for entry in MODELS.values() if entry.is_built]
 all_models = pytest.mark.parametrize("entry", BUILT, ids=lambda entry: entry.name)
 
 

@@ -1,0 +1,214 @@
+"""Slice classifiers whose features are pooled over the lungs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from torch.nn import functional
+
+from triton_models.architectures.backbones import Body, ResNet34, SmallDenseNet, SmallXception
+from triton_models.architectures.lung_pooled import LUNGS, MASKS, LungPooled, PneumoniaNet, SmallFusion
+from triton_models.crossvalidate import cross_validate
+from triton_models.data.grey import GREY_HU
+from triton_models.data.labelled_2d import UNTYPED
+from triton_models.data.pneumonia_slices import PATTERNS, class_of, slices_of
+from triton_models.data.slices import IGNORE
+from triton_models.data.teaching import SIZE, Teaching, taught_pictures
+from triton_models.export import export_onnx
+from triton_models.registry import MODELS
+from triton_models.served.classification import lung_window
+from triton_models.training.linear_head import fit_linear_head
+from triton_models.training.recipes.lung_pooled import teaching_loss
+from triton_models.training.settings import TrainSettings
+
+BODIES = (ResNet34, SmallDenseNet, SmallXception)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_stages_have_the_strides_and_channels_they_say(kind: type[Body]) -> None:
+    body = kind().eval()
+    with torch.inference_mode():
+        maps = body(torch.rand(2, 1, 64, 64))
+    assert [tuple(one.shape) for one in maps] == [
+        (2, count, 64 // stride, 64 // stride)
+        for count, stride in zip(body.channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_resnet_34_has_its_16_blocks_of_two_convolutions() -> None:
+    body = ResNet34()
+    assert [len(stage) for stage in body.stages] == [3, 4, 6, 3]
+    inner = [module for module in body.stages.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert sum(module.kernel_size == (3, 3) for module in inner) == 32
+
+
+def test_what_is_outside_of_the_lungs_does_not_count() -> None:
+    """With the decoder's answer fixed to the left half, the right half's features don't matter."""
+    torch.manual_seed(0)
+    pooled = LungPooled(ResNet34(16)).eval()
+
+    def left_half(maps: list[torch.Tensor]) -> torch.Tensor:
+        logits = torch.full((1, len(MASKS), 32, 32), -30.0)
+        logits[:, LUNGS, :, :16] = 30.0
+        return logits
+
+    pooled.masks = left_half  # type: ignore[method-assign]
+    maps = [torch.rand(1, c, 32 >> level, 32 >> level) for level, c in enumerate(pooled.body.channels)]
+    changed = [one.clone() for one in maps]
+    for one in changed:
+        one[..., one.shape[-1] // 2 :] += 1.0
+    answers = []
+    for given in (maps, changed):
+        pooled.body.forward = lambda _x, given=given: given  # type: ignore[method-assign]
+        answers.append(pooled.features(torch.zeros(1, 1, 128, 128)))
+    assert torch.allclose(*answers, atol=0.02)
+    means = answers[0][0, : maps[1].shape[1]]
+    assert torch.allclose(means, maps[1][0, :, :, :8].mean(dim=(1, 2)), atol=0.01)
+
+
+@pytest.mark.parametrize("network", [PneumoniaNet, SmallFusion])
+def test_a_slice_and_its_mirror_image_are_one_to_it(network: type[PneumoniaNet]) -> None:
+    torch.manual_seed(1)
+    classifier = network(2, 64).eval()
+    x = torch.rand(3, 1, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(classifier(x), classifier(x.flip(-1)), atol=1e-4)
+
+
+def test_window_is_resized_like_antialiased_bilinear() -> None:
+    hu = torch.randint(-1400, 900, (2, 331, 180), dtype=torch.int16)
+    grey = ((hu.float() - GREY_HU[0]) / (GREY_HU[1] - GREY_HU[0])).clamp(0, 1)[:, None]
+    expected = functional.interpolate(grey, size=(224, 224), mode="bilinear", antialias=True)
+    assert torch.allclose(lung_window(hu, 224) / 3.0 + 0.5, expected, atol=1e-5)
+
+
+def test_linear_head_finds_the_one_minimum() -> None:
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.arange(120) % 3
+    features = torch.randn(120, 8, generator=rng) * 4 + 100
+    features[:, :3] += 8 * functional.one_hot(labels, 3)
+    answers = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        linear = torch.nn.Linear(8, 3)
+        middle, scale = fit_linear_head(features, labels, linear, decay=0.01)
+        answers.append(linear((features - middle) / scale))
+    assert torch.allclose(*answers, atol=1e-3)
+    assert (answers[0].argmax(1) == labels).float().mean() > 0.8
+
+
+def test_linear_head_gives_rare_classes_their_weight() -> None:
+    labels = (torch.arange(100) < 5).long()
+    linear = torch.nn.Linear(2, 2)
+    middle, scale = fit_linear_head(torch.randn(100, 2) * 1e-3, labels, linear, decay=10.0)
+    probability = torch.softmax(linear(((torch.zeros(1, 2)) - middle) / scale), 1)
+    assert probability[0, 1].item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_masks_that_are_unknown_teach_nothing() -> None:
+    logits = torch.randn(2, 3, 8, 8)
+    masks = torch.randint(0, 2, (2, 3, 8, 8), dtype=torch.uint8)
+    masks[:, LUNGS] = IGNORE
+    changed = logits.clone()
+    changed[:, LUNGS] += 50.0
+    assert torch.isclose(teaching_loss(logits, masks), teaching_loss(changed, masks))
+
+
+def test_slices_of_a_class_show_it() -> None:
+    seeds = {class_of(seed): seed for seed in (60000, 60001, 60002)}
+    assert set(seeds) == set(PATTERNS)
+    for label, seed in seeds.items():
+        slices = slices_of(seed)
+        assert {one.label for one in slices} <= {label}
+        assert {one.group for one in slices} <= {f"phantom {seed}"}
+
+
+def _write_pictures(folder: Path, *, typed: bool) -> None:
+    for part in ("Imgs", "GT"):
+        (folder / "binary" / part).mkdir(parents=True)
+    (folder / "multiclass").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        labels = np.zeros((120, 90), dtype=np.uint8)
+        labels[30:60, 20:40] = 1 + number % 2
+        grey = rng.integers(60, 200, labels.shape).astype(np.uint8)
+        Image.fromarray(grey).save(folder / "binary" / "Imgs" / f"{number}.png")
+        Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "binary" / "GT" / f"{number}.png")
+        if typed:
+            Image.fromarray(labels).save(folder / "multiclass" / f"{number}.png")
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_pictures_teach_what_they_know(tmp_path: Path, typed: bool) -> None:
+    _write_pictures(tmp_path, typed=typed)
+    pictures = taught_pictures(tmp_path)
+    assert pictures.hu.shape == (3, SIZE, SIZE)
+    assert (pictures.masks[:, LUNGS] == IGNORE).all()
+    assert set(np.unique(pictures.masks[:, 1])) == {0, 1}
+    assert (IGNORE in pictures.masks[:, 2]) is not typed
+    assert UNTYPED not in pictures.masks
+
+
+def test_a_batch_of_teaching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton_models.data.teaching.SEEDS", range(62000, 62003))
+    _write_pictures(tmp_path / "pictures", typed=True)
+    teaching = Teaching(pictures=[tmp_path / "pictures"], cache=tmp_path / "cache")
+    batches = [
+        teaching.draw(6, 96, np.random.default_rng(1), torch.Generator().manual_seed(1)) for _ in range(2)
+    ]
+    windows, masks = batches[0]
+    assert windows.shape == (6, 1, 96, 96)
+    assert masks.shape == (6, len(MASKS), 24, 24)
+    assert set(masks.unique().tolist()) <= {0, 1, IGNORE}
+    assert torch.equal(windows, batches[1][0]), "the same random numbers, the same batch"
+
+
+def test_cross_validation_teaches_once_and_fits_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton_models.data.teaching.SEEDS", range(62000, 62003))
+    monkeypatch.setattr("triton_models.training.recipes.lung_pooled.BATCH_SIZE", 2)
+    folder = tmp_path / "list"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["file,class,original_file"]
+    for number in range(12):
+        bright = number % 2 == 0
+        grey = np.clip(rng.normal(150 if bright else 60, 20, (80, 96)), 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{'ill' if bright else 'well'},paper{number // 2}-p1-{number}.png")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    settings = TrainSettings(
+        out=tmp_path / "run", data=(folder,), cache=tmp_path / "cache", steps=1, bf16=False
+    )
+    result = cross_validate(MODELS["pneumonia_class"], settings, parts=3)
+    assert result.n == 12
+    assert set(result.metrics) == {"ill", "well", "all"}
+    assert result.metrics["all"]["accuracy"].value == 1.0
+    heads = {
+        tuple(torch.load(path, weights_only=True)["average"]["module.linear.bias"].tolist())
+        for path in tmp_path.glob("run/[0-9]/checkpoint.pt")
+    }
+    assert len(heads) == 3, "each part has a head of its own"
+    bodies = [
+        torch.load(path, weights_only=True)["average"]["module.pooled.0.head.weight"]
+        for path in tmp_path.glob("run/*/checkpoint.pt")
+    ]
+    assert len(bodies) == 4
+    assert all(torch.equal(bodies[0], body) for body in bodies), "and all have the same body"
+
+
+def test_large_weights_are_stored_in_half_precision(tmp_path: Path) -> None:
+    entry = MODELS["pneumonia_class"]
+    assert entry.half_weights
+    export_onnx(entry, PneumoniaNet(3, entry.network_size).eval(), tmp_path / "model.onnx")
+    weights = onnx.load(tmp_path / "model.onnx").graph.initializer
+    halves = [w for w in weights if w.data_type == onnx.TensorProto.FLOAT16]
+    assert sum(numpy_helper.to_array(w).size for w in halves) > 2_900_000
+    assert (tmp_path / "model.onnx").stat().st_size < 8_000_000
