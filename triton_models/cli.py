@@ -188,8 +188,14 @@ def build(
     name: Name,
     *,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="checkpoint.pt of a training run; seeded random weights without.")
+        Path | None, typer.Option(help="checkpoint.pt of `train fusion`; the paper's seven networks without.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="List of pictures that the seven's head is solved on.")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Three light networks with seeded random weights.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The model repository to write into.")] = REPOSITORY,
 ) -> None:
     """Build an ensemble (`fusion`) in a model repository: its backbones, its head, and what joins them."""
@@ -200,12 +206,15 @@ def build(
     from triton_models.fusion import build_fusion  # noqa: PLC0415 - torch only when it is needed
 
     try:
-        folders = build_fusion(entry, out, checkpoint)
+        folders = build_fusion(entry, out, checkpoint=checkpoint, data=data, small=small)
+    except ImportError as error:
+        typer.echo(f"this needs keras: pip install 'pacsnode[fusion]' ({error})", err=True)
+        raise typer.Exit(2) from error
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
     typer.echo("\n".join(str(folder) for folder in folders))
-    if checkpoint is None:
-        typer.echo("its weights are seeded random numbers: it answers, and means nothing", err=True)
+    if "seeded" in (folders[-1] / "config.pbtxt").read_text(encoding="utf-8"):
+        typer.echo("some of its weights are seeded random numbers: it answers, and means nothing", err=True)
 
 
 @app.command()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fusion")
-    result = CliRunner().invoke(app, ["build", "fusion", "--out", str(folder)])
+    result = CliRunner().invoke(app, ["build", "fusion", "--small", "--out", str(folder)])
     assert result.exit_code == 0, result.output
     assert "seeded random numbers" in result.output
     return folder
@@ -63,6 +63,8 @@ def test_every_folder_says_that_its_weights_are_random(repository: Path) -> None
         assert len(config.parameters["sha256"].string_value) == 64
         assert profiles(config)
     assert read_config(repository / "fusion").platform == "ensemble"
+    card = (repository / "fusion" / "README.md").read_text()
+    assert all(f"| {name} | {SEEDED} |" in card for name in folders if name != "fusion")
 
 
 def test_only_an_ensemble_is_built(tmp_path: Path) -> None:

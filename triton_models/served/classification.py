@@ -24,13 +24,18 @@ def shrink_weights(count: Tensor, size: int) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def lung_window(hu: Tensor, size: int) -> Tensor:
-    """HU int16 (n, rows, columns) -> what the network takes, (n, 1, size, size)."""
+def grey_window(hu: Tensor, size: int) -> Tensor:
+    """HU int16 (n, rows, columns) -> grey 0 to 1 of the lung window, (n, size, size)."""
     low, high = GREY_HU
     grey = ((hu.to(torch.float32) - low) / (high - low)).clamp(0.0, 1.0)
     rows = shrink_weights(torch.arange(hu.shape[1], dtype=torch.float32), size)
     columns = shrink_weights(torch.arange(hu.shape[2], dtype=torch.float32), size)
-    return normalised((rows @ grey @ columns.transpose(0, 1)).unsqueeze(1))
+    return rows @ grey @ columns.transpose(0, 1)
+
+
+def lung_window(hu: Tensor, size: int) -> Tensor:
+    """HU int16 (n, rows, columns) -> what ``LungPooledClassifier`` takes, (n, 1, size, size)."""
+    return normalised(grey_window(hu, size).unsqueeze(1))
 
 
 class ServedClasses(Served):
