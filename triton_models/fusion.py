@@ -237,8 +237,8 @@ def _write_ensemble(entry: ModelEntry, parts: Sequence[_Part], repository: Path,
 
 CARD = """# fusion
 
-Positive or negative for COVID-19 pneumonia on an axial chest CT slice, after Ji et al. 2021. **Not for clinical
-use.** Written by `pacsnode models build fusion`.
+Positive or negative for COVID-19 pneumonia on an axial chest CT slice, after Ji et al. 2021. **Not for
+clinical use.** Written by `pacsnode models build fusion`.
 
 | | |
 |---|---|
