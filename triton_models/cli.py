@@ -137,7 +137,9 @@ def train(
 def cross_validate(
     name: Name,
     *,
-    data: Annotated[Path, typer.Option(help="Folder with labelled pictures.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Folder with labelled pictures; others teach and aren't split.")
+    ],
     out: Annotated[
         Path, typer.Option(help="Folder for the parts' checkpoints; what it has isn't done again.")
     ],
@@ -158,7 +160,7 @@ def cross_validate(
     _need_torch()
     from triton_models.crossvalidate import cross_validate as run  # noqa: PLC0415 - torch only when needed
 
-    settings = TrainSettings(out=out, data=(data,), cache=cache, steps=steps, variant=variant, seed=seed)
+    settings = TrainSettings(out=out, data=tuple(data), cache=cache, steps=steps, variant=variant, seed=seed)
     try:
         result = run(entry, settings, parts=folds)
     except (FileNotFoundError, ValueError) as error:
@@ -263,7 +265,7 @@ def compare(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with labelled pictures.")] = None,
     phantoms: Annotated[
-        int, typer.Option(min=1, max=100, help="Without --data: this many test phantoms.")
+        int, typer.Option(min=1, max=200, help="Without --data: this many test phantoms.")
     ] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
