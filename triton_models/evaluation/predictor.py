@@ -45,9 +45,12 @@ class CheckpointPredictor:
 
     def __init__(self, entry: ModelEntry, path: Path) -> None:
         # torch only when it is needed: the shipped models are measured without it
+        import torch  # noqa: PLC0415
+
         from triton_models.served.base import build_served  # noqa: PLC0415
         from triton_models.training.loop import load_trained  # noqa: PLC0415
 
+        torch.set_flush_denormal(True)
         trained = load_trained(entry, path)
         self.weights_sha256 = file_sha256(path)
         self.classes = trained.classes
