@@ -14,8 +14,10 @@ from triton_models.registry import MODELS, ModelEntry
 from triton_models.served.base import build_served
 from triton_models.served.segmentation import THRESHOLD
 
+SEGMENTATION = [entry for entry in MODELS.values() if entry.kind == "segmentation"]
 
-@pytest.mark.parametrize("entry", MODELS.values(), ids=list(MODELS))
+
+@pytest.mark.parametrize("entry", SEGMENTATION, ids=lambda entry: entry.name)
 def test_a_channel_of_logits_for_each_class(entry: ModelEntry) -> None:
     network = build_network(entry).eval()
     with torch.inference_mode():
