@@ -234,7 +234,7 @@ def evaluate(
         str | None, typer.Option(help="Of listed pictures: this split; otherwise all but train.")
     ] = None,
     phantoms: Annotated[
-        int, typer.Option(min=1, max=100, help="Without --data: this many test phantoms.")
+        int, typer.Option(min=1, max=200, help="Without --data: this many test phantoms.")
     ] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

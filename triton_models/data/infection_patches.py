@@ -11,7 +11,7 @@ place and in look, on purpose**; the numbers of ``disease_pattern`` are ours:
 ============================  ==============================  ==============================
 \\                            COVID-19                        influenza A
 ============================  ==============================  ==============================
-distance from lung edge, mm   80 % N(12, 6), 20 % N(26, 9)    25 % N(12, 6), 75 % N(29, 8)
+distance from lung edge, mm   85 % N(11, 5), 15 % N(26, 8)    20 % N(11, 5), 80 % N(30, 7)
 foci                          5-9 to 8-18                     4-8 to 7-17
 radius of a focus, mm         5-8 to 10-19                    5-8 to 10-22
 chance of a dense core        0.10-0.60                       0.40-0.95
@@ -45,19 +45,19 @@ from triton_models.registry import HU_RANGE
 
 CLASSES = ("covid19", "iavp", "irrelevant")
 COVID19, IAVP, IRRELEVANT = range(3)
-#: a patch is PATCH x PATCH pixels of PATCH_PIXEL_MM each, 32 mm wide: about what CT resolves, and narrow, so
-#: that where it lies in the lung is mostly not to be seen in it and has to be told
+#: a patch is PATCH x PATCH pixels of PATCH_PIXEL_MM each, 24 mm wide: it shows what a candidate is made of,
+#: finer than CT resolves, and so narrow that where it lies in the lung mostly isn't seen and has to be told
 PATCH = 64
-PATCH_PIXEL_MM = 0.5
+PATCH_PIXEL_MM = 0.375
 #: seeds of the phantoms, met by no other set
-TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(20000, 20260), range(28000, 28020), range(29000, 29100)
+TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(20000, 20240), range(28000, 28020), range(29000, 29200)
 SLICES_PER_PHANTOM = 16
 LESION_PATCHES, IRRELEVANT_PATCHES = 50, 12  # at most, of a phantom; twice the latter of a healthy one
 SMALLEST_MM2 = 30.0  # a component's area
 PATCH_EVERY_MM2 = 400.0  # of a large component
 OFF_CENTRE_MM = 2.0  # standard deviation: no detector hits the centre
 AWAY_MM = 12.0  # of irrelevant patches from lesions, roughly
-VERSION = 3  # of cached patches
+VERSION = 5  # of cached patches
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def disease_pattern(disease: int, rng: np.random.Generator) -> Pattern:
         radius=(rng.uniform(5.0, 8.0), rng.uniform(10.0, 19.0 if covid else 22.0)),
         core_chance=core,
         core_size=(0.2, rng.uniform(0.4, 0.8)) if covid else (0.3, rng.uniform(0.6, 1.0)),
-        depth_mm=((0.8, 12.0, 6.0), (0.2, 26.0, 9.0)) if covid else ((0.25, 12.0, 6.0), (0.75, 29.0, 8.0)),
+        depth_mm=((0.85, 11.0, 5.0), (0.15, 26.0, 8.0)) if covid else ((0.2, 11.0, 5.0), (0.8, 30.0, 7.0)),
         filling=(rng.uniform(*filling[0]), rng.uniform(*filling[1])),
         paving_chance=0.40 if covid else 0.15,
     )

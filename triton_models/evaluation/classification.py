@@ -26,6 +26,7 @@ from triton_models.registry import ModelEntry
 PHANTOM_CASES: Mapping[str, str] = {
     "infection_type": "triton_models.data.infection_patches.held_out_cases",
     "pneumonia_class": "triton_models.data.pneumonia_slices.held_out_cases",
+    "fusion": "triton_models.data.pneumonia_slices.held_out_covid_cases",
 }
 OUTPUT = "PROBABILITIES"
 
@@ -79,9 +80,27 @@ class ClassifiedCases:
 
 def collect(entry: ModelEntry, predictor: Predictor, source: Source) -> ClassifiedCases:
     """Raises FileNotFoundError for a missing folder, ValueError for data that isn't this model's."""
-    batches = (
-        _phantoms(entry, source.phantoms) if source.data is None else _listed(entry, source.data, source)
-    )
+    return _answers(predictor, _batches(entry, source))
+
+
+def compare(entry: ModelEntry, predictors: tuple[Predictor, Predictor], source: Source) -> Evaluation:
+    """The first predictor's metrics less the second's, on the same cases. Raises as ``collect``, and
+    ValueError for a model that is no classifier."""
+    if entry.kind != "classification":
+        raise ValueError(f"{entry.name} is no classifier")
+    batches = list(_batches(entry, source))
+    first, second = (_answers(predictor, batches) for predictor in predictors)
+    against = {"less": predictors[1].weights_sha256}
+    return Evaluation(entry.name, predictors[0].weights_sha256, len(first), first.less(second), against)
+
+
+def _batches(entry: ModelEntry, source: Source) -> Iterable[LabelledBatch]:
+    if source.data is None:
+        return _phantoms(entry, source.phantoms)
+    return _listed(entry, source.data, source)
+
+
+def _answers(predictor: Predictor, batches: Iterable[LabelledBatch]) -> ClassifiedCases:
     answers: list[NDArray[np.float32]] = []
     labels: list[str] = []
     groups: list[str] = []
@@ -95,16 +114,6 @@ def collect(entry: ModelEntry, predictor: Predictor, source: Source) -> Classifi
     empty = np.empty((0, len(predictor.classes)), dtype=np.float32)
     truth = np.asarray([predictor.classes.index(label) for label in labels], dtype=np.int64)
     return ClassifiedCases(predictor.classes, np.concatenate([empty, *answers]), truth, tuple(groups))
-
-
-def compare(entry: ModelEntry, predictors: tuple[Predictor, Predictor], source: Source) -> Evaluation:
-    """The first predictor's metrics less the second's, on the same cases. Raises as ``collect``, and
-    ValueError for a model that is no classifier."""
-    if entry.kind != "classification":
-        raise ValueError(f"{entry.name} is no classifier")
-    first, second = (collect(entry, predictor, source) for predictor in predictors)
-    against = {"less": predictors[1].weights_sha256}
-    return Evaluation(entry.name, predictors[0].weights_sha256, len(first), first.less(second), against)
 
 
 def _phantoms(entry: ModelEntry, count: int) -> Iterable[LabelledBatch]:

@@ -34,15 +34,15 @@ def test_distance_does_not_depend_on_the_pixel_size() -> None:
     )
 
 
-def test_patch_is_32_mm_around_its_centre_in_any_image() -> None:
+def test_patch_is_24_mm_around_its_centre_in_any_image() -> None:
     rows, columns = np.mgrid[:200, :220].astype(float)
     for mm in (0.5, 0.8):
         hu = np.rint(rows * mm * 2 - columns * mm).astype(np.int16)  # HU per mm: 2 down, -1 to the right
         patch = ip.cut_patch(hu, (100.0, 110.0), (mm, mm))
         assert patch.shape == (64, 64)
         assert patch[31:33, 31:33].mean() == pytest.approx((200 - 110) * mm, abs=1.0)
-        assert patch[-1, 0] - patch[0, 0] == pytest.approx(2 * 31.5, abs=2.0)
-        assert patch[0, -1] - patch[0, 0] == pytest.approx(-31.5, abs=2.0)
+        assert patch[-1, 0] - patch[0, 0] == pytest.approx(2 * 63 * 0.375, abs=2.0)
+        assert patch[0, -1] - patch[0, 0] == pytest.approx(-63 * 0.375, abs=2.0)
 
 
 def test_beyond_the_border_is_air() -> None:
