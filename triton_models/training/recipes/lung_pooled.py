@@ -8,6 +8,7 @@ the classes' pictures take part in the first, so that cross-validation repeats o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Protocol, cast
 
 import numpy as np
@@ -20,7 +21,12 @@ from triton_models.architectures.lung_pooled import LungPooled, LungPooledClassi
 from triton_models.data.folds import validation_fold
 from triton_models.data.image_list import ImageList, is_image_list, read_image_list
 from triton_models.data.labelled_2d import is_labelled_2d
-from triton_models.data.pneumonia_slices import TRAIN_SEEDS, VALIDATION_SEEDS, pneumonia_slices
+from triton_models.data.pneumonia_slices import (
+    COVID_CLASSES,
+    TRAIN_SEEDS,
+    VALIDATION_SEEDS,
+    pneumonia_slices,
+)
 from triton_models.data.slices import IGNORE
 from triton_models.data.teaching import Teaching
 from triton_models.evaluation.class_metrics import class_estimates
@@ -87,8 +93,14 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
             training, validation = self._split(images)
             self._training, self._validation = training.images, validation.images
         else:
-            self._training = pneumonia_slices(TRAIN_SEEDS, self.settings.cache)
-            self._validation = pneumonia_slices(VALIDATION_SEEDS, self.settings.cache)
+            self._training = self._phantoms(TRAIN_SEEDS)
+            self._validation = self._phantoms(VALIDATION_SEEDS)
+
+    def _phantoms(self, seeds: Sequence[int]) -> Sequence[ClassImage]:
+        slices = pneumonia_slices(seeds, self.settings.cache)
+        if self.entry.name == "fusion":
+            return [replace(one, label=COVID_CLASSES[one.label]) for one in slices]
+        return slices
 
     def _split(self, images: ImageList) -> tuple[ImageList, ImageList]:
         """By the fold; else by the list's own split; else by groups."""
