@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import generate_uid
 
 from node.config import load_config
+from node.triton_server import free_port
 from tests.integration.raw_scu import RawScu, store_message
 from tests.integration.receiving import ct_slice, encoded, wait_for
 from tests.integration.running import RunningNode
@@ -131,3 +132,17 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 def test_the_configuration_survives_the_way_to_the_receiver(node: RunningNode) -> None:
     loaded = load_config(node.config_path)
     assert type(loaded).model_validate_json(loaded.model_dump_json()) == loaded
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["dicom", "web"])
+def test_a_running_node_gets_other_ports_when_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    """What other tests rely on: a port that was free may be taken before the node binds it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [free_port() for _ in range(3)]
+        ports.insert(position, other.getsockname()[1])
+        monkeypatch.setattr("tests.integration.running.free_port", lambda: ports.pop(0))
+        node = RunningNode(tmp_path, triton_url="127.0.0.1:1", pacs_port=1, routes=[]).start()
+        assert ports == []
+        assert node.stop() == 0
