@@ -34,6 +34,7 @@ from node.receive.command import (
 )
 from node.receive.loan import Lend
 from node.receive.stream import (
+    BUFFER_BYTES,
     NO_TIMEOUT_SECONDS,
     Context,
     InvalidPdu,
@@ -56,6 +57,8 @@ from node.receive.upper_layer import (
 MAX_OTHER_PDU_BYTES = 1024 * 1024
 #: data set of a command that isn't C-STORE; pynetdicom holds it in memory
 MAX_OTHER_DATA_SET_BYTES = 16 * 1024 * 1024
+#: the buffer of an association whose instances a mover reads
+SMALL_BUFFER_BYTES = 16 * 1024
 #: between two messages pynetdicom's loop gets its turn at least this often
 TURN_MILLISECONDS = 50
 
@@ -82,10 +85,11 @@ class _Refused:
 class BufferedSocket(AssociationSocket):  # type: ignore[misc]
     """pynetdicom's socket, reading through ``ahead``."""
 
-    def __init__(self, association: Any, connection: Any) -> None:
+    def __init__(self, association: Any, connection: Any, buffer_bytes: int) -> None:
         super().__init__(association, client_socket=connection)
         # the A-ASSOCIATE-RQ is due when the ARTIM timer ends, however its bytes come
-        self.ahead = ReadAhead(connection, association.acse_timeout or NO_TIMEOUT_SECONDS)
+        seconds = association.acse_timeout or NO_TIMEOUT_SECONDS
+        self.ahead = ReadAhead(connection, seconds, buffer_bytes=buffer_bytes)
         self.is_lent = False
 
     @property
@@ -283,6 +287,8 @@ def terms_of(association: Any) -> Terms:
 def request_handler(begin: Begin, lend: Lend | None = None) -> type[RequestHandler]:
     """pynetdicom's handler of a new connection, with our reading."""
 
+    buffer_bytes = BUFFER_BYTES if lend is None else SMALL_BUFFER_BYTES
+
     class StoreRequestHandler(RequestHandler):  # type: ignore[misc]
         def _create_association(self) -> Any:
             association = super()._create_association()
@@ -290,7 +296,7 @@ def request_handler(begin: Begin, lend: Lend | None = None) -> type[RequestHandl
             # setting these sets the upper layer's timers
             association.acse_timeout = association.acse_timeout
             association.network_timeout = association.network_timeout
-            association.set_socket(BufferedSocket(association, self.request))
+            association.set_socket(BufferedSocket(association, self.request, buffer_bytes))
             guard_negotiation(association)
             return association
 
