@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pynetdicom.pdu_primitives import P_DATA
@@ -153,8 +153,13 @@ class StoreDul(GuardedDul):
         if self._stream is None:  # negotiation has ended
             begin = partial(self._begin, self.assoc)
             others = PynetdicomCommands(self.assoc)
-            self._stream = StoreStream(self.socket.ahead, terms_of(self.assoc), begin, others)
+            self._stream = StoreStream(self.socket.ahead, self._terms, begin, others)
         return self._stream
+
+    @cached_property
+    def _terms(self) -> Terms:
+        """To be asked for when negotiation has ended."""
+        return terms_of(self.assoc)
 
     def _read_pdu_data(self) -> None:
         """pynetdicom's hook: there is something to read."""
@@ -206,7 +211,7 @@ class StoreDul(GuardedDul):
             stream.begin_pdu()
             self.socket.is_lent = True
             try:
-                returned = self._lend(self.assoc, terms_of(self.assoc), self._has_work)
+                returned = self._lend(self.assoc, self._terms, self._has_work)
             finally:
                 self.socket.is_lent = False
             ahead.give_back(returned.unread)
