@@ -28,6 +28,8 @@ def node(tmp_path: Path) -> Iterator[RunningNode]:
     """Without Triton and without routes: only receiving matters here."""
     sections = {
         "routes": [],
+        # a receiver that was killed takes its time to be back on a busy machine
+        "series": {"quiet_seconds": 10.0, "released_quiet_seconds": 0.3},
         "receive": {
             "port": 0,
             "allow_any_calling_ae_title": True,
@@ -66,7 +68,7 @@ def test_a_receiver_that_dies_is_started_again_and_loses_nothing(node: RunningNo
         for image in images[2:]:
             scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
             assert scu.status() == 0x0000
-    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=20)
+    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=40)
     assert series["instance_count"] == 4
     assert node.stop() == 0
 
@@ -89,7 +91,7 @@ def test_a_mover_that_dies_loses_nothing(node: RunningNode) -> None:
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: len(node.events("listening")) == 2, what="the second receiver")
     assert len(node.events("mover_died")) >= 1
-    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=20)
+    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=40)
     assert series["instance_count"] == 1
 
 
