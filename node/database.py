@@ -27,9 +27,12 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    inspect,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from node.errors import ConfigError
 
 metadata = MetaData()
 
@@ -157,8 +160,32 @@ commitments = Table(
 )
 
 
+def _number_1(connection: Connection) -> None:
+    """The versions before they were numbered, of which some lack columns and some have what is gone."""
+    for table, gone, new in (
+        ("instances", "sha256", None),
+        ("jobs", "attempt", "generation INTEGER NOT NULL DEFAULT 0"),
+        ("series", None, "check_at FLOAT NOT NULL DEFAULT 0.0"),  # due now
+    ):
+        columns = {column["name"] for column in inspect(connection).get_columns(table)}
+        if gone in columns:
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {gone}")
+        if new is not None and new.split()[0] not in columns:
+            connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {new}")
+    connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS series_by_check ON series (state, check_at)")
+
+
+#: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above
+#: needs a step here, unless the table is new; steps that were released don't change.
+_STEPS = (_number_1,)
+SCHEMA_VERSION = len(_STEPS)
+
+
 def open_database(data_dir: Path) -> Engine:
-    """Open (and create if new) ``data_dir/node.sqlite``. Safe to call from several threads."""
+    """Open ``data_dir/node.sqlite``: create it if new, bring it up to date if older.
+
+    Safe to call from several threads and processes. Raises ConfigError when newer software wrote it.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     engine = create_engine(f"sqlite:///{data_dir / 'node.sqlite'}", connect_args={"timeout": 30})
 
@@ -169,8 +196,35 @@ def open_database(data_dir: Path) -> Engine:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    metadata.create_all(engine)
+    try:
+        with engine.connect() as connection:
+            version = _version(connection)
+        if version > SCHEMA_VERSION:
+            raise ConfigError(
+                f"data_dir: {data_dir} is of newer software (database version {version}; allowed are "
+                f"versions up to {SCHEMA_VERSION})",
+                hint="run that software again, or choose another data_dir",
+            )
+        if version < SCHEMA_VERSION:
+            _bring_up_to_date(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
+
+
+def _version(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+
+
+def _bring_up_to_date(engine: Engine) -> None:
+    """In one transaction: killed within it, nothing has changed."""
+    with write_transaction(engine) as connection:
+        if inspect(connection).has_table(series.name):
+            for step in _STEPS[_version(connection) :]:
+                step(connection)
+        metadata.create_all(connection)
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Python is imported: its wheel is the only place where the binary can be had from
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import structlog
 
 import triton_models
@@ -33,9 +35,13 @@ log = structlog.get_logger(__name__)
 MODELS_DIR = Path(triton_models.__file__).parent
 DEFAULT_REPOSITORY = MODELS_DIR / "repository"
 STOP_SECONDS = 10.0
+#: how often what we start is tried with other free ports, when another program was faster to take one
+PORT_TRIES = 3
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open puts it (Linux)
 #: what the server says at every start on a machine without a GPU; no reason to alarm anyone
 NO_GPU = ("pinned_memory_manager", "CudaDriverHelper", "DCGM")
+#: what the server says before it ends, when it can't bind a port
+_IN_USE = re.compile(r"Socket '[^']*:(\d+)' already in use")
 
 
 def _wheel_path(relative: str) -> Path:
@@ -50,8 +56,18 @@ def _wheel_path(relative: str) -> Path:
     return Path(str(distribution.locate_file(relative)))
 
 
+class _PortInUse(TritonStartError):
+    """The server ended because another program has this port."""
+
+    def __init__(self, port: int, said: str) -> None:
+        super().__init__(
+            f"the embedded Triton can't have port {port}, which is in use; its last lines:\n{said}"
+        )
+        self.port = port
+
+
 def free_port() -> int:
-    """A TCP port that was free a moment ago on the loopback."""
+    """A TCP port that was free a moment ago on the loopback; any outgoing connection may take it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -60,7 +76,8 @@ def free_port() -> int:
 class EmbeddedTriton:
     """Starts, watches and stops one tritonserver on the loopback.
 
-    grpc_port, http_port, metrics_port: 0 picks free ones. Use as a context manager or start/stop.
+    grpc_port, http_port, metrics_port: 0 picks free ones, and others when they turn out to be taken.
+    Use as a context manager or start/stop.
     """
 
     def __init__(
@@ -104,7 +121,24 @@ class EmbeddedTriton:
         """
         if not self.repository.is_dir():
             raise TritonStartError(f"the model repository {self.repository} isn't a folder", retryable=False)
-        self._ports = {name: port or free_port() for name, port in self._wanted_ports.items()}
+        for tries_left in reversed(range(PORT_TRIES)):
+            self._ports = {name: port or free_port() for name, port in self._wanted_ports.items()}
+            try:
+                self._start()
+            except _PortInUse as error:
+                for name, port in self._wanted_ports.items():
+                    if error.port == port:
+                        raise TritonStartError(
+                            f"Triton's {name} port {port} is in use",
+                            hint="end the program that has it, or another Triton that runs already",
+                        ) from error
+                if not tries_left:
+                    raise
+                log.warning("triton_port_taken", port=error.port, tries_left=tries_left)
+            else:
+                return
+
+    def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="pacsnode-triton-")
         server, backends = _assemble(Path(self._folder.name))
         started = time.monotonic()
@@ -179,9 +213,17 @@ class EmbeddedTriton:
             if line[:1] in "WE" and line[1:5].isdigit() and not any(text in line for text in NO_GPU):
                 log.warning("triton_says", line=line.rstrip()[:500])
 
+    def _binds_all_ports(self) -> bool:
+        """Whether it got to its last port: metrics come after gRPC and HTTP."""
+        try:
+            answer = httpx.get(self.metrics_url, timeout=2.0)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
     def _wait_ready(self, started: float, listening: Thread) -> None:
         with InferenceClient(self.url, timeout_seconds=2.0) as client:
-            while not client.ready():
+            while not (self._binds_all_ports() and client.ready()):
                 code = self._process.poll() if self._process is not None else 0
                 if code is None and time.monotonic() - started < self._start_timeout:
                     time.sleep(0.1)
@@ -190,6 +232,8 @@ class EmbeddedTriton:
                 self.stop()
                 listening.join(STOP_SECONDS)  # its last lines say why
                 said = "\n".join(self._tail)
+                if taken := _IN_USE.search(said):
+                    raise _PortInUse(int(taken[1]), said)
                 raise TritonStartError(f"the embedded Triton {why}; its last lines:\n{said}")
 
 

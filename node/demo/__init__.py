@@ -32,7 +32,7 @@ from node.demo.pictures import save_pictures
 from node.demo.send import Outgoing, find_outgoing, send
 from node.errors import NodeError
 from node.route.defaults import default_routes
-from node.triton_server import free_port
+from node.triton_server import PORT_TRIES, free_port
 from pipelines.request import SUMMARY
 from pipelines.results.validation import validate
 
@@ -84,11 +84,18 @@ class _Node:
     """``pacsnode run`` as a child process."""
 
     def __init__(self, work: Path, archive: Archive, log: Path, console: Console) -> None:
-        self.port, web_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{web_port}"
         self.data_dir = work / "var"
         self._log = log
-        configuration = work / "node.yaml"
+        with console.status("starting the node and its embedded Triton …"):
+            for tries_left in reversed(range(PORT_TRIES)):
+                self._start(work / "node.yaml", archive)
+                if self._wait_ready(may_try_again=tries_left > 0):
+                    break
+        console.print(f"node: {NODE_AE_TITLE} on port {self.port}, web {self.url}, log {log}")
+
+    def _start(self, configuration: Path, archive: Archive) -> None:
+        self.port, web_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{web_port}"
         configuration.write_text(
             yaml.safe_dump(
                 {
@@ -114,26 +121,27 @@ class _Node:
                 }
             )
         )
-        with log.open("wb") as stream:
+        with self._log.open("wb") as stream:
             self._process = subprocess.Popen(
                 child.command(sys.executable, "-m", "node", "run", "--config", str(configuration)),
                 stderr=stream,
             )
-        with console.status("starting the node and its embedded Triton …"):
-            self._wait_ready()
-        console.print(f"node: {NODE_AE_TITLE} on port {self.port}, web {self.url}, log {log}")
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, *, may_try_again: bool) -> bool:
+        """False if another program was faster to take a port, and it may be tried again with others."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.alive:
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=5.0).status_code == httpx.codes.OK:
-                    return
+                    return True
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+        ended, said = not self.alive, self._log.read_text(errors="replace")
         self.stop()
+        if may_try_again and ended and "Address already in use" in said:
+            return False
+        tail = "\n".join(said.splitlines()[-15:])
         raise NodeError(f"the node didn't become ready; its log ends:\n{tail}")
 
     @property

@@ -16,7 +16,7 @@ from pynetdicom.sop_class import Verification
 
 from node import child
 from node.errors import NodeError
-from node.triton_server import free_port
+from node.triton_server import PORT_TRIES, free_port
 
 AE_TITLE = "ARCHIVE"
 START_SECONDS = 30.0
@@ -41,11 +41,26 @@ def start_archive(folder: Path) -> Archive:
     return OrthancArchive(program, folder) if program else StorageArchive(folder)
 
 
+class _PortInUse(NodeError):
+    """Another program was faster to take a port."""
+
+
 class OrthancArchive:
     """An Orthanc of the demo's own, on the loopback, with an empty storage."""
 
     def __init__(self, program: str, folder: Path, **options: Any) -> None:
         """options: of Orthanc's configuration, beside ours."""
+        for tries_left in reversed(range(PORT_TRIES)):
+            try:
+                self.name = f"Orthanc {self._start(program, folder, options)}"
+            except _PortInUse:
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    def _start(self, program: str, folder: Path, options: dict[str, Any]) -> str:
+        """Start it on free ports; returns its version."""
         self.port, http_port = free_port(), free_port()
         self._url = f"http://127.0.0.1:{http_port}"
         configuration = folder / "orthanc.json"
@@ -70,7 +85,7 @@ class OrthancArchive:
             self._process = subprocess.Popen(
                 child.command(program, str(configuration)), stdout=log, stderr=subprocess.STDOUT
             )
-        self.name = f"Orthanc {self._wait(folder / 'orthanc.log')}"
+        return self._wait(folder / "orthanc.log")
 
     def _wait(self, log: Path) -> str:
         deadline = time.monotonic() + START_SECONDS
@@ -81,7 +96,9 @@ class OrthancArchive:
             except httpx.TransportError:
                 time.sleep(0.1)
         self.stop()
-        raise NodeError(f"Orthanc didn't start; it said:\n{log.read_text(errors='replace')[-2000:]}")
+        said = log.read_text(errors="replace")[-2000:]
+        error = _PortInUse if "already in use" in said else NodeError
+        raise error(f"Orthanc didn't start; it said:\n{said}")
 
     def fetch(self, sop_instance_uid: str) -> bytes | None:
         found = httpx.post(f"{self._url}/tools/lookup", content=sop_instance_uid, timeout=30.0).json()

@@ -9,7 +9,6 @@ Message ID where pynetdicom's reactor hands each message on, and nothing is held
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +17,14 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from pynetdicom import AE, build_context, build_role, evt
+from pynetdicom import AE, build_context, build_role
 from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
 from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from node.config import CommitmentPeer
+from node.scu import request_association
 from node.tls import ClientHandshake, reason_of
 
 #: ours first, then what every AE has to support (PS3.5 10.1)
@@ -156,19 +156,17 @@ def own_association(
     Raises NotReported when there is none to be had.
     """
     ae = AE(ae_title=calling_ae_title)
-    ae.connection_timeout = timeout_seconds
-    ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = timeout_seconds
     peer = requestor.address
-    server_name = (peer.tls.server_name if peer.tls is not None else None) or peer.host
-    association = ae.associate(
-        peer.host,
-        peer.port,
-        contexts=[build_context(StorageCommitmentPushModel, list(TRANSFER_SYNTAXES))],
+    association = request_association(
+        ae,
+        (peer.host, peer.port),
         ae_title=requestor.ae_title,
+        timeout_seconds=timeout_seconds,
+        tls=peer.tls,
+        handshake=requestor.handshake,
+        contexts=[build_context(StorageCommitmentPushModel, list(TRANSFER_SYNTAXES))],
         # the requestor of this association is the SCP of the service (PS3.7 D.3.3.4)
         ext_neg=[build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)],
-        evt_handlers=[(evt.EVT_CONN_OPEN, _set_up, [timeout_seconds])],
-        tls_args=(requestor.handshake, server_name) if requestor.handshake is not None else None,
     )
     if not association.is_established:
         raise NotReported(f"{peer.host}:{peer.port}: {_why_not(association, requestor.handshake)}")
@@ -195,10 +193,3 @@ def _why_not(association: Any, handshake: ClientHandshake | None) -> str:
     if not association.accepted_contexts:
         return "the peer doesn't accept Storage Commitment with us as SCP"
     return "the association ended at once"
-
-
-def _set_up(event: Any, timeout_seconds: float) -> None:
-    connection = event.assoc.dul.socket.socket
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # pynetdicom has taken the timeout away: a peer that stops within a PDU would hold us for ever
-    connection.settimeout(timeout_seconds)

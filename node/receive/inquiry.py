@@ -28,16 +28,17 @@ from pynetdicom import _config as pynetdicom_config
 from pynetdicom import evt
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
+from node.audit_message import Peer
 from node.config import QueryPeer
 from node.database import inquiries, instances, series, write_transaction
-from node.errors import QueryError, SpoolError
+from node.errors import QueryError
 from node.metrics import ReceiveMetrics
+from node.receive.command import StoreCommand
 from node.receive.completeness import Inquiry
-from node.receive.index import Incoming
 from node.receive.part10 import header_length
 from node.receive.query import QueryScu, SeriesKey
-from node.receive.spool import Spool
-from node.receive.storage import STATUS_BY_QUARANTINE_CODE, STATUS_OUT_OF_RESOURCES, STATUS_STORED
+from node.receive.storage import StorageService
+from node.receive.stream import Context
 from node.receive.workers import Workers
 
 log = structlog.get_logger("node.receive.inquiry")
@@ -87,7 +88,7 @@ class _Peer:
 class FetchTarget:
     """Where fetched instances go, and who is to be told when there are no more of them."""
 
-    spool: Spool
+    storage: StorageService
     tracker: AssociationEnd
 
 
@@ -232,15 +233,12 @@ class Inquiries:
         have, classes, syntaxes = self._have(task.key[0])
         usual = classes[0] if classes else ""
         wanted = {uid: there[uid] or usual for uid in there if uid not in have}
-        retrieve = peer.scu.move if peer.config.retrieve == "move" else None
-        if wanted:
-            completed = (
-                retrieve(series_key, wanted, self._ae_title)
-                if retrieve is not None
-                else self._get(peer, series_key, wanted, syntaxes)
-            )
-        else:
+        if not wanted:
             completed = 0
+        elif peer.config.retrieve == "move":
+            completed = peer.scu.move(series_key, wanted, self._ae_title)
+        else:
+            completed = self._get(peer, series_key, wanted, syntaxes)
         outcome = "complete" if completed >= len(wanted) else "partial" if completed else "failed"
         self._metrics.fetches.labels(peer=peer.name, outcome=outcome).inc()
         self._metrics.fetched_instances.labels(peer=peer.name).inc(completed)
@@ -336,24 +334,34 @@ class Inquiries:
         """C-GET; what comes is stored like anything that comes to the listener."""
         target = self.target
         assert target is not None  # noqa: S101 - set before the tracker starts
-        association_id = f"fetch-{uuid.uuid4().hex}"
+        sender_peer = Peer(peer.config.ae_title, peer.config.host)
+        sender = target.storage.open(f"fetch-{uuid.uuid4().hex}", sender_peer)
 
         def store(event: evt.Event) -> int:
-            request, syntax = event.request, str(event.context.transfer_syntax)
+            request = event.request
             uid = str(request.AffectedSOPInstanceUID)
             with _data_set(request) as data_set:
                 if uid not in wanted:
                     log.warning("fetched_unasked", peer=peer.name)
                     return _NOT_AUTHORIZED
-                sop_class = str(request.AffectedSOPClassUID)
-                incoming = Incoming(sop_class, uid, syntax, association_id, peer.config.ae_title)
-                return _keep(target.spool, incoming, data_set)
+                context = Context(str(event.context.abstract_syntax), str(event.context.transfer_syntax))
+                command = StoreCommand(
+                    request.MessageID, str(request.AffectedSOPClassUID), uid, has_data_set=True
+                )
+                reception = target.storage.begin(sender, context, command)
+                while piece := data_set.read(_COPY_BYTES):
+                    reception.write([memoryview(piece)])
+                status, _comment = reception.finish()
+                return status
 
         try:
-            return peer.scu.get(series_key, wanted, syntaxes, store)
+            completed = peer.scu.get(series_key, wanted, syntaxes, store)
+            sender.released = True
+            return completed
         finally:
+            target.storage.close(sender)
             # that our own association ended is no sign of the sender's: it counts as released
-            target.tracker.association_ended(association_id, released=True)
+            target.tracker.association_ended(sender.association_id, released=True)
 
 
 @contextmanager
@@ -370,19 +378,6 @@ def _data_set(request: Any) -> Iterator[BinaryIO]:
     finally:
         request._dataset_file.close()
         request._dataset_path.unlink(missing_ok=True)
-
-
-def _keep(spool: Spool, incoming: Incoming, data_set: BinaryIO) -> int:
-    """Store a fetched instance like one that was sent; returns the status of its C-STORE."""
-    try:
-        receiving = spool.receive(incoming)
-        while piece := data_set.read(_COPY_BYTES):
-            receiving.write([memoryview(piece)])
-        stored = receiving.finish()
-    except SpoolError as error:
-        log.error("instance_refused", code=error.code, reason=str(error), hint=error.hint)
-        return STATUS_OUT_OF_RESOURCES
-    return STATUS_STORED if stored.code is None else STATUS_BY_QUARANTINE_CODE[stored.code]
 
 
 def _is(key: Key) -> tuple[Any, ...]:

@@ -39,7 +39,6 @@ from node.receive.negotiation import answer_storage, scp_only
 from node.receive.pdata import request_handler
 from node.receive.series import SeriesTracker
 from node.receive.server import Server
-from node.receive.spool import Spool
 from node.receive.storage import STATUS_STORED, Sender, StorageService
 from node.receive.stream import Context, Reception, Terms
 from node.tls import server_context
@@ -77,7 +76,7 @@ class Listener:
     def __init__(
         self,
         config: ReceiveConfig,
-        spool: Spool,
+        storage: StorageService,
         series: SeriesTracker,
         metrics: ReceiveMetrics,
         audit: AuditTrail,
@@ -85,17 +84,16 @@ class Listener:
         commitment: CommitmentService,
         movers: Movers | None = None,
     ) -> None:
-        """``movers`` read what comes over plain TCP, where there are any; TLS can't be handed on.
+        """``movers`` read what comes over plain TCP; there may be none where ``config.tls`` is set, which
+        can't be handed on.
 
         Raises ConfigError when a file of ``config.tls`` can't be used."""
         self._config = config
-        self._storage = StorageService(
-            spool, metrics, audit, accept_unknown=config.accept_unknown_sop_classes
-        )
+        self._storage = storage
         self._admission = Admission(config, self._storage.has_space, audit, metrics)
         self._tls = server_context(config.tls, metrics.tls()) if config.tls is not None else None
         self._commitment = commitment
-        self._movers = movers if config.tls is None else None
+        self._movers = movers
         self._series = series
         self._metrics = metrics
         self._live: dict[Any, Sender] = {}  # pynetdicom Association -> ours

@@ -66,8 +66,8 @@ class _NoOthers:
     ) -> tuple[Reception, Respond, bool] | int:
         raise _Other(context_id, command_set)
 
-    def data_set(self, context_id: int, fragment: bytes | bytearray, *, last: bool) -> None:
-        raise NotImplementedError  # none is announced
+    def data_set(self, context_id: int, fragment: bytes | bytearray, *, last: bool) -> None:  # noqa: ARG002
+        raise InvalidPdu("a data set that no command announced")
 
 
 class _LoanIntake(Intake):
@@ -264,10 +264,8 @@ class _Loan:
         """Between messages: whether the next one is there, and is to be read here."""
         if len(self._outcomes) >= OUTCOMES or time.monotonic() - self._told_at > OUTCOME_SECONDS:
             self._tell_outcomes()
-        if not self._ahead.is_empty and not self._intake.wanted_back:
-            return not self._poll_channel()
-        ready = {descriptor for descriptor, _events in self._poll.poll(IDLE_MILLISECONDS)}
-        return bool(ready) and self._channel.fileno() not in ready and not self._intake.wanted_back
-
-    def _poll_channel(self) -> bool:
-        return any(d == self._channel.fileno() for d, _events in self._poll.poll(0))
+        if self._intake.wanted_back:
+            return False
+        is_here = not self._ahead.is_empty
+        ready = {descriptor for descriptor, _events in self._poll.poll(0 if is_here else IDLE_MILLISECONDS)}
+        return (is_here or bool(ready)) and self._channel.fileno() not in ready

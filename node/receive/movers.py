@@ -240,15 +240,15 @@ class Movers:
 
 def _returned(message: Message) -> Returned:
     fields, unread = message.fields["returned"], message.attachment
-    match fields["how"]:
-        case str(how) if how == INVALID:
-            raise InvalidPdu("a mover says so")
-        case str(how) if how == CLOSED:
-            raise ConnectionError("the connection ended")
-        case str(how) if how == OTHER:
-            command_set = unread[: fields["command_bytes"]]
-            other = (fields["context_id"], command_set, fields["left"])
-            return Returned(other, unread[fields["command_bytes"] :])
+    how = fields["how"]
+    if how == INVALID:
+        raise InvalidPdu("a mover says so")
+    if how == CLOSED:
+        raise ConnectionError("the connection ended")
+    if how == OTHER:
+        command_set = unread[: fields["command_bytes"]]
+        other = (fields["context_id"], command_set, fields["left"])
+        return Returned(other, unread[fields["command_bytes"] :])
     return Returned(None, unread)
 
 

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pynetdicom.pdu_primitives import P_DATA
@@ -34,6 +34,7 @@ from node.receive.command import (
 )
 from node.receive.loan import Lend
 from node.receive.stream import (
+    BUFFER_BYTES,
     NO_TIMEOUT_SECONDS,
     Context,
     InvalidPdu,
@@ -56,6 +57,8 @@ from node.receive.upper_layer import (
 MAX_OTHER_PDU_BYTES = 1024 * 1024
 #: data set of a command that isn't C-STORE; pynetdicom holds it in memory
 MAX_OTHER_DATA_SET_BYTES = 16 * 1024 * 1024
+#: the buffer of an association whose instances a mover reads
+SMALL_BUFFER_BYTES = 16 * 1024
 #: between two messages pynetdicom's loop gets its turn at least this often
 TURN_MILLISECONDS = 50
 
@@ -82,10 +85,11 @@ class _Refused:
 class BufferedSocket(AssociationSocket):  # type: ignore[misc]
     """pynetdicom's socket, reading through ``ahead``."""
 
-    def __init__(self, association: Any, connection: Any) -> None:
+    def __init__(self, association: Any, connection: Any, buffer_bytes: int) -> None:
         super().__init__(association, client_socket=connection)
         # the A-ASSOCIATE-RQ is due when the ARTIM timer ends, however its bytes come
-        self.ahead = ReadAhead(connection, association.acse_timeout or NO_TIMEOUT_SECONDS)
+        seconds = association.acse_timeout or NO_TIMEOUT_SECONDS
+        self.ahead = ReadAhead(connection, seconds, buffer_bytes=buffer_bytes)
         self.is_lent = False
 
     @property
@@ -149,8 +153,13 @@ class StoreDul(GuardedDul):
         if self._stream is None:  # negotiation has ended
             begin = partial(self._begin, self.assoc)
             others = PynetdicomCommands(self.assoc)
-            self._stream = StoreStream(self.socket.ahead, terms_of(self.assoc), begin, others)
+            self._stream = StoreStream(self.socket.ahead, self._terms, begin, others)
         return self._stream
+
+    @cached_property
+    def _terms(self) -> Terms:
+        """To be asked for when negotiation has ended."""
+        return terms_of(self.assoc)
 
     def _read_pdu_data(self) -> None:
         """pynetdicom's hook: there is something to read."""
@@ -202,7 +211,7 @@ class StoreDul(GuardedDul):
             stream.begin_pdu()
             self.socket.is_lent = True
             try:
-                returned = self._lend(self.assoc, terms_of(self.assoc), self._has_work)
+                returned = self._lend(self.assoc, self._terms, self._has_work)
             finally:
                 self.socket.is_lent = False
             ahead.give_back(returned.unread)
@@ -283,6 +292,8 @@ def terms_of(association: Any) -> Terms:
 def request_handler(begin: Begin, lend: Lend | None = None) -> type[RequestHandler]:
     """pynetdicom's handler of a new connection, with our reading."""
 
+    buffer_bytes = BUFFER_BYTES if lend is None else SMALL_BUFFER_BYTES
+
     class StoreRequestHandler(RequestHandler):  # type: ignore[misc]
         def _create_association(self) -> Any:
             association = super()._create_association()
@@ -290,7 +301,7 @@ def request_handler(begin: Begin, lend: Lend | None = None) -> type[RequestHandl
             # setting these sets the upper layer's timers
             association.acse_timeout = association.acse_timeout
             association.network_timeout = association.network_timeout
-            association.set_socket(BufferedSocket(association, self.request))
+            association.set_socket(BufferedSocket(association, self.request, buffer_bytes))
             guard_negotiation(association)
             return association
 

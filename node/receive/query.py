@@ -7,7 +7,6 @@ before it is believed: it may ignore keys, and say anything.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from node.config import QueryPeer
 from node.errors import QueryError
 from node.receive.listener import TRANSFER_SYNTAXES
 from node.receive.part10 import is_uid
+from node.scu import request_association
 from node.tls import ClientHandshake, query_context, reason_of
 
 log = structlog.get_logger("node.receive.query")
@@ -203,19 +203,18 @@ class QueryScu:
     ) -> Iterator[Association]:
         config = self._config
         ae = AE(ae_title=self._calling_ae_title)
-        ae.connection_timeout = config.timeout_seconds
-        ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = config.timeout_seconds
         handshake = None if self._tls is None else ClientHandshake(self._tls.current())
-        server_name = (config.tls.server_name if config.tls is not None else None) or config.host
-        association = ae.associate(
-            config.host,
-            config.port,
-            contexts=list(contexts),
+        association = request_association(
+            ae,
+            (config.host, config.port),
             ae_title=config.ae_title,
+            timeout_seconds=config.timeout_seconds,
+            tls=config.tls,
+            handshake=handshake,
+            contexts=list(contexts),
             max_pdu=MAX_PDU_BYTES,
             ext_neg=list(roles),
-            tls_args=None if handshake is None else (handshake, server_name),
-            evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay), *handlers],
+            evt_handlers=handlers,
         )
         if not association.is_established:
             raise self._why_not(association, handshake)
@@ -272,9 +271,3 @@ def _text(answer: Dataset, keyword: str) -> str:
 def _count(answer: Dataset) -> int | None:
     text = _text(answer, "NumberOfSeriesRelatedInstances")
     return int(text) if text.isascii() and text.isdigit() and 0 < int(text) <= MAXIMUM_INSTANCES else None
-
-
-def _no_delay(event: evt.Event) -> None:
-    """Nagle's algorithm against the peer's delayed acknowledgement costs 40 ms a message."""
-    connection = event.assoc.dul.socket.socket
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -22,6 +22,7 @@ from node.receive.movers import Movers, file_left_journals
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
+from node.receive.storage import StorageService
 
 #: a receiver of a node that was killed needs a moment to notice
 LOCK_SECONDS = 15.0
@@ -86,10 +87,6 @@ class Receiver:
             self.spool.file_all = movers.file_all
         file_left_journals(self.spool, receive.movers if movers is not None else 0)
         self.tracker.file_all = self.spool.file_all
-        self.inquiries.target = FetchTarget(self.spool, self.tracker)
-        self.tracker.start()
-        stack.callback(self.tracker.stop)
-        stack.callback(self.spool.journal.stop)
         self.audit = audit = AuditTrail(
             config.audit,
             config.data_dir / "audit",
@@ -98,11 +95,18 @@ class Receiver:
         )
         audit.start()
         stack.callback(audit.stop)
+        storage = StorageService(
+            self.spool, metrics, audit, accept_unknown=receive.accept_unknown_sop_classes
+        )
+        self.inquiries.target = FetchTarget(storage, self.tracker)
+        self.tracker.start()
+        stack.callback(self.tracker.stop)
+        stack.callback(self.spool.journal.stop)
         commitment = CommitmentService(receive, engine, self.spool, metrics)
         commitment.start()
         stack.callback(commitment.stop)
         self.listener = Listener(
-            receive, self.spool, self.tracker, metrics, audit, commitment=commitment, movers=movers
+            receive, storage, self.tracker, metrics, audit, commitment=commitment, movers=movers
         )
         self.listener.start()
         stack.callback(lambda: self.listener.stop(self._grace_seconds))

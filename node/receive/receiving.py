@@ -38,7 +38,7 @@ class Stored:
     """What became of one instance. ``path`` is relative to data_dir.
 
     ``code`` and ``reason`` are set for quarantined instances. ``series_version`` is set for stored ones.
-    ``study_instance_uid`` is set for stored ones and duplicates.
+    ``study_instance_uid`` is set unless it couldn't be read.
     """
 
     state: Literal["stored", "duplicate", "quarantined"]

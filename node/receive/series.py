@@ -92,7 +92,6 @@ class SeriesTracker:
         self._judging = Judging(
             engine, config, metrics, on_complete, headers=headers, inquiries=inquiries, clock=clock
         )
-        self._judging.on_news = self._news
         self._lock = threading.Lock()
         self._sent_to: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._opened = False
@@ -113,14 +112,14 @@ class SeriesTracker:
             engine,
         )
         self._wake = threading.Event()
+        self._judging.on_news = self._wake.set
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def file_all(self) -> Callable[[], bool]:
         """Files what is acknowledged and not yet counted here; called before anything is judged complete,
-        which
-        waits while it returns False."""
+        which waits while it returns False."""
         return self._judging.file_all
 
     @file_all.setter
@@ -308,10 +307,6 @@ class SeriesTracker:
             )
             .values(**changes)
         )
-
-    def _news(self) -> None:
-        """There is something new to judge by; may be called from any thread."""
-        self._wake.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

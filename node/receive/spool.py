@@ -79,9 +79,11 @@ class Spool(Intake):
         header_bytes: length of what precedes the data set in it.  head: the data set's beginning.
         Raises OutOfSpace or SpoolError; then nothing of a temporary file is left.
         """
+        uids: FilingUids | None = None
         try:
             with failures():
-                uids = _filing_uids(incoming, file, header_bytes, head)
+                uids = _read_uids(incoming, file, header_bytes, head)
+                _check_command(incoming, uids)
                 final = self.data_dir / path_of(uids.series_instance_uid, uids.sop_instance_uid)
                 entry = self._entry(incoming, file, final, uids=uids)
                 self.index.file(entry)
@@ -95,7 +97,8 @@ class Spool(Intake):
                     )
                 return self._sent_again(entry, entry.known, file, header_bytes)
         except InstanceRejected as rejection:
-            return self._quarantine(incoming, file, header_bytes, rejection)
+            study_instance_uid = None if uids is None else uids.study_instance_uid
+            return self._quarantine(incoming, file, header_bytes, rejection, study_instance_uid)
 
     def file_records(self, records: Sequence[Record]) -> None:
         """Make files and rows of records of the journal; again with the same ones does no harm."""
@@ -132,7 +135,9 @@ class Spool(Intake):
         try:
             return self._sent_again(entry, known, file, header_bytes)
         except InstanceRejected as rejection:
-            return self._quarantine(entry.incoming, file, header_bytes, rejection)
+            return self._quarantine(
+                entry.incoming, file, header_bytes, rejection, known["study_instance_uid"]
+            )
 
     def _sent_again(self, entry: Entry, known: Mapping[str, Any], file: Path, header_bytes: int) -> Stored:
         """Acknowledge identical content without storing it again. Raises InstanceRejected when it differs."""
@@ -157,15 +162,26 @@ class Spool(Intake):
         )
 
     def _quarantine(
-        self, incoming: Incoming, file: Path, header_bytes: int, rejection: InstanceRejected
+        self,
+        incoming: Incoming,
+        file: Path,
+        header_bytes: int,
+        rejection: InstanceRejected,
+        study_instance_uid: str | None,
     ) -> Stored:
         """Keep an instance that can't be filed; the same one sent again is kept once."""
         with failures():
-            name = hash_of(f"{incoming.sop_instance_uid} {_contenthash_of(file, header_bytes)}")
+            name = hash_of(f"{incoming.sop_instance_uid} {_content_hash(file, header_bytes)}")
             final = self.quarantined / f"{name}.dcm"
             entry = self._entry(incoming, file, final, rejection=(rejection.code, str(rejection)))
             self.index.file(entry)
-            result = Stored("quarantined", entry.path, code=rejection.code, reason=str(rejection))
+            result = Stored(
+                "quarantined",
+                entry.path,
+                code=rejection.code,
+                reason=str(rejection),
+                study_instance_uid=study_instance_uid,
+            )
             if entry.known is not None:
                 if entry.temporary is not None:
                     file.unlink()
@@ -194,15 +210,19 @@ def _uids(instance: RecordedInstance) -> FilingUids:
     )
 
 
-def _filing_uids(incoming: Incoming, file: Path, header_bytes: int, head: bytes) -> FilingUids:
-    """The data set's UIDs, which the command's must equal (PS3.4 B.2.2: an SCU sends what it announced)."""
+def _read_uids(incoming: Incoming, file: Path, header_bytes: int, head: bytes) -> FilingUids:
+    """The data set's UIDs. Raises InstanceRejected."""
 
     def whole() -> BinaryIO:
         stream = file.open("rb")
         stream.seek(header_bytes)
         return stream
 
-    uids = read_filing_uids(head, incoming.transfer_syntax_uid, whole)
+    return read_filing_uids(head, incoming.transfer_syntax_uid, whole)
+
+
+def _check_command(incoming: Incoming, uids: FilingUids) -> None:
+    """The command's UIDs must be the data set's (PS3.4 B.2.2: an SCU sends what it announced)."""
     for name, command, dataset in (
         ("SOP Instance UID", incoming.sop_instance_uid, uids.sop_instance_uid),
         ("SOP Class UID", incoming.sop_class_uid, uids.sop_class_uid),
@@ -211,7 +231,6 @@ def _filing_uids(incoming: Incoming, file: Path, header_bytes: int, head: bytes)
             raise InstanceRejected(
                 f"the {name} of the C-STORE command is not the data set's", code="uid_mismatch"
             )
-    return uids
 
 
 def _same_data_set(kept: Path, file: Path, header_bytes: int) -> bool:
@@ -230,7 +249,7 @@ def _same_data_set(kept: Path, file: Path, header_bytes: int) -> bool:
     return True
 
 
-def _contenthash_of(file: Path, header_bytes: int) -> str:
+def _content_hash(file: Path, header_bytes: int) -> str:
     with file.open("rb") as stream:
         stream.seek(header_bytes)
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import structlog
 from pydicom.uid import UID_dictionary
@@ -35,8 +35,10 @@ from node.receive.stream import Context
 
 log = structlog.get_logger("node.receive.storage")
 
-#: an association's studies are written to the audit trail when it ends, or when there are so many
-MAX_STUDIES = 1000
+#: what came over an association is written to the audit trail when it ends, or when it is of so many kinds
+MAX_TRANSFERS = 1000
+#: in the audit trail, for instances in quarantine whose Study Instance UID can't be read
+UNKNOWN_STUDY = "unknown"
 
 #: every status that a C-STORE gets, and when; part of the conformance statement
 STATUSES = {
@@ -94,6 +96,15 @@ def is_accepted_storage(abstract_syntax: str, *, accept_unknown: bool) -> bool:
     return accept_unknown and is_uid(abstract_syntax) and abstract_syntax not in UID_dictionary
 
 
+class _Kind(NamedTuple):
+    """What one entry of the audit trail tells: instances of a study, of which we held each before, or which
+    are in quarantine for a reason."""
+
+    study_instance_uid: str
+    known: bool
+    quarantine_code: str | None
+
+
 @dataclass
 class Sender:
     """An accepted association that hasn't ended, and what came over it."""
@@ -105,8 +116,8 @@ class Sender:
     stored: int = 0
     quarantined: int = 0
     refused: int = 0
-    #: (Study Instance UID, whether we held it already) -> SOP class -> instances, for the audit trail
-    studies: dict[tuple[str, bool], Counter[str]] = field(default_factory=dict)
+    #: SOP class -> instances, for the audit trail
+    transfers: dict[_Kind, Counter[str]] = field(default_factory=dict)
 
     @property
     def calling_ae_title(self) -> str:
@@ -161,10 +172,11 @@ class StorageService:
         self._spool.journal.end(sender.lane)
 
     def _audit_transfers(self, sender: Sender, failure: str = "") -> None:
-        for (study_instance_uid, known), counts in sender.studies.items():
-            transfer = Transfer(sender.peer, "received", study_instance_uid, counts, failure, known)
-            self._audit.transferred(transfer)
-        sender.studies.clear()
+        for (study_instance_uid, known, code), counts in sender.transfers.items():
+            failures = [failure] if code is None else [f"quarantined: {code}", failure]
+            why = ", ".join(filter(None, failures))
+            self._audit.transferred(Transfer(sender.peer, "received", study_instance_uid, counts, why, known))
+        sender.transfers.clear()
 
     def begin(self, sender: Sender, context: Context, command: StoreCommand) -> StoreReception:
         """The reception of one C-STORE's data set; never raises."""
@@ -190,10 +202,11 @@ class StorageService:
             sender.quarantined += 1
         else:
             sender.stored += 1
-        if outcome.study_instance_uid is not None:
-            study = (outcome.study_instance_uid, outcome.outcome == "duplicate")
-            sender.studies.setdefault(study, Counter())[outcome.sop_class_uid] += 1
-            if len(sender.studies) >= MAX_STUDIES:
+        if outcome.outcome != "refused":
+            study = outcome.study_instance_uid or UNKNOWN_STUDY
+            kind = _Kind(study, outcome.outcome == "duplicate", outcome.code)
+            sender.transfers.setdefault(kind, Counter())[outcome.sop_class_uid] += 1
+            if len(sender.transfers) >= MAX_TRANSFERS:
                 self._audit_transfers(sender)
 
 

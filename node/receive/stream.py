@@ -29,7 +29,7 @@ from node.receive.command import (
     store_response,
 )
 
-BUFFER_BYTES = 256 * 1024
+BUFFER_BYTES = 128 * 1024
 MAX_COMMAND_BYTES = 64 * 1024
 #: over the maximum length that we announce; some peers don't count headers into it
 PDU_SLACK_BYTES = 1024
@@ -114,10 +114,13 @@ def limit_waiting(connection: socket.socket, seconds: float) -> None:
 class ReadAhead:
     """A connection and what was read of it: ``data[start:end]`` isn't used yet."""
 
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
+    def __init__(
+        self, connection: socket.socket, seconds: float, *, buffer_bytes: int = BUFFER_BYTES
+    ) -> None:
         """seconds: until what comes first must be whole."""
         self.connection = connection
-        self.data = memoryview(bytearray(BUFFER_BYTES))
+        self._buffer_bytes = buffer_bytes
+        self.data = memoryview(bytearray(buffer_bytes))
         self.start = self.end = 0
         self.deadline = time.monotonic() + seconds
         self._poll = select.poll()
@@ -156,7 +159,7 @@ class ReadAhead:
     def give_back(self, unused: bytes) -> None:
         """Have bytes before all others. The buffer must be empty."""
         if len(unused) > len(self.data):
-            self.data = memoryview(bytearray(len(unused) + BUFFER_BYTES))
+            self.data = memoryview(bytearray(len(unused) + self._buffer_bytes))
         self.start, self.end = 0, len(unused)
         self.data[: self.end] = unused
 

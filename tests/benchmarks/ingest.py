@@ -10,8 +10,10 @@ Small PDUs: the same over one association with PDUs of 4 and 16 KiB, against sto
 Slow senders: 20 others trickle one slice each at 20 KB/s while the 300 slices are sent over one association;
 how much longer these take than alone.
 Growth: 50,000 small slices, 1,000 an association; the time of the last five thousand over that of the first.
+Memory: the receiver's processes at their peak, after 600 slices over 50 associations at once.
 
-    python -m tests.benchmarks.ingest [--rounds 5] [--without-orthanc] [--only speed|small-pdus|slow|growth]
+    python -m tests.benchmarks.ingest [--rounds 5] [--without-orthanc]
+        [--only speed|small-pdus|slow|growth|memory]
 
 Prints a table and writes build/bench/ingest.json; with --only, its figures are added to those there.
 """
@@ -43,6 +45,7 @@ from rich.table import Table
 from node.triton_server import free_port
 from tests.integration.raw_scu import association_request, store_message
 from tests.integration.receiving import CALLING
+from tests.integration.running import CALLING as SCU_AE_TITLE
 from tests.integration.running import Pacs, RunningNode, orthanc_program
 
 STORESCU, STORESCP = "/usr/bin/storescu", "/usr/bin/storescp"
@@ -51,6 +54,7 @@ ASSOCIATIONS = (1, 4)
 SMALL_PDUS = (4096, 16384)
 SLOW_SENDERS = 20
 GROWTH_INSTANCES = 50_000
+MEMORY_ASSOCIATIONS, MEMORY_INSTANCES = 50, 600
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1", "TCP_BUFFER_LENGTH": "131072"}
 OUT = Path("build/bench/ingest.json")
 
@@ -133,9 +137,13 @@ def orthanc(folder: Path, _peaks: list[int]) -> Iterator[tuple[int, str]]:
 
 
 @contextmanager
-def ours(folder: Path, peaks: list[int]) -> Iterator[tuple[int, str]]:
-    """The whole node; Triton and the destination are left out, no route matches."""
-    sections = {"routes": [], "series": {"quiet_seconds": 600.0, "released_quiet_seconds": 600.0}}
+def ours(folder: Path, peaks: list[int], **receive: object) -> Iterator[tuple[int, str]]:
+    """The whole node; Triton and the destination are left out, no route matches. receive: its options."""
+    sections = {
+        "routes": [],
+        "series": {"quiet_seconds": 600.0, "released_quiet_seconds": 600.0},
+        "receive": {"allowed_calling_ae_titles": [SCU_AE_TITLE], "free_disk_floor_bytes": 0, **receive},
+    }
     node = RunningNode(folder, triton_url="127.0.0.1:1", pacs_port=1, **sections).start()
     try:
         yield node.port, "PACSNODE"
@@ -285,11 +293,22 @@ def measure_growth(work: Path) -> dict[str, object]:
     }
 
 
+def measure_memory(work: Path) -> dict[str, object]:
+    """The peak with many associations at once."""
+    paths = make_slices(work / "slices", MEMORY_INSTANCES)
+    with ours(work / "node", peaks := [], max_associations_per_peer=MEMORY_ASSOCIATIONS + 10) as (
+        port,
+        called,
+    ):
+        send(port, called, paths, MEMORY_ASSOCIATIONS)
+    return {f"peak_rss_bytes_{MEMORY_ASSOCIATIONS}_associations": peaks[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-orthanc", action="store_true")
-    parser.add_argument("--only", choices=("speed", "small-pdus", "slow", "growth"))
+    parser.add_argument("--only", choices=("speed", "small-pdus", "slow", "growth", "memory"))
     arguments = parser.parse_args()
     names = ["ours", "dcmtk"] + ([] if arguments.without_orthanc else ["orthanc"])
     measures: dict[str, Callable[[Path], dict[str, object]]] = {
@@ -297,6 +316,7 @@ def main() -> None:
         "small-pdus": lambda work: measure_small_pdus(work, arguments.rounds),
         "slow": lambda work: measure_slow(work, arguments.rounds),
         "growth": measure_growth,
+        "memory": measure_memory,
     }
     result = json.loads(OUT.read_text()) if arguments.only and OUT.exists() else {}
     for name, measure in measures.items():

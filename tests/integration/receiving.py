@@ -33,6 +33,7 @@ from node.database import instances, series
 from node.log import configure_logging
 from node.receive.journal import SEGMENT_BYTES
 from node.receive.receiver import Receiver
+from tests.audit_schema import event_of, parsed
 
 CALLING = "SENDER"
 
@@ -78,6 +79,27 @@ class ReceivingNode:
     @property
     def port(self) -> int:
         return self.listener.port
+
+    def audited_transfers(self) -> set[tuple[str, ...]]:
+        """Of the audit trail so far: (study, action, outcome, instances of the first SOP class, why)."""
+        found = set()
+        for line in (self.data_dir / "audit/audit-receive.log").read_bytes().splitlines():
+            message = parsed(line)
+            if event_of(message)[0] == "110104":
+                study = message.find("ParticipantObjectIdentification")
+                assert study is not None
+                instances = study.find("ParticipantObjectDescription/SOPClass")
+                assert instances is not None
+                found.add(
+                    (
+                        study.get("ParticipantObjectID", ""),
+                        message[0].get("EventActionCode", ""),
+                        event_of(message)[2],
+                        instances.get("NumberOfInstances", ""),
+                        message.findtext("EventIdentification/EventOutcomeDescription", ""),
+                    )
+                )
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         self.spool.file_all()

@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from node.demo.archive import AE_TITLE as ARCHIVE_AE_TITLE
 from node.demo.archive import OrthancArchive
 from node.route.defaults import default_routes
-from node.triton_server import free_port
+from node.triton_server import PORT_TRIES, free_port
 from tests.integration.receiving import wait_for
 
 CALLING = "STORESCU"
@@ -66,7 +66,6 @@ class RunningNode:
 
     def __init__(self, folder: Path, *, triton_url: str | None, pacs_port: int, **sections: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.port, self.web_port = free_port(), free_port()
         self.data_dir = folder / "var"
         self.log_path = folder / "node.log"
         self.config_path = folder / "node.yaml"
@@ -74,30 +73,49 @@ class RunningNode:
         config = {
             "data_dir": str(self.data_dir),
             "receive": {
-                "port": self.port,
                 "allowed_calling_ae_titles": [CALLING],
                 "free_disk_floor_bytes": 0,
             },
             "series": {"quiet_seconds": 3.0, "released_quiet_seconds": 0.3},
             "triton": {"url": triton_url},
             "run": {"retry_seconds": 0.5},
-            "web": {"port": self.web_port},
+            "web": {},
             "log": {"format": "json"},
             "destinations": {"pacs": {**pacs, "retry_seconds": 0.5, "max_retry_seconds": 2.0}},
             "routes": [route.model_dump(mode="json") for route in default_routes(["pacs"])],
         }
         for name, section in sections.items():
             config[name] = section
-        self.config_path.write_text(yaml.safe_dump(config))
+        self._config = config
+        self._choose_ports()
         self.process: subprocess.Popen[bytes] | None = None
 
+    def _choose_ports(self) -> None:
+        self.port, self.web_port = free_port(), free_port()
+        ports = {"receive": self.port, "web": self.web_port}
+        chosen = {name: {"port": port} | self._config[name] for name, port in ports.items()}
+        self.config_path.write_text(yaml.safe_dump(self._config | chosen))
+
     def start(self) -> RunningNode:
+        """Start it and wait until it answers; the first time with other ports where one was taken."""
+        tries_left = PORT_TRIES if self.process is None else 1
+        while True:
+            tries_left -= 1
+            self._start()
+            try:
+                wait_for(self._web_answers, seconds=60, what=f"the node to start; see {self.log_path}")
+            except AssertionError:
+                if not tries_left or "Address already in use" not in self.log_path.read_text():
+                    raise
+                self._choose_ports()
+            else:
+                return self
+
+    def _start(self) -> None:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "node", "run", "--config", str(self.config_path)], stderr=log
             )
-        wait_for(self._web_answers, seconds=60, what=f"the node to start; see {self.log_path}")
-        return self
 
     def _web_answers(self) -> bool:
         assert self.process is not None

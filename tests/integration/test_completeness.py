@@ -146,6 +146,11 @@ def test_what_is_missing_is_fetched(tmp_path: Path, pacs: KnownPacs, retrieve: s
             assert row["state"] == "stored" and row["series_version"] == 1
             assert running.dataset_bytes(row) == encoded(image)
         assert {rows[image.SOPInstanceUID]["calling_ae_title"] for image in withheld} == {AE_TITLE}
+        study = images[0].StudyInstanceUID
+        wait_for(lambda: len(running.audited_transfers()) == 2, what="both transfers' audit messages")
+        assert running.audited_transfers() == {(study, "C", "0", "9", ""), (study, "C", "0", "3", "")}
+        count = running.metrics.registry.get_sample_value
+        assert count("pacsnode_instances_total", {"outcome": "stored", "code": "none"}) == 12
     assert len(rows) == 12
     assert (record["rule"], record["complete"], record["instances"]) == ("expected_count", True, 12)
     assert record["query"] == {"peer": "pacs", "expected": 12, "fetches": 1, "fetched": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import struct
 import threading
@@ -169,20 +170,9 @@ def test_what_was_transferred_is_in_the_audit_trail(start: Callable[..., Receivi
     sender = Sender(node.port, CT)
     assert [sender.store_image(image) for image in images] == [0x0000] * 4
     sender.release()
-    path = node.data_dir / "audit/audit-receive.log"
 
     def transfers() -> set[tuple[str, ...]]:
-        found = set()
-        for message in map(parsed, path.read_bytes().splitlines()):
-            if event_of(message)[0] == "110104":
-                study = message.find("ParticipantObjectIdentification")
-                assert study is not None
-                instances = study.find("ParticipantObjectDescription/SOPClass")
-                assert instances is not None
-                action, outcome = message[0].get("EventActionCode", ""), event_of(message)[2]
-                number = instances.get("NumberOfInstances", "")
-                found.add((study.get("ParticipantObjectID", ""), action, outcome, number))
-        return found
+        return {transfer[:4] for transfer in node.audited_transfers()}
 
     wait_for(lambda: len(transfers()) == 3)
     one, other = images[0].StudyInstanceUID, images[2].StudyInstanceUID
@@ -193,6 +183,25 @@ def test_what_was_transferred_is_in_the_audit_trail(start: Callable[..., Receivi
     assert aborted.store_image(third) == 0x0000
     aborted.abort()
     wait_for(lambda: (third.StudyInstanceUID, "C", "4", "1") in transfers())
+
+
+def test_what_was_quarantined_is_in_the_audit_trail(start: Callable[..., ReceivingNode]) -> None:
+    """By its study where that can be read, and with the reason."""
+    node = start()
+    image = ct_slice(generate_uid(), 1)
+    changed = copy.deepcopy(image)
+    changed.PatientID = "ANOTHER"
+    sender = Sender(node.port, CT)
+    assert [sender.store_image(one) for one in (image, changed)] == [0x0000, 0xC001]
+    assert sender.store(CT[0][0], generate_uid(), b"not a data set") == 0xC000
+    sender.release()
+    wait_for(lambda: len(node.audited_transfers()) == 3)
+    study = image.StudyInstanceUID
+    assert node.audited_transfers() == {
+        (study, "C", "0", "1", ""),
+        (study, "C", "4", "1", "quarantined: duplicate_different"),
+        ("unknown", "C", "4", "1", "quarantined: unreadable_dataset"),
+    }
 
 
 def byte_by_byte(content: bytes) -> list[bytes]:

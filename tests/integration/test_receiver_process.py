@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import generate_uid
 
 from node.config import load_config
+from node.triton_server import free_port
 from tests.integration.raw_scu import RawScu, store_message
 from tests.integration.receiving import ct_slice, encoded, wait_for
 from tests.integration.running import RunningNode
@@ -27,6 +28,8 @@ def node(tmp_path: Path) -> Iterator[RunningNode]:
     """Without Triton and without routes: only receiving matters here."""
     sections = {
         "routes": [],
+        # a receiver that was killed takes its time to be back on a busy machine
+        "series": {"quiet_seconds": 10.0, "released_quiet_seconds": 0.3},
         "receive": {
             "port": 0,
             "allow_any_calling_ae_title": True,
@@ -65,7 +68,7 @@ def test_a_receiver_that_dies_is_started_again_and_loses_nothing(node: RunningNo
         for image in images[2:]:
             scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
             assert scu.status() == 0x0000
-    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=20)
+    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=40)
     assert series["instance_count"] == 4
     assert node.stop() == 0
 
@@ -88,7 +91,7 @@ def test_a_mover_that_dies_loses_nothing(node: RunningNode) -> None:
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: len(node.events("listening")) == 2, what="the second receiver")
     assert len(node.events("mover_died")) >= 1
-    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=20)
+    (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=40)
     assert series["instance_count"] == 1
 
 
@@ -131,3 +134,17 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 def test_the_configuration_survives_the_way_to_the_receiver(node: RunningNode) -> None:
     loaded = load_config(node.config_path)
     assert type(loaded).model_validate_json(loaded.model_dump_json()) == loaded
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["dicom", "web"])
+def test_a_running_node_gets_other_ports_when_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    """What other tests rely on: a port that was free may be taken before the node binds it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [free_port() for _ in range(3)]
+        ports.insert(position, other.getsockname()[1])
+        monkeypatch.setattr("tests.integration.running.free_port", lambda: ports.pop(0))
+        node = RunningNode(tmp_path, triton_url="127.0.0.1:1", pacs_port=1, routes=[]).start()
+        assert ports == []
+        assert node.stop() == 0

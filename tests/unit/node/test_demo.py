@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pynetdicom import _config, evt
 
 from node.config import CStoreDestination
 from node.deliver import make_deliverer
-from node.demo.archive import AE_TITLE, Archive, StorageArchive, start_archive
+from node.demo.archive import AE_TITLE, Archive, OrthancArchive, StorageArchive, start_archive
 from node.demo.pictures import save_pictures
 from node.demo.send import find_outgoing, send
 from node.errors import NodeError
@@ -147,6 +148,24 @@ def test_orthanc_is_the_archive_where_it_is_installed(tmp_path: Path) -> None:
     assert content is not None
     (tmp_path / "fetched.dcm").write_bytes(content)
     assert dcmread(tmp_path / "fetched.dcm").PixelData == dcmread(path).PixelData
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["dicom", "http"])
+def test_orthanc_is_started_on_other_ports_when_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    program = orthanc_program()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        ports = [free_port() for _ in range(3)]
+        ports.insert(position, taken)
+        monkeypatch.setattr("node.demo.archive.free_port", lambda: ports.pop(0))
+        archive = OrthancArchive(program, tmp_path)
+        archive.stop()
+        assert ports == [] and archive.port != taken
+        monkeypatch.setattr("node.demo.archive.free_port", lambda: taken)
+        with pytest.raises(NodeError, match="already in use"):
+            OrthancArchive(program, tmp_path)
 
 
 def test_without_orthanc_the_small_archive_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

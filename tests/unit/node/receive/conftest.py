@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from node.config import QueryPeer, SeriesConfig
+from node.audit import AuditTrail
+from node.audit_message import Source
+from node.config import AuditConfig, QueryPeer, SeriesConfig
 from node.database import instances, open_database, series
 from node.metrics import ReceiveMetrics
 from node.receive.header_reader import HeaderReader
@@ -21,6 +23,7 @@ from node.receive.receiving import Stored
 from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
+from node.receive.storage import StorageService
 
 TIMING = SeriesConfig(quiet_seconds=30, released_quiet_seconds=5, hard_limit_seconds=3600)
 
@@ -74,7 +77,14 @@ class Bench:
             journal_bytes=self.journal_bytes,
             clock=lambda: self.now,
         )
-        self.inquiries.target = FetchTarget(self.spool, self.tracker)
+        audit = AuditTrail(
+            AuditConfig(enabled=False),
+            self.data_dir,
+            Source("PACSNODE", "receive"),
+            self.metrics.audit_messages,
+        )
+        storage = StorageService(self.spool, self.metrics, audit, accept_unknown=True)
+        self.inquiries.target = FetchTarget(storage, self.tracker)
         self.lane: Lane | None = None
         if self.journal_bytes:
             self.spool.journal.start()

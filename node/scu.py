@@ -1,0 +1,52 @@
+"""What every association that we request has in common: its timeouts, TLS, and no waiting for ever.
+
+Used by deliveries, queries and Storage Commitment reports.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from pynetdicom import AE, Association, evt
+
+from node.config import ClientTls
+from node.tls import ClientHandshake
+
+
+def request_association(
+    ae: AE,
+    peer: tuple[str, int],
+    *,
+    ae_title: str,
+    timeout_seconds: float,
+    tls: ClientTls | None,
+    handshake: ClientHandshake | None,
+    **more: Any,
+) -> Association:
+    """Request an association; the result may not be established.
+
+    peer: host and port.  ae_title: the called one.  handshake: None for plain TCP.
+    more: of ``AE.associate``.
+    """
+    host, port = peer
+    ae.connection_timeout = timeout_seconds
+    ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = timeout_seconds
+    server_name = (tls.server_name if tls is not None else None) or host
+    handlers = [(evt.EVT_CONN_OPEN, _set_up, [timeout_seconds]), *more.pop("evt_handlers", ())]
+    return ae.associate(
+        host,
+        port,
+        ae_title=ae_title,
+        evt_handlers=handlers,
+        tls_args=None if handshake is None else (handshake, server_name),
+        **more,
+    )
+
+
+def _set_up(event: evt.Event, timeout_seconds: float) -> None:
+    connection = event.assoc.dul.socket.socket
+    # Nagle's algorithm against delayed acknowledgement makes C-STORE 10 to 30 times slower
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # pynetdicom has taken the timeout away: a peer that stops within a PDU would hold us for ever
+    connection.settimeout(timeout_seconds)
