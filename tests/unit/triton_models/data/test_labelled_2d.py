@@ -19,7 +19,7 @@ def _picture(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, 10.png, 2.png and 1.png, lying: 8 rows and 12 columns; their masks say which is which."""
+    """Pictures 10.png, 2.png and 1.png, lying: 8 rows, 12 columns; their masks say which is which."""
     for number in (10, 2, 1):
         _picture(tmp_path / "binary" / "Imgs" / f"{number}.png", np.full((8, 12), 10 * number))
         labels = np.zeros((12, 8))
