@@ -43,10 +43,15 @@ class Proposals(NamedTuple):
     lesion: Tensor
 
 
+def _norm(channels: int) -> nn.Module:
+    """Of each volume by itself: a batch is one volume, whose statistics a running average wouldn't meet."""
+    return nn.InstanceNorm3d(channels, affine=True)
+
+
 def _convolution(source: int, channels: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(source, channels, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm3d(channels),
+        _norm(channels),
         nn.ReLU(),
     )
 
@@ -60,7 +65,7 @@ class InceptionResidual(nn.Module):
         self.one = _convolution(channels, half, 1)
         self.three = _convolution(channels, half, 3)
         self.five = nn.Sequential(_convolution(channels, half, 3), _convolution(half, half, 3))
-        self.join = nn.Sequential(nn.Conv3d(3 * half, channels, 1, bias=False), nn.BatchNorm3d(channels))
+        self.join = nn.Sequential(nn.Conv3d(3 * half, channels, 1, bias=False), _norm(channels))
         self.activation = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ class VNetIR(nn.Module):
             self.down.append(
                 nn.Sequential(
                     nn.Conv3d(source, width, kernel, stride=step, padding=1, bias=False),
-                    nn.BatchNorm3d(width),
+                    _norm(width),
                     nn.ReLU(),
                 )
             )
