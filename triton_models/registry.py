@@ -125,7 +125,7 @@ _ENTRIES = (
     ModelEntry(
         name="infection_type",
         title="Infection type of candidate patches, ResNet-18 with location attention",
-        task="COVID-19, influenza A viral pneumonia or neither, for 32 mm patches of candidate regions",
+        task="COVID-19, influenza A viral pneumonia or neither, for 24 mm patches of candidate regions",
         kind="classification",
         paper="Xu et al. 2020, doi:10.1016/j.eng.2020.04.010",
         architecture="infection_type.LocationAttention",
@@ -154,7 +154,6 @@ _ENTRIES = (
         weights_licence="CC-BY-4.0",
         network_size=128,
         max_batch_size=2,
-        half_weights=True,
     ),
     ModelEntry(
         name="lesion_boxes",
@@ -173,7 +172,6 @@ _ENTRIES = (
             TensorSpec("TYPES", "TYPE_FP32", (32, 2)),
         ),
         weights_licence="CC-BY-4.0",
-        half_weights=True,
     ),
     ModelEntry(
         name="inpaint",

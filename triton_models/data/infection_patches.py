@@ -50,7 +50,7 @@ COVID19, IAVP, IRRELEVANT = range(3)
 PATCH = 64
 PATCH_PIXEL_MM = 0.375
 #: seeds of the phantoms, met by no other set
-TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(20000, 20240), range(28000, 28020), range(29000, 29200)
+TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(20000, 20240), range(28000, 28020), range(29200, 29400)
 SLICES_PER_PHANTOM = 16
 LESION_PATCHES, IRRELEVANT_PATCHES = 50, 12  # at most, of a phantom; twice the latter of a healthy one
 SMALLEST_MM2 = 30.0  # a component's area
