@@ -154,6 +154,7 @@ _ENTRIES = (
         weights_licence="CC-BY-4.0",
         network_size=128,
         max_batch_size=2,
+        half_weights=True,
     ),
     ModelEntry(
         name="lesion_boxes",
@@ -172,6 +173,7 @@ _ENTRIES = (
             TensorSpec("TYPES", "TYPE_FP32", (32, 2)),
         ),
         weights_licence="CC-BY-4.0",
+        half_weights=True,
     ),
     ModelEntry(
         name="inpaint",
@@ -219,6 +221,7 @@ _ENTRIES = (
         outputs=(TensorSpec("PROBABILITIES", "TYPE_FP32", (2,)),),
         weights_licence="CC-BY-4.0",
         network_size=224,
+        half_weights=True,
     ),
 )
 
