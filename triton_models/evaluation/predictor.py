@@ -45,12 +45,9 @@ class CheckpointPredictor:
 
     def __init__(self, entry: ModelEntry, path: Path) -> None:
         # torch only when it is needed: the shipped models are measured without it
-        import torch  # noqa: PLC0415
-
         from triton_models.served.base import build_served  # noqa: PLC0415
         from triton_models.training.loop import load_trained  # noqa: PLC0415
 
-        torch.set_flush_denormal(True)
         trained = load_trained(entry, path)
         self.weights_sha256 = file_sha256(path)
         self.classes = trained.classes
@@ -60,7 +57,9 @@ class CheckpointPredictor:
     def __call__(self, inputs: Arrays) -> Arrays:
         import torch  # noqa: PLC0415
 
-        with torch.inference_mode():
+        from triton_models.architectures.denormal import denormals_as_zeros  # noqa: PLC0415
+
+        with denormals_as_zeros(), torch.inference_mode():
             answer = self._served(*(torch.from_numpy(inputs[spec.name]) for spec in self._entry.inputs))
         tensors = answer if isinstance(answer, tuple) else (answer,)
         return {spec.name: t.numpy() for spec, t in zip(self._entry.outputs, tensors, strict=True)}

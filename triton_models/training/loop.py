@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from triton_models.architectures.build import build_network
+from triton_models.architectures.denormal import denormals_as_zeros
 from triton_models.registry import ModelEntry
 from triton_models.training.curve import plot_history
 from triton_models.training.recipe import Random, Recipe, recipe_for
@@ -88,8 +89,10 @@ class _Run:
     def measure(self) -> dict[str, float]:
         """The validation's figures of the averaged network, settled."""
         self.average.eval()
-        self.recipe.settle(self.average.module)
-        return {name: float(value) for name, value in self.recipe.validate(self.average.module).items()}
+        with denormals_as_zeros():
+            self.recipe.settle(self.average.module)
+            figures = self.recipe.validate(self.average.module)
+        return {name: float(value) for name, value in figures.items()}
 
     def save(self, path: Path) -> None:
         rng, generator = self.random
@@ -133,7 +136,6 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
     data is missing, ValueError for data or a checkpoint that doesn't fit.
     """
     torch.manual_seed(settings.seed)
-    torch.set_flush_denormal(True)  # a feature that fades away would slow a CPU down many times
     settings.out.mkdir(parents=True, exist_ok=True)
     recipe = recipe_for(entry, settings)
     recipe.prepare()
@@ -143,7 +145,8 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
         run.load(checkpoint)
     with tqdm(total=run.steps, initial=run.step, desc=f"train {entry.name}", unit="step") as bar:
         while run.progress < 1.0:
-            loss = run.take_step()
+            with denormals_as_zeros():
+                loss = run.take_step()
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if run.step % recipe.validate_every == 0 or run.progress >= 1.0:
