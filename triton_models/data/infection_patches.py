@@ -27,12 +27,8 @@ affected alike.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +37,7 @@ from scipy import ndimage
 
 from triton_models.data.lesions import Pattern
 from triton_models.data.phantom import Phantom, chest_phantom
+from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
 from triton_models.registry import HU_RANGE
 
 CLASSES = ("covid19", "iavp", "irrelevant")
@@ -203,30 +200,22 @@ def _other_centres(phantom: Phantom, rng: np.random.Generator) -> Iterator[tuple
 
 def patches_of(seed: int, cache: Path | None = None) -> Patches:
     """``case_patches``, read from ``cache`` when an earlier run left them there."""
-    path = cache / f"infection_{VERSION}_{seed}.npz" if cache else None
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            return Patches(stored["hu"], stored["distance"], stored["label"], stored["group"])
-    patches = case_patches(seed)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(
-            unfinished, hu=patches.hu, distance=patches.distance, label=patches.label, group=patches.group
-        )
-        unfinished.replace(path)
-    return patches
+
+    def make() -> Arrays:
+        patches = case_patches(seed)
+        return {
+            "hu": patches.hu,
+            "distance": patches.distance,
+            "label": patches.label,
+            "group": patches.group,
+        }
+
+    return Patches(**cached_arrays(cache, f"infection_{VERSION}_{seed}", make))
 
 
 def patch_set(seeds: Iterable[int], cache: Path | None = None, *, processes: int = 2) -> Patches:
     """The patches of several phantoms, made by ``processes`` processes."""
-    wanted = list(seeds)
-    one = partial(patches_of, cache=cache)
-    if processes <= 1 or len(wanted) <= 1:
-        return Patches.concatenate(map(one, wanted))
-    # spawn: a forked child would inherit torch's thread pools in an unusable state
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return Patches.concatenate(pool.map(one, wanted))
+    return Patches.concatenate(each_phantom(patches_of, seeds, cache, processes=processes))
 
 
 def held_out_cases(phantoms: int) -> Iterator[tuple[dict[str, NDArray[np.generic]], list[str], list[str]]]:

@@ -9,7 +9,6 @@ scaled to 128 x 128 by averaging: from the lesion's surroundings as they were sc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from triton_models.data.phantom import chest_phantom
+from triton_models.data.phantom_cache import Arrays, cached_arrays
 from triton_models.data.slices import resize_weights
 
 WINDOW = 128
@@ -70,20 +70,16 @@ class Windows:
 
 def phantom_normal(seed: int, cache: Path | None = None) -> NormalSlices:
     """One phantom without lesions, read from ``cache`` when an earlier run left it there."""
-    path = cache / f"normal_{SLICES_PER_PHANTOM}_{seed}.npz" if cache else None
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            return NormalSlices(stored["hu"], stored["lungs"], (str(seed),) * len(stored["hu"]))
-    rng = np.random.default_rng([0x4E4F524D, seed])
-    thickness = float(rng.choice([1.0, 1.25, 2.0, 2.5, 3.0, 5.0]))
-    phantom = chest_phantom(seed, slices=SLICES_PER_PHANTOM, thickness_mm=thickness, lesions=False)
-    normal = NormalSlices.with_lungs(phantom.hu, phantom.lungs > 0, str(seed))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(unfinished, hu=normal.hu, lungs=normal.lungs)
-        unfinished.replace(path)
-    return normal
+
+    def make() -> Arrays:
+        rng = np.random.default_rng([0x4E4F524D, seed])
+        thickness = float(rng.choice([1.0, 1.25, 2.0, 2.5, 3.0, 5.0]))
+        phantom = chest_phantom(seed, slices=SLICES_PER_PHANTOM, thickness_mm=thickness, lesions=False)
+        normal = NormalSlices.with_lungs(phantom.hu, phantom.lungs > 0, str(seed))
+        return {"hu": normal.hu, "lungs": normal.lungs}
+
+    arrays = cached_arrays(cache, f"normal_{SLICES_PER_PHANTOM}_{seed}", make)
+    return NormalSlices(arrays["hu"], arrays["lungs"], (str(seed),) * len(arrays["hu"]))
 
 
 def phantom_normals(seeds: Iterable[int], cache: Path | None = None) -> NormalSlices:

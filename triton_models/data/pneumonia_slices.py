@@ -8,12 +8,8 @@ schoolbook's difference, drawn: who learns it has learned these phantoms, not pn
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triton_models.data.phantom import chest_phantom
+from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
 
 #: class -> lesion patterns of its phantoms; none for normal ones
 PATTERNS: Mapping[str, tuple[str, ...]] = {
@@ -73,24 +70,16 @@ def pneumonia_slices(
     seeds: Sequence[int], cache: Path | None = None, *, processes: int = 2
 ) -> list[PneumoniaSlice]:
     """Of several phantoms, made by ``processes`` processes or read from ``cache``."""
-    # spawn: a forked child would inherit torch's thread pools in an unusable state
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(_cached, seeds, repeat(cache)))
+    found = each_phantom(_cached, seeds, cache, processes=processes)
     return [one for phantom in found for one in phantom]
 
 
 def _cached(seed: int, cache: Path | None) -> list[PneumoniaSlice]:
-    path = cache / f"pneumonia_{seed}.npz" if cache else None
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            return [PneumoniaSlice(hu, class_of(seed), f"phantom {seed}") for hu in stored["hu"]]
-    slices = slices_of(seed)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, hu=np.array([one.pixels for one in slices], dtype=np.int16))
-        partial.replace(path)
-    return slices
+    def make() -> Arrays:
+        return {"hu": np.array([one.pixels for one in slices_of(seed)], dtype=np.int16)}
+
+    arrays = cached_arrays(cache, f"pneumonia_{seed}", make)
+    return [PneumoniaSlice(hu, class_of(seed), f"phantom {seed}") for hu in arrays["hu"]]
 
 
 def held_out_cases(count: int) -> Iterator[tuple[dict[str, NDArray[Any]], list[str], list[str]]]:

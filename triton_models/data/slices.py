@@ -6,17 +6,15 @@ same linear interpolation that the served ONNX graph does, so that training sees
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from triton_models.data.phantom import chest_phantom
+from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
 from triton_models.registry import HU_RANGE, NETWORK_SIZE
 
 IGNORE = 255
@@ -92,25 +90,15 @@ def to_network_size(
 
 def phantom_slices(seed: int, cache: Path | None = None) -> Slices:
     """One phantom's slices, read from ``cache`` when an earlier run left them there."""
-    path = cache / f"phantom_{seed}.npz" if cache else None
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            return Slices(stored["hu"], stored["lungs"], stored["lesions"])
-    phantom = chest_phantom(seed, slices=SLICES_PER_PHANTOM)
-    slices = to_network_size(phantom.hu, phantom.lungs, phantom.lesions)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, hu=slices.hu, lungs=slices.lungs, lesions=slices.lesions)
-        partial.replace(path)
-    return slices
+
+    def make() -> Arrays:
+        phantom = chest_phantom(seed, slices=SLICES_PER_PHANTOM)
+        slices = to_network_size(phantom.hu, phantom.lungs, phantom.lesions)
+        return {"hu": slices.hu, "lungs": slices.lungs, "lesions": slices.lesions}
+
+    return Slices(**cached_arrays(cache, f"phantom_{seed}", make))
 
 
 def phantom_set(seeds: Iterable[int], cache: Path | None = None, *, processes: int = 2) -> Slices:
     """All slices of several phantoms, made by ``processes`` processes."""
-    wanted = list(seeds)
-    if processes <= 1 or len(wanted) <= 1:
-        return Slices.concatenate([phantom_slices(seed, cache) for seed in wanted])
-    # spawn: a forked child would inherit torch's thread pools in an unusable state
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return Slices.concatenate(list(pool.map(phantom_slices, wanted, [cache] * len(wanted))))
+    return Slices.concatenate(each_phantom(phantom_slices, seeds, cache, processes=processes))

@@ -6,12 +6,8 @@ lung windows with masks. Level and width of a window are drawn by chance, as pic
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +19,7 @@ from torch.nn import functional
 from triton_models.data.grey import GREY_HU
 from triton_models.data.labelled_2d import UNTYPED, read_labelled_2d
 from triton_models.data.phantom import chest_phantom
+from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
 from triton_models.data.real import load_real
 from triton_models.data.slices import IGNORE, resize_weights
 
@@ -64,43 +61,34 @@ def _cropped(hu: NDArray[np.int16], masks: NDArray[np.uint8]) -> tuple[NDArray[n
     return small, np.stack([mask[nearest] for mask in masks])
 
 
-def taught(
-    hu: NDArray[np.int16], lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]
-) -> TaughtSlices | None:
-    """Those of (n, rows, columns) slices that show lung, cropped; None if none does."""
+def taught(hu: NDArray[np.int16], lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> TaughtSlices:
+    """Those of (n, rows, columns) slices that show lung, cropped."""
     kept = []
     for index in np.flatnonzero((lungs == 1).mean(axis=(1, 2)) > SMALLEST_LUNG):
         found = lesions[index]
         lesion, dense = (np.where(found == IGNORE, IGNORE, found >= value) for value in (1, 2))
         kept.append(_cropped(hu[index], np.stack([lungs[index], lesion, dense]).astype(np.uint8)))
-    if not kept:
-        return None
-    return TaughtSlices(np.stack([one for one, _ in kept]), np.stack([masks for _, masks in kept]))
+    return TaughtSlices(
+        np.array([one for one, _ in kept], dtype=np.int16).reshape(-1, SIZE, SIZE),
+        np.array([masks for _, masks in kept], dtype=np.uint8).reshape(-1, 3, SIZE, SIZE),
+    )
 
 
 def taught_phantoms(cache: Path | None, *, processes: int = 2) -> TaughtSlices:
     """Of the phantoms of SEEDS, made by ``processes`` processes or read from ``cache``."""
-    # spawn: a forked child would inherit torch's thread pools in an unusable state
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = [one for one in pool.map(_taught_phantom, SEEDS, repeat(cache)) if one is not None]
+    found = each_phantom(_taught_phantom, SEEDS, cache, processes=processes)
     return TaughtSlices(
         np.concatenate([one.hu for one in found]), np.concatenate([one.masks for one in found])
     )
 
 
-def _taught_phantom(seed: int, cache: Path | None) -> TaughtSlices | None:
-    path = cache / f"teaching_{seed}.npz" if cache else None
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            return TaughtSlices(stored["hu"], stored["masks"])
-    phantom = chest_phantom(seed, slices=SLICES, rows=SIDE, columns=SIDE)
-    slices = taught(phantom.hu, (phantom.lungs > 0).astype(np.uint8), phantom.lesions)
-    if path is not None and slices is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, hu=slices.hu, masks=slices.masks)
-        partial.replace(path)
-    return slices
+def _taught_phantom(seed: int, cache: Path | None) -> TaughtSlices:
+    def make() -> Arrays:
+        phantom = chest_phantom(seed, slices=SLICES, rows=SIDE, columns=SIDE)
+        slices = taught(phantom.hu, (phantom.lungs > 0).astype(np.uint8), phantom.lesions)
+        return {"hu": slices.hu, "masks": slices.masks}
+
+    return TaughtSlices(**cached_arrays(cache, f"teaching_{seed}", make))
 
 
 def taught_pictures(folder: Path) -> TaughtSlices:
@@ -125,7 +113,7 @@ class Teaching:
             TaughtSlices(phantoms.hu[keep], phantoms.masks[keep]) for keep in (diseased, ~diseased)
         ]
         labelled = [taught(one.series.hu, one.lungs, one.lesions) for one in load_real(list(series))]
-        self._real = [one for one in labelled if one is not None]
+        self._real = [one for one in labelled if len(one)]
         self._pictures = [taught_pictures(folder) for folder in pictures]
 
     def draw(

@@ -7,11 +7,8 @@ grid (a plain bilinear step from 512 to 128 pixels would leave out most of a sli
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 
 from triton_models.data.boxes import Components, components
 from triton_models.data.phantom import Phantom, chest_phantom
+from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
 from triton_models.data.slices import resize_weights
 from triton_models.registry import HU_RANGE
 
@@ -70,28 +68,17 @@ def to_grid(hu: NDArray[np.int16], found: Components) -> WorkingVolume:
 
 def phantom_volume(seed: int, cache: Path | None = None) -> WorkingVolume:
     """One phantom at the grid, read from ``cache`` when an earlier run left it there."""
-    path = cache / f"volume_{seed}.npz" if cache else None
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            return WorkingVolume(stored["hu"], stored["numbers"], stored["counts"])
-    phantom = volume_phantom(seed, PHANTOM_PIXELS)
-    volume = to_grid(phantom.hu, components(phantom.lesions, phantom.spacing_mm))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, hu=volume.hu, numbers=volume.numbers, counts=volume.counts)
-        partial.replace(path)
-    return volume
+
+    def make() -> Arrays:
+        phantom = volume_phantom(seed, PHANTOM_PIXELS)
+        volume = to_grid(phantom.hu, components(phantom.lesions, phantom.spacing_mm))
+        return {"hu": volume.hu, "numbers": volume.numbers, "counts": volume.counts}
+
+    return WorkingVolume(**cached_arrays(cache, f"volume_{seed}", make))
 
 
 def phantom_volumes(
     seeds: Iterable[int], cache: Path | None = None, *, processes: int = 2
 ) -> list[WorkingVolume]:
-    """Several phantoms; those that aren't in the cache are made by ``processes`` processes."""
-    wanted = list(seeds)
-    missing = [s for s in wanted if cache is None or not (cache / f"volume_{s}.npz").exists()]
-    if processes <= 1 or len(missing) <= 1:
-        return [phantom_volume(seed, cache) for seed in wanted]
-    # spawn: a forked child would inherit torch's thread pools in an unusable state
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(phantom_volume, wanted, [cache] * len(wanted)))
+    """Several phantoms, made by ``processes`` processes."""
+    return each_phantom(phantom_volume, seeds, cache, processes=processes)

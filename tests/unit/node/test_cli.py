@@ -229,7 +229,7 @@ def test_models_list(cli: Cli) -> None:
     assert ended.code == 0
     for name, entry in MODELS.items():
         assert name in ended.out
-        assert weights_sha256(entry) in ended.out
+        assert not entry.is_built or weights_sha256(entry) in ended.out
 
 
 def test_process_says_what_failed(cli: Cli, tmp_path: Path, configure: Callable[..., Path]) -> None:
