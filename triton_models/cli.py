@@ -22,6 +22,14 @@ from triton_models.training.settings import SEED, TrainSettings
 app = typer.Typer(help="List, train, export and evaluate the served models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Model name, see `list`.")]
+Variant = Annotated[str, typer.Option(help="The model itself or one of its baselines.")]
+Cache = Annotated[Path | None, typer.Option(help="Keep generated phantoms here between runs.")]
+Seed = Annotated[int, typer.Option(help="The same seed and data, the same weights.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="A model.onnx or checkpoint.pt instead of the repository's.")
+]
+Phantoms = Annotated[int, typer.Option(min=1, max=200, help="Without --data: this many test phantoms.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DataFolders = Annotated[
     list[Path] | None, typer.Option("--data", help="Folder with axial CT DICOM files; may be repeated.")
 ]
@@ -66,9 +74,7 @@ def _print(result: Evaluation, *, as_json: bool) -> None:
 
 
 @app.command("list")
-def list_models(
-    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
-) -> None:
+def list_models(*, as_json: AsJson = False) -> None:
     """Show the models of this release."""
     rows = [
         {
@@ -100,21 +106,17 @@ def train(
     *,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, history and curve.")],
     data: DataFolders = None,
-    variant: Annotated[str, typer.Option(help="The model itself or one of its baselines.")] = MAIN,
-    cache: Annotated[Path | None, typer.Option(help="Keep generated phantoms here between runs.")] = None,
+    variant: Variant = MAIN,
+    cache: Cache = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps, if not the model's own number.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop after that long at most.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and data, the same weights.")] = SEED,
+    seed: Seed = SEED,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
 ) -> None:
     """Train a model: on generated phantoms, with --data on real series too, or on labelled pictures alone."""
-    entry = _entry(name)
-    if variant not in entry.variants:
-        raise typer.BadParameter(
-            f"{variant!r} is none of {', '.join(entry.variants)}", param_hint="--variant"
-        )
+    entry = _entry_with(name, variant)
     _need_torch()
     from triton_models.training.loop import train as run  # noqa: PLC0415 - torch only when it is needed
 
@@ -144,13 +146,13 @@ def cross_validate(
         Path, typer.Option(help="Folder for the parts' checkpoints; what it has isn't done again.")
     ],
     folds: Annotated[int, typer.Option(min=2, max=50, help="Number of parts.")] = 5,
-    variant: Annotated[str, typer.Option(help="The model itself or one of its baselines.")] = MAIN,
-    cache: Annotated[Path | None, typer.Option(help="Keep generated phantoms here between runs.")] = None,
+    variant: Variant = MAIN,
+    cache: Cache = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps a part, if not the model's own number.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and data, the same weights.")] = SEED,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    seed: Seed = SEED,
+    as_json: AsJson = False,
 ) -> None:
     """Train on all parts of labelled pictures but one and measure on that one, for each part.
 
@@ -227,16 +229,12 @@ def evaluate(
         Path | None, typer.Option(help="Folder with one axial CT series, or with labelled pictures.")
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="NIfTI labels of that series.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="A model.onnx or checkpoint.pt instead of the repository's.")
-    ] = None,
+    weights: Weights = None,
     split: Annotated[
         str | None, typer.Option(help="Of listed pictures: this split; otherwise all but train.")
     ] = None,
-    phantoms: Annotated[
-        int, typer.Option(min=1, max=200, help="Without --data: this many test phantoms.")
-    ] = 12,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    phantoms: Phantoms = 12,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on --data, or on held-out phantoms; 95 % intervals by bootstrap over the cases."""
     entry = _entry(name)
@@ -260,14 +258,10 @@ def compare(
     name: Name,
     *,
     against: Annotated[Path, typer.Option(help="A model.onnx or checkpoint.pt, as of a baseline.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="A model.onnx or checkpoint.pt instead of the repository's.")
-    ] = None,
+    weights: Weights = None,
     data: Annotated[Path | None, typer.Option(help="Folder with labelled pictures.")] = None,
-    phantoms: Annotated[
-        int, typer.Option(min=1, max=200, help="Without --data: this many test phantoms.")
-    ] = 12,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    phantoms: Phantoms = 12,
+    as_json: AsJson = False,
 ) -> None:
     """A classifier's metrics less another's on the same cases, 95 % intervals by paired bootstrap."""
     entry = _entry(name)

@@ -26,7 +26,12 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2
 
 from triton_models.architectures.keras_bodies import SEVEN, KerasBody
-from triton_models.architectures.lung_pooled import LungPooled, LungPooledClassifier, SmallFusion
+from triton_models.architectures.lung_pooled import (
+    LungPooled,
+    LungPooledClassifier,
+    SmallFusion,
+    StandardisedLinear,
+)
 from triton_models.data.image_list import read_image_list
 from triton_models.export import profile_text, write_onnx
 from triton_models.registry import ModelEntry, TensorSpec, file_sha256
@@ -49,26 +54,18 @@ class BackboneGraph(nn.Module):
         self.size = size
 
     def forward(self, hu: Tensor) -> Tensor:
-        x = lung_window(hu, self.size)
-        features = self.pooled.features(torch.cat([x, x.flip(-1)]))
-        return features.reshape(2, -1, features.shape[1]).mean(dim=0)
+        return self.pooled.mirrored_features(lung_window(hu, self.size))
 
 
 class HeadGraph(nn.Module):
     """All backbones' FEATURES -> PROBABILITIES float32 (n, classes)."""
 
-    middle: Tensor
-    scale: Tensor
-
-    def __init__(self, linear: nn.Linear, middle: Tensor, scale: Tensor) -> None:
+    def __init__(self, head: StandardisedLinear) -> None:
         super().__init__()
-        self.linear = linear
-        self.register_buffer("middle", middle)
-        self.register_buffer("scale", scale)
+        self.head = head
 
     def forward(self, *features: Tensor) -> Tensor:
-        standard = (torch.cat(features, dim=1) - self.middle) / self.scale
-        return torch.softmax(self.linear(standard), dim=1)
+        return torch.softmax(self.head(torch.cat(features, dim=1)), dim=1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def _small(
         graph = BackboneGraph(pooled, entry.network_size)
         name = type(pooled.body).__name__.lower()
         backbones.append(_Backbone(name, graph, pooled.feature_count, weights))
-    return _Fusion(backbones, HeadGraph(network.linear, network.middle, network.scale), weights, classes)
+    return _Fusion(backbones, HeadGraph(network.head), weights, classes)
 
 
 def _seven(entry: ModelEntry, data: Path | None) -> _Fusion:
@@ -154,8 +151,8 @@ def _seven(entry: ModelEntry, data: Path | None) -> _Fusion:
     count = sum(backbone.feature_count for backbone in backbones)
     torch.manual_seed(SEED)
     if data is None:
-        head = HeadGraph(nn.Linear(count, len(entry.classes)), torch.zeros(count), torch.ones(count))
-        return _Fusion(backbones, head, SEEDED, entry.classes)
+        head = StandardisedLinear(count, len(entry.classes))
+        return _Fusion(backbones, HeadGraph(head), SEEDED, entry.classes)
     listed = read_image_list(data)
     images = listed.for_training.images
     with torch.inference_mode():
@@ -164,9 +161,9 @@ def _seven(entry: ModelEntry, data: Path | None) -> _Fusion:
             for image in tqdm(images, desc="features", unit="picture")
         ]
     labels = torch.tensor([listed.classes.index(image.label) for image in images])
-    linear = nn.Linear(count, len(listed.classes))
-    middle, scale = fit_linear_head(torch.cat(features).clone(), labels, linear, decay=HEAD_DECAY)
-    return _Fusion(backbones, HeadGraph(linear, middle, scale), f"solved on {data.name}", listed.classes)
+    head = StandardisedLinear(count, len(listed.classes))
+    fit_linear_head(head, torch.cat(features).clone(), labels, decay=HEAD_DECAY)
+    return _Fusion(backbones, HeadGraph(head), f"solved on {data.name}", listed.classes)
 
 
 def _parts(entry: ModelEntry, fusion: _Fusion) -> list[_Part]:

@@ -6,11 +6,12 @@ In: nothing.  Out: ``MODELS`` (name -> ``ModelEntry``) and helpers that find and
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 REPOSITORY = Path(__file__).parent / "repository"
 NETWORK_SIZE = 256  # pixels a side inside the slice networks
@@ -233,6 +234,12 @@ def model(name: str) -> ModelEntry:
     if name not in MODELS:
         raise KeyError(f"model {name!r} is unknown; known are {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def named(package: str, name: str) -> Any:
+    """The class or function that an entry names, "module.Class" in that package; imported only here."""
+    module, attribute = name.split(".")
+    return getattr(importlib.import_module(f"{package}.{module}"), attribute)
 
 
 def file_sha256(path: Path) -> str:

@@ -9,12 +9,17 @@ and average pooling before the projection of a shortcut (He et al. 2019), so tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-RESNET_WIDTH, RESNET_BLOCKS = 24, (3, 4, 6, 3)
+RESNET_BLOCKS = (3, 4, 6, 3)
+#: half of ResNet-34's, and a last stage that keeps its weights below 8 MB in half precision
+RESNET_CHANNELS = (32, 64, 128, 176)
+LIGHT_RESNET_CHANNELS = (16, 32, 64, 128)
 DENSE_GROWTH, DENSE_LAYERS = 16, (4, 6, 8, 6)
-XCEPTION_WIDTH, XCEPTION_BLOCKS = 32, (2, 3, 4, 2)
+XCEPTION_CHANNELS, XCEPTION_BLOCKS = (32, 64, 128, 256), (2, 3, 4, 2)
 
 
 class Body(nn.Module):
@@ -65,28 +70,34 @@ class _Residual(nn.Module):
         return out
 
 
+def _residual_stages(
+    channels: tuple[int, ...], counts: tuple[int, ...], inner: Callable[[int, int, int], nn.Module]
+) -> list[nn.Module]:
+    """Stages of ``counts`` residual blocks. inner: what a block adds, of channels in and out and stride."""
+    stages: list[nn.Module] = []
+    before = channels[0]
+    for level, (count, after) in enumerate(zip(counts, channels, strict=True)):
+        blocks = []
+        for number in range(count):
+            stride = 2 if level and not number else 1
+            blocks.append(_Residual(inner(before, after, stride), before, after, stride))
+            before = after
+        stages.append(nn.Sequential(*blocks))
+    return stages
+
+
 class ResNet34(Body):
     """3, 4, 6 and 3 basic blocks."""
 
-    def __init__(self, width: int = RESNET_WIDTH) -> None:
-        channels = (width, 2 * width, 4 * width, 8 * width)
-        stages: list[nn.Module] = []
-        before = width
-        for level, (count, after) in enumerate(zip(RESNET_BLOCKS, channels, strict=True)):
-            blocks = []
-            for number in range(count):
-                stride = 2 if level and not number else 1
-                last = nn.BatchNorm2d(after)
-                nn.init.zeros_(last.weight)  # every block begins as the identity
-                inner = nn.Sequential(
-                    convolution(before, after, stride=stride),
-                    nn.Conv2d(after, after, 3, padding=1, bias=False),
-                    last,
-                )
-                blocks.append(_Residual(inner, before, after, stride))
-                before = after
-            stages.append(nn.Sequential(*blocks))
-        super().__init__(width, stages, channels)
+    def __init__(self, channels: tuple[int, ...] = RESNET_CHANNELS) -> None:
+        super().__init__(channels[0], _residual_stages(channels, RESNET_BLOCKS, self._basic), channels)
+
+    @staticmethod
+    def _basic(before: int, after: int, stride: int) -> nn.Module:
+        last = nn.BatchNorm2d(after)
+        nn.init.zeros_(last.weight)  # every block begins as the identity
+        second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        return nn.Sequential(convolution(before, after, stride=stride), second, last)
 
 
 class _DenseLayer(nn.Module):
@@ -131,21 +142,14 @@ class SmallDenseNet(Body):
 class SmallXception(Body):
     """Blocks of two depthwise separable convolutions."""
 
-    def __init__(self, width: int = XCEPTION_WIDTH) -> None:
-        channels = (width, 2 * width, 4 * width, 8 * width)
-        stages: list[nn.Module] = []
-        before = width
-        for level, (count, after) in enumerate(zip(XCEPTION_BLOCKS, channels, strict=True)):
-            blocks = []
-            for number in range(count):
-                stride = 2 if level and not number else 1
-                inner = nn.Sequential(
-                    nn.Conv2d(before, before, 3, padding=1, groups=before, bias=False),
-                    convolution(before, after, 1),
-                    nn.Conv2d(after, after, 3, stride, padding=1, groups=after, bias=False),
-                    convolution(after, after, 1, active=False),
-                )
-                blocks.append(_Residual(inner, before, after, stride))
-                before = after
-            stages.append(nn.Sequential(*blocks))
-        super().__init__(width, stages, channels)
+    def __init__(self, channels: tuple[int, ...] = XCEPTION_CHANNELS) -> None:
+        super().__init__(channels[0], _residual_stages(channels, XCEPTION_BLOCKS, self._separable), channels)
+
+    @staticmethod
+    def _separable(before: int, after: int, stride: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(before, before, 3, padding=1, groups=before, bias=False),
+            convolution(before, after, 1),
+            nn.Conv2d(after, after, 3, stride, padding=1, groups=after, bias=False),
+            convolution(after, after, 1, active=False),
+        )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 
-from triton_models.registry import MAIN, ModelEntry
+from triton_models.registry import MAIN, ModelEntry, named
 
 
 def build_network(
@@ -19,7 +17,6 @@ def build_network(
     """
     if variant not in entry.variants:
         raise KeyError(f"{entry.name} has no variant {variant!r}; it has {', '.join(entry.variants)}")
-    module, name = entry.variants[variant].split(".")
-    network = getattr(importlib.import_module(f"triton_models.architectures.{module}"), name)
+    network = named("triton_models.architectures", entry.variants[variant])
     built: nn.Module = network(len(classes or entry.classes), entry.network_size)
     return built

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from triton_models.architectures.backbones import (
+    LIGHT_RESNET_CHANNELS,
     Body,
     ResNet34,
     SmallDenseNet,
@@ -63,6 +64,11 @@ class LungPooled(nn.Module):
         logits: Tensor = self.head(self.smooth(x))
         return logits
 
+    def mirrored_features(self, x: Tensor) -> Tensor:
+        """(n, feature_count), means of the slice's and its mirror image's."""
+        features = self.features(torch.cat([x, x.flip(-1)]))
+        return features.reshape(2, -1, features.shape[1]).mean(dim=0)
+
     def features(self, x: Tensor) -> Tensor:
         """(n, feature_count): mean and standard deviation of each pooled channel over the lungs."""
         maps = self.body(x)
@@ -79,15 +85,31 @@ class LungPooled(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-class LungPooledClassifier(nn.Module):
-    """Bodies side by side, their features standardised and concatenated, one linear layer.
+class StandardisedLinear(nn.Module):
+    """A linear layer that reads standardised features; ``training.linear_head`` solves it.
 
-    ``size``: side of the square input in pixels, a multiple of 32.  ``middle``, ``scale``: of the training
-    features; they and the linear layer are computed from them (``training.linear_head``).
+    middle, scale: (feature_count,), of the training features.
     """
 
     middle: Tensor
     scale: Tensor
+
+    def __init__(self, feature_count: int, out_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("middle", torch.zeros(feature_count))
+        self.register_buffer("scale", torch.ones(feature_count))
+        self.linear = nn.Linear(feature_count, out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear((features - self.middle) / self.scale)
+        return logits
+
+
+class LungPooledClassifier(nn.Module):
+    """Bodies side by side, their features concatenated, and what reads them.
+
+    ``size``: side of the square input in pixels, a multiple of 32.
+    """
 
     def __init__(self, bodies: Sequence[Body], out_channels: int, size: int) -> None:
         super().__init__()
@@ -95,19 +117,14 @@ class LungPooledClassifier(nn.Module):
             raise ValueError(f"size must be a multiple of 32 for stride 32, got {size}")
         pooled = [LungPooled(body) for body in bodies]
         self.pooled = nn.ModuleList(pooled)
-        count = sum(one.feature_count for one in pooled)
-        self.register_buffer("middle", torch.zeros(count))
-        self.register_buffer("scale", torch.ones(count))
-        self.linear = nn.Linear(count, out_channels)
+        self.head = StandardisedLinear(sum(one.feature_count for one in pooled), out_channels)
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, all bodies' feature_count), means of the slice's and its mirror image's."""
-        both = torch.cat([x, x.flip(-1)])
-        features = torch.cat([cast(LungPooled, one).features(both) for one in self.pooled], dim=1)
-        return features.reshape(2, -1, features.shape[1]).mean(dim=0)
+        """(n, all bodies' feature_count)."""
+        return torch.cat([cast(LungPooled, one).mirrored_features(x) for one in self.pooled], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.linear((self.features(x) - self.middle) / self.scale)
+        logits: Tensor = self.head(self.features(x))
         return logits
 
 
@@ -122,4 +139,6 @@ class SmallFusion(LungPooledClassifier):
     """Three light bodies: a narrow ResNet-34, a DenseNet and an Xception."""
 
     def __init__(self, out_channels: int, size: int) -> None:
-        super().__init__([ResNet34(16), SmallDenseNet(), SmallXception()], out_channels, size)
+        super().__init__(
+            [ResNet34(LIGHT_RESNET_CHANNELS), SmallDenseNet(), SmallXception()], out_channels, size
+        )

@@ -50,11 +50,15 @@ class ImageList:
 
     def within(self, fold: Fold) -> ImageList:
         """Those of one part; images of one group are never in two."""
-        return self._kept(inside([image.group for image in self.images], fold))
+        return self._kept(self._inside(fold))
 
     def without(self, fold: Fold) -> ImageList:
         """Those of the other parts."""
-        return self._kept(~inside([image.group for image in self.images], fold))
+        return self._kept(~self._inside(fold))
+
+    def _inside(self, fold: Fold) -> NDArray[np.bool_]:
+        labels = [image.label for image in self.images]
+        return inside([image.group for image in self.images], fold, labels)
 
     def _kept(self, keep: NDArray[np.bool_]) -> ImageList:
         return ImageList(tuple(image for image, kept in zip(self.images, keep, strict=True) if kept))

@@ -5,7 +5,6 @@ A predictor takes the model's inputs and answers PROBABILITIES (n, classes).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,18 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from triton_models.data.folds import inside
 from triton_models.data.image_list import ImageList, is_image_list, read_image_list
 from triton_models.evaluation.class_metrics import class_estimates, paired_difference
 from triton_models.evaluation.predictor import Arrays, Predictor
 from triton_models.evaluation.result import Evaluation, Metrics
 from triton_models.evaluation.source import Source
-from triton_models.registry import ModelEntry
+from triton_models.registry import ModelEntry, named
 
-#: model -> module and function that makes its test cases out of this many phantoms
+#: model -> what makes its test cases out of this many phantoms, under ``triton_models.data``
 PHANTOM_CASES: Mapping[str, str] = {
-    "infection_type": "triton_models.data.infection_patches.held_out_cases",
-    "pneumonia_class": "triton_models.data.pneumonia_slices.held_out_cases",
-    "fusion": "triton_models.data.pneumonia_slices.held_out_covid_cases",
+    "infection_type": "infection_patches.held_out_cases",
+    "pneumonia_class": "pneumonia_slices.held_out_cases",
+    "fusion": "pneumonia_slices.held_out_covid_cases",
 }
 OUTPUT = "PROBABILITIES"
 
@@ -119,9 +117,8 @@ def _answers(predictor: Predictor, batches: Iterable[LabelledBatch]) -> Classifi
 def _phantoms(entry: ModelEntry, count: int) -> Iterable[LabelledBatch]:
     if entry.name not in PHANTOM_CASES:
         raise ValueError(f"{entry.name} has no test phantoms: give --data")
-    module, name = PHANTOM_CASES[entry.name].rsplit(".", 1)
-    cases: Callable[[int], Iterator[tuple[Arrays, list[str], list[str]]]] = getattr(
-        importlib.import_module(module), name
+    cases: Callable[[int], Iterator[tuple[Arrays, list[str], list[str]]]] = named(
+        "triton_models.data", PHANTOM_CASES[entry.name]
     )
     return (LabelledBatch(*case) for case in cases(count))
 
@@ -141,8 +138,7 @@ def _listed(entry: ModelEntry, folder: Path, source: Source) -> Iterator[Labelle
 def chosen_images(listed: ImageList, source: Source) -> ImageList:
     """Those of a fold, of a split, or all that aren't for training. Raises ValueError for an empty choice."""
     if source.fold is not None:
-        keep = inside([image.group for image in listed.images], source.fold)
-        return ImageList(tuple(image for image, kept in zip(listed.images, keep, strict=True) if kept))
+        return listed.within(source.fold)
     chosen = listed.for_testing if source.split is None else listed.of_split(source.split)
     if not chosen.images:
         splits = sorted({image.split for image in listed.images})

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from pipelines.boxes import OPERATIONS, chosen
 from triton_models.data.boxes import Components, components
-from triton_models.data.dicom_folder import read_folder
-from triton_models.data.folds import inside
-from triton_models.data.labelled_2d import is_labelled_2d, read_labelled_2d
+from triton_models.data.labelled_2d import is_labelled_2d
 from triton_models.data.phantom import chest_phantom
 from triton_models.data.slices import SLICES_PER_PHANTOM, TEST_SEEDS
 from triton_models.data.volumes import volume_phantom
 from triton_models.evaluation.froc import Found, froc
+from triton_models.evaluation.labelled import chosen_pictures, masked_series
 from triton_models.evaluation.predictor import Predictor
 from triton_models.evaluation.result import Metrics
-from triton_models.evaluation.segmentation import MASK_LABELS, mask_on_series
+from triton_models.evaluation.segmentation import MASK_LABELS
 from triton_models.evaluation.source import Source
 from triton_models.registry import ModelEntry
 
@@ -110,26 +109,12 @@ def _scans(source: Source, *, volumes: bool) -> Iterator[Scan]:
 
 
 def _pictures(source: Source) -> Iterator[Scan]:
-    assert source.data is not None  # noqa: S101 - by the caller
-    images = list(read_labelled_2d(source.data))
-    chosen_ones = (
-        inside([image.name for image in images], source.fold) if source.fold else [True] * len(images)
-    )
-    for image, is_chosen in zip(images, chosen_ones, strict=True):
-        if is_chosen:
-            pixel = PICTURE_MM / image.hu.shape[1]
-            yield image.hu[None], image.labels[None], (1.0, pixel, pixel)
+    for image in chosen_pictures(source):
+        pixel = PICTURE_MM / image.hu.shape[1]
+        yield image.hu[None], image.labels[None], (1.0, pixel, pixel)
 
 
 def _series(source: Source) -> Scan:
-    assert source.data is not None  # noqa: S101 - by the caller
-    found = read_folder(source.data)
-    if len(found) != 1:
-        raise ValueError(f"{source.data}: has {len(found)} axial CT series, evaluate one at a time")
-    if source.mask is None:
-        raise ValueError(f"{source.data}: is a DICOM series; --mask must name its labels (NIfTI)")
-    if not source.mask.is_file():
-        raise FileNotFoundError(f"{source.mask}: no such mask")
-    mask = mask_on_series(found[0], source.mask)
+    series, mask = masked_series(source)
     labels = np.where(np.isin(mask, MASK_LABELS["lesions"]["infection"]), mask, 0)
-    return found[0].hu, labels, found[0].spacing_mm
+    return series.hu, labels, series.spacing_mm

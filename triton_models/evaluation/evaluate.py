@@ -6,13 +6,12 @@ checkpoints.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 from triton_models.evaluation.predictor import Predictor
 from triton_models.evaluation.result import Cases, Evaluation
 from triton_models.evaluation.source import Source
-from triton_models.registry import ModelEntry
+from triton_models.registry import ModelEntry, named
 
 Collect = Callable[[ModelEntry, Predictor, Source], Cases]
 
@@ -22,7 +21,7 @@ def collect(entry: ModelEntry, predictor: Predictor, source: Source) -> Cases:
 
     Raises FileNotFoundError for what isn't there, ValueError for what doesn't fit.
     """
-    by_kind: Collect = importlib.import_module(f"triton_models.evaluation.{entry.kind}").collect
+    by_kind: Collect = named("triton_models.evaluation", f"{entry.kind}.collect")
     cases = by_kind(entry, predictor, source)
     if not len(cases):
         raise ValueError("no cases to evaluate")

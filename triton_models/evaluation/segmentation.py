@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from triton_models.data.dicom_folder import Series, read_folder
-from triton_models.data.folds import inside
-from triton_models.data.labelled_2d import UNTYPED, is_labelled_2d, read_labelled_2d
+from triton_models.data.labelled_2d import UNTYPED, is_labelled_2d
 from triton_models.data.phantom import chest_phantom
 from triton_models.data.slices import SLICES_PER_PHANTOM, TEST_SEEDS
+from triton_models.evaluation.labelled import chosen_pictures, masked_series
 from triton_models.evaluation.pixel_metrics import Counts, estimates
 from triton_models.evaluation.predictor import Predictor
 from triton_models.evaluation.result import Metrics
@@ -32,7 +29,7 @@ OUTPUT_LABELS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "lesions": MASK_LABELS["lesions"],
 }
 #: class -> values of labelled pictures
-PICTURE_LABELS = {"lesions": {**OUTPUT_LABELS["lesions"], "infection": (1, 2, UNTYPED)}}
+PICTURE_LABELS = {**OUTPUT_LABELS["lesions"], "infection": (1, 2, UNTYPED)}
 BATCH = 8
 
 #: label values of one image, predicted and true
@@ -69,15 +66,16 @@ def collect(entry: ModelEntry, predictor: Predictor, source: Source) -> Segmenta
     without a mask, or a mask that doesn't fit."""
     outputs = OUTPUT_LABELS[entry.name]
     truths: Mapping[str, tuple[int, ...]] = outputs
+    pictures = source.data is not None and is_labelled_2d(source.data)
     if source.data is None:
         pairs = _phantoms(entry, predictor, source.phantoms)
-    elif is_labelled_2d(source.data):
-        pairs, truths = _labelled_2d(entry, predictor, source), PICTURE_LABELS[entry.name]
+    elif pictures:
+        pairs, truths = _labelled_2d(entry, predictor, source), PICTURE_LABELS
     else:
-        pairs, truths = _series(entry, predictor, source.data, source.mask), MASK_LABELS[entry.name]
+        pairs, truths = _series(entry, predictor, source), MASK_LABELS[entry.name]
     rows: dict[str, list[Counts]] = {name: [] for name in outputs}
     for predicted, truth in pairs:
-        if UNTYPED in truth and source.data is not None and is_labelled_2d(source.data):
+        if pictures and UNTYPED in truth:
             outputs = {"infection": outputs["infection"]}  # what the truth can't tell isn't measured
         for name, values in outputs.items():
             rows[name].append(Counts.of([(np.isin(predicted, values), np.isin(truth, truths[name]))]))
@@ -94,43 +92,13 @@ def _phantoms(entry: ModelEntry, predictor: Predictor, count: int) -> Iterator[L
 
 
 def _labelled_2d(entry: ModelEntry, predictor: Predictor, source: Source) -> Iterator[Labelled]:
-    assert source.data is not None  # noqa: S101 - by the caller
     if entry.name != "lesions":
         raise ValueError(f"{source.data}: its images have labels of lesions, none for {entry.name}")
-    images = list(read_labelled_2d(source.data))
-    chosen = inside([image.name for image in images], source.fold) if source.fold else [True] * len(images)
-    for image, is_chosen in zip(images, chosen, strict=True):
-        if is_chosen:
-            (predicted,) = served_labels(entry, predictor, image.hu[None])
-            yield predicted, image.labels
+    for image in chosen_pictures(source):
+        (predicted,) = served_labels(entry, predictor, image.hu[None])
+        yield predicted, image.labels
 
 
-def _series(entry: ModelEntry, predictor: Predictor, data: Path, mask: Path | None) -> Iterator[Labelled]:
-    found = read_folder(data)
-    if len(found) != 1:
-        raise ValueError(f"{data}: has {len(found)} axial CT series, evaluate one at a time")
-    if mask is None:
-        raise ValueError(f"{data}: is a DICOM series; --mask must name its labels (NIfTI)")
-    if not mask.is_file():
-        raise FileNotFoundError(f"{mask}: no such mask")
-    yield from zip(served_labels(entry, predictor, found[0].hu), mask_on_series(found[0], mask), strict=True)
-
-
-def mask_on_series(series: Series, mask: Path) -> NDArray[np.int16]:
-    """A NIfTI label image resampled to the series' grid (nearest neighbour), (slices, rows, columns).
-
-    SimpleITK gives NIfTI's RAS affine in LPS, as DICOM has it. Raises ValueError when the mask covers less
-    than half of the series: it is taken for another patient's.
-    """
-    image = sitk.ReadImage(str(mask), sitk.sitkInt16)
-    grid = sitk.Image([int(n) for n in series.hu.shape[::-1]], sitk.sitkUInt8)
-    directions = series.affine[:3, :3] / np.asarray(series.spacing_mm)
-    # ITK's index order is column, row, slice
-    grid.SetOrigin([float(v) for v in series.affine[:3, 3]])
-    grid.SetSpacing([float(v) for v in series.spacing_mm[::-1]])
-    grid.SetDirection([float(v) for v in directions[:, ::-1].ravel()])
-    inside = sitk.Resample(image * 0 + 1, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    if sitk.GetArrayViewFromImage(inside).mean() < 0.5:
-        raise ValueError(f"{mask}: covers less than half of series {series.series_instance_uid}")
-    resampled = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    return np.asarray(sitk.GetArrayFromImage(resampled), dtype=np.int16)
+def _series(entry: ModelEntry, predictor: Predictor, source: Source) -> Iterator[Labelled]:
+    series, labels = masked_series(source)
+    yield from zip(served_labels(entry, predictor, series.hu), labels, strict=True)

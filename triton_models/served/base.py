@@ -5,11 +5,9 @@ Windowing, resizing, sigmoid and thresholds are part of the graph (and so of its
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 
-from triton_models.registry import ModelEntry
+from triton_models.registry import ModelEntry, named
 
 
 class Served(nn.Module):
@@ -27,7 +25,5 @@ class Served(nn.Module):
 
 def build_served(entry: ModelEntry, network: nn.Module) -> Served:
     """The served graph of a registry entry around its (trained) network."""
-    module, name = entry.served.split(".")
-    served = getattr(importlib.import_module(f"triton_models.served.{module}"), name)
-    built: Served = served(network, entry)
+    built: Served = named("triton_models.served", entry.served)(network, entry)
     return built

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from triton_models.architectures.lung_pooled import StandardisedLinear
 
 ITERATIONS = 200
 
 
-def fit_linear_head(
-    features: Tensor, labels: Tensor, linear: nn.Linear, *, decay: float
-) -> tuple[Tensor, Tensor]:
-    """Set ``linear`` to the minimum of class-balanced cross-entropy plus L2, and return (middle, scale).
+def fit_linear_head(head: StandardisedLinear, features: Tensor, labels: Tensor, *, decay: float) -> None:
+    """Set ``head`` to the minimum of class-balanced cross-entropy plus L2.
 
-    features: (n, k), standardised by the returned middle and scale (k,) before the layer.  labels: (n,) class
-    numbers.  decay: weight of the squared norm of the layer's weights, divided by k so that it means the same
-    for any number of features. The minimum is unique: no random numbers are involved.
+    features: (n, k).  labels: (n,) class numbers.  decay: weight of the squared norm of the layer's weights.
+    The minimum is unique: no random numbers are involved.
     """
     features = features.double()
     middle, scale = features.mean(0), features.std(0) + 1e-6
     inputs = (features - middle) / scale
-    classes = linear.out_features
+    classes = head.linear.out_features
     counts = torch.bincount(labels, minlength=classes).clamp(min=1)
     balance = len(labels) / (classes * counts.double())
     weight = torch.zeros((classes, inputs.shape[1]), dtype=torch.float64, requires_grad=True)
@@ -40,6 +39,7 @@ def fit_linear_head(
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-    return middle.float(), scale.float()
+        head.linear.weight.copy_(weight)
+        head.linear.bias.copy_(bias)
+        head.middle.copy_(middle)
+        head.scale.copy_(scale)

@@ -5,7 +5,6 @@ The loop (``training.loop``) owns the rest: progress, schedule, moving average, 
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from triton_models.architectures.build import build_network
-from triton_models.registry import ModelEntry
+from triton_models.registry import ModelEntry, named
 from triton_models.training.settings import TrainSettings
 
 Batch = TypeVar("Batch")
@@ -92,8 +91,7 @@ class Recipe(ABC, Generic[Batch]):
 
 def recipe_for(entry: ModelEntry, settings: TrainSettings) -> Recipe[object]:
     """The recipe of a registry entry."""
-    module, name = entry.recipe.split(".")
-    found: Callable[[ModelEntry, TrainSettings], Recipe[object]] = getattr(
-        importlib.import_module(f"triton_models.training.recipes.{module}"), name
+    found: Callable[[ModelEntry, TrainSettings], Recipe[object]] = named(
+        "triton_models.training.recipes", entry.recipe
     )
     return found(entry, settings)

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from triton_models.cli import app
 from triton_models.data.dicom_folder import Series, read_folder
 from triton_models.evaluation.evaluate import evaluate
+from triton_models.evaluation.labelled import mask_on_series
 from triton_models.evaluation.pixel_metrics import METRICS, Counts, estimates
 from triton_models.evaluation.predictor import OnnxPredictor
-from triton_models.evaluation.segmentation import mask_on_series, served_labels
+from triton_models.evaluation.segmentation import served_labels
 from triton_models.evaluation.source import Source
 from triton_models.registry import MODELS, weights_sha256
 

@@ -12,8 +12,21 @@ from onnx import numpy_helper
 from PIL import Image
 from torch.nn import functional
 
-from triton_models.architectures.backbones import Body, ResNet34, SmallDenseNet, SmallXception
-from triton_models.architectures.lung_pooled import LUNGS, MASKS, LungPooled, PneumoniaNet, SmallFusion
+from triton_models.architectures.backbones import (
+    LIGHT_RESNET_CHANNELS,
+    Body,
+    ResNet34,
+    SmallDenseNet,
+    SmallXception,
+)
+from triton_models.architectures.lung_pooled import (
+    LUNGS,
+    MASKS,
+    LungPooled,
+    PneumoniaNet,
+    SmallFusion,
+    StandardisedLinear,
+)
 from triton_models.crossvalidate import cross_validate
 from triton_models.data.grey import GREY_HU
 from triton_models.data.labelled_2d import UNTYPED
@@ -51,7 +64,7 @@ def test_resnet_34_has_its_16_blocks_of_two_convolutions() -> None:
 def test_what_is_outside_of_the_lungs_does_not_count() -> None:
     """With the decoder's answer fixed to the left half, the right half's features don't matter."""
     torch.manual_seed(0)
-    pooled = LungPooled(ResNet34(16)).eval()
+    pooled = LungPooled(ResNet34(LIGHT_RESNET_CHANNELS)).eval()
 
     def left_half(maps: list[torch.Tensor]) -> torch.Tensor:
         logits = torch.full((1, len(MASKS), 32, 32), -30.0)
@@ -96,18 +109,18 @@ def test_linear_head_finds_the_one_minimum() -> None:
     answers = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        linear = torch.nn.Linear(8, 3)
-        middle, scale = fit_linear_head(features, labels, linear, decay=0.01)
-        answers.append(linear((features - middle) / scale))
+        head = StandardisedLinear(8, 3)
+        fit_linear_head(head, features, labels, decay=0.01)
+        answers.append(head(features))
     assert torch.allclose(*answers, atol=1e-3)
     assert (answers[0].argmax(1) == labels).float().mean() > 0.8
 
 
 def test_linear_head_gives_rare_classes_their_weight() -> None:
     labels = (torch.arange(100) < 5).long()
-    linear = torch.nn.Linear(2, 2)
-    middle, scale = fit_linear_head(torch.randn(100, 2) * 1e-3, labels, linear, decay=10.0)
-    probability = torch.softmax(linear(((torch.zeros(1, 2)) - middle) / scale), 1)
+    head = StandardisedLinear(2, 2)
+    fit_linear_head(head, torch.randn(100, 2) * 1e-3, labels, decay=10.0)
+    probability = torch.softmax(head(torch.zeros(1, 2)), 1)
     assert probability[0, 1].item() == pytest.approx(0.5, abs=0.05)
 
 
@@ -192,7 +205,7 @@ def test_cross_validation_teaches_once_and_fits_each_part(
     assert set(result.metrics) == {"ill", "well", "all"}
     assert result.metrics["all"]["accuracy"].value == 1.0
     heads = {
-        tuple(torch.load(path, weights_only=True)["average"]["module.linear.bias"].tolist())
+        tuple(torch.load(path, weights_only=True)["average"]["module.head.linear.bias"].tolist())
         for path in tmp_path.glob("run/[0-9]/checkpoint.pt")
     }
     assert len(heads) == 3, "each part has a head of its own"

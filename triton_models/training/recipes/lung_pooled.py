@@ -68,7 +68,7 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
     steps = 800
     learning_rate = 2e-3
     weight_decay = 0.02
-    validate_every = 200
+    validate_every = 250
     sees_fold = False
     curve: ClassVar[str] = "accuracy, AUC"
 
@@ -136,9 +136,7 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
         classifier = cast(LungPooledClassifier, network)
         features = self._features(classifier, self._training)
         labels = torch.tensor([self._classes.index(image.label) for image in self._training])
-        middle, scale = fit_linear_head(features, labels, classifier.linear, decay=HEAD_DECAY)
-        classifier.middle.copy_(middle)
-        classifier.scale.copy_(scale)
+        fit_linear_head(classifier.head, features, labels, decay=HEAD_DECAY)
 
     def _features(self, network: LungPooledClassifier, images: Sequence[ClassImage]) -> Tensor:
         with torch.inference_mode():
@@ -152,8 +150,7 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
         classifier = cast(LungPooledClassifier, network)
         with torch.inference_mode():
             features = self._features(classifier, self._validation)
-            inputs = (features - classifier.middle) / classifier.scale
-            probabilities = torch.softmax(classifier.linear(inputs), dim=1).numpy()
+            probabilities = torch.softmax(classifier.head(features), dim=1).numpy()
         truth = np.array([self._classes.index(image.label) for image in self._validation])
         groups: Sequence[str] = [image.group for image in self._validation]
         overall = class_estimates(probabilities, truth, self._classes, groups)["all"]
