@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import WebConfig
 from node.database import instances, jobs, series, write_transaction
+from node.errors import NodeError
 from node.metrics import Metrics
 from node.run.operations import list_jobs
 from node.web.page import render_page
@@ -144,6 +145,12 @@ def _measure_states(engine: Engine, metrics: Metrics) -> None:
                 gauge.labels(state=name).set(counts.get(name, 0))
 
 
+class WebStartError(NodeError):
+    """The web server's address can't be bound."""
+
+    code = "web_start_failed"
+
+
 class WebServer:
     """Serves an application by uvicorn in a thread of its own."""
 
@@ -163,9 +170,16 @@ class WebServer:
         return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
-        """Bind and serve. Raises OSError when the address can't be bound."""
-        family = socket.AF_INET6 if ":" in self._config.host else socket.AF_INET
-        self._socket = socket.create_server((self._config.host, self._config.port), family=family)
+        """Bind and serve. Raises WebStartError when the address can't be bound."""
+        host, port = self._config.host, self._config.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise WebStartError(
+                f"web {host}:{port}: {error.strerror or error}",
+                hint="is the port in use, is the address ours?",
+            ) from error
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )

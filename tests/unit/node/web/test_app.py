@@ -12,7 +12,7 @@ from sqlalchemy import Engine, insert
 from node.config import WebConfig
 from node.database import deliveries, instances, jobs, open_database, series
 from node.metrics import Metrics
-from node.web.app import WebServer, create_app
+from node.web.app import WebServer, WebStartError, create_app
 from tests.unit.node.rows import instance_row, job_row, series_row
 
 UID = "1.2.826.0.1.3680043.8.498.1"
@@ -41,6 +41,13 @@ def client(engine: Engine, failing: dict[str, str | None]) -> Iterator[httpx.Cli
     server.stop()
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
+
+
+def test_a_port_in_use_is_named(engine: Engine, client: httpx.Client) -> None:
+    server = WebServer(WebConfig(port=client.base_url.port or 0), create_app(engine, Metrics("1.2.3"), {}))
+    with pytest.raises(WebStartError, match=f"web 127.0.0.1:{client.base_url.port}: Address already in use"):
+        server.start()
+    server.stop()
 
 
 def fill(engine: Engine) -> None:
