@@ -61,6 +61,7 @@ def _train(entry: ModelEntry, one: TrainSettings, whole: TrainSettings) -> None:
     if recipe_for(entry, one).sees_fold:
         train(entry, one, resume=(one.out / CHECKPOINT).is_file())
         return
+    # its validation looks at pictures of all parts, but chooses nothing
     everything = replace(whole, out=whole.out / "all")
     checkpoint = everything.out / CHECKPOINT
     if not finished(checkpoint):

@@ -86,11 +86,15 @@ class _Run:
         self.seconds += time.monotonic() - started
         return loss
 
-    def measure(self) -> dict[str, float]:
-        """The validation's figures of the averaged network, settled."""
+    def settle(self) -> None:
         self.average.eval()
         with denormals_as_zeros():
             self.recipe.settle(self.average.module)
+
+    def measure(self) -> dict[str, float]:
+        """The validation's figures of the averaged network, settled."""
+        self.settle()
+        with denormals_as_zeros():
             figures = self.recipe.validate(self.average.module)
         return {name: float(value) for name, value in figures.items()}
 
@@ -164,7 +168,7 @@ def settle_again(entry: ModelEntry, settings: TrainSettings, checkpoint: Path) -
     recipe.prepare()
     run = _Run.new(recipe)
     run.load(checkpoint)
-    run.history.append({"step": run.step, "loss": math.nan, **run.measure()})
+    run.settle()
     settings.out.mkdir(parents=True, exist_ok=True)
     run.save(settings.out / CHECKPOINT)
     return settings.out / CHECKPOINT
