@@ -29,7 +29,8 @@ SPEC = ModelSpec(
 @dataclass(frozen=True)
 class LesionMaps:
     """labels: uint8 (slices, rows, columns), 0 or ``Lesion``. probabilities: uint8 (2, slices, rows,
-    columns), probability * 255 of ground glass and of consolidation. Both zero outside ``within``."""
+    columns), probability * 255 of ground glass and of consolidation, which exclude each other. Both zero
+    outside ``within``."""
 
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.uint8]

@@ -23,7 +23,7 @@ DOME_SLICES, DOME_SHARE = 2.0, 0.7
 MAXIMUM_REGIONS = 30
 
 PROBABILITY_METHOD = (
-    "mean over the region's voxels of the lesions model's larger probability (ground glass or consolidation)"
+    "mean over the region's voxels of the lesions model's probability of ground glass or consolidation"
 )
 
 
@@ -52,7 +52,7 @@ def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> 
     for i in by_size[: len(by_size) - len(small)]:
         inside = components[boxes[i]] == i + 1
         probabilities = maps.probabilities[(slice(None), *boxes[i])][:, inside] / 255.0
-        if probabilities.max(axis=0).mean() < MINIMUM_PROBABILITY:
+        if _of_either_type(probabilities) < MINIMUM_PROBABILITY:
             unsure += 1
         elif _is_dome(volume, lungs, boxes[i], inside):
             domes += 1
@@ -96,7 +96,7 @@ def _describe(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps, compon
     return Region(
         number=component.number,
         finding_type=finding_type,
-        probability=float(component.probabilities.max(axis=0).mean()),
+        probability=_of_either_type(component.probabilities),
         type_probabilities={
             t: float(component.probabilities[label - 1].mean()) for t, label in FINDING_TYPES.items()
         },
@@ -108,6 +108,11 @@ def _describe(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps, compon
         centroid_lps_mm=(float(x), float(y), float(z)),
         key_slice=int(box[0].start + np.argmax(inside.sum(axis=(1, 2)))),
     )
+
+
+def _of_either_type(probabilities: NDArray[np.float64]) -> float:
+    """The types exclude each other, so that theirs add up (to more than 1 by the rounding to 8 bits only)."""
+    return float(probabilities.sum(axis=0).clip(max=1.0).mean())
 
 
 def _is_dome(

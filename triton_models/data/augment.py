@@ -1,8 +1,7 @@
 """Augmentation of training slices (Deng et al. 2021, section 2.1): image and label move together.
 
 In: a batch of HU and labels as tensors.  Out: the batch rotated, shifted, mirrored, scaled and elastically
-deformed, labels by the same transformation (nearest neighbour); then the image alone gets new contrast and
-noise.
+deformed, labels by the same transformation; then the image alone gets new contrast and noise.
 """
 
 from __future__ import annotations
@@ -15,13 +14,17 @@ from torch.nn import functional
 
 from triton_models.registry import HU_RANGE
 
+GAMMA_HU = (-1050.0, 250.0)
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """Largest deviation of each kind; 0 switches a kind off.
 
-    rotation: radians.  translation: fraction of the side.  scaling: fraction.  elastic: fraction of the
-    side.  mirror, upside_down, blur: probabilities.  noise_hu, offset_hu: HU.  contrast: fraction.
+    rotation: radians.  translation: fraction of the side.  scaling: fraction.  stretching: fraction by which
+    a side may grow while the other shrinks.  elastic: fraction of the side.  mirror, upside_down, blur:
+    probabilities.  noise_hu, offset_hu: HU.  contrast: fraction.  gamma: logarithm of the exponent that is
+    applied to the share of GAMMA_HU.  sharpening: how far ``blur`` may go the other way, as a share of it.
     """
 
     rotation: float = 0.30
@@ -34,19 +37,24 @@ class Augmentation:
     offset_hu: float = 25.0
     contrast: float = 0.04
     blur: float = 0.25
+    stretching: float = 0.0
+    gamma: float = 0.0
+    sharpening: float = 0.0
 
 
 def augment(
     hu: Tensor, labels: Tensor, settings: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """hu: (n, rows, columns) float; labels: (n, channels, rows, columns) integer. Returns new tensors.
+    """hu: (n, rows, columns) float; labels: (n, channels, rows, columns). Returns new tensors.
 
-    Outside of the moved image there is air (the low end of HU_RANGE) with label 0.
+    Integer labels are those of the nearest pixel, float ones (shares of a pixel) are interpolated. Outside of
+    the moved image there is air (the low end of HU_RANGE) with label 0.
     """
     grid = _sampling_grid(hu.shape, settings, generator)
     low, high = (float(v) for v in HU_RANGE)
     moved = functional.grid_sample((hu - low).unsqueeze(1), grid, mode="bilinear", align_corners=False) + low
-    moved_labels = functional.grid_sample(labels.float(), grid, mode="nearest", align_corners=False)
+    sampling = "bilinear" if labels.is_floating_point() else "nearest"
+    moved_labels = functional.grid_sample(labels.float(), grid, mode=sampling, align_corners=False)
     return _intensity(moved[:, 0], settings, generator).clamp(low, high), moved_labels.to(labels.dtype)
 
 
@@ -61,11 +69,15 @@ def _sampling_grid(shape: torch.Size, settings: Augmentation, generator: torch.G
     scale = 1.0 + _uniform(n, generator) * settings.scaling
     flip_x = torch.where(torch.rand(n, generator=generator) < settings.mirror, -1.0, 1.0)
     flip_y = torch.where(torch.rand(n, generator=generator) < settings.upside_down, -1.0, 1.0)
+    stretch = torch.ones(n)
+    if settings.stretching > 0:
+        stretch = 1.0 + _uniform(n, generator) * settings.stretching
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    shift_x, shift_y = (_uniform(n, generator) * 2 * settings.translation for _ in range(2))
     matrix = torch.stack(
         [
-            torch.stack([cos * flip_x, -sin, _uniform(n, generator) * 2 * settings.translation], dim=1),
-            torch.stack([sin, cos * flip_y, _uniform(n, generator) * 2 * settings.translation], dim=1),
+            torch.stack([cos * flip_x * stretch, -sin * stretch, shift_x], dim=1),
+            torch.stack([sin / stretch, cos * flip_y / stretch, shift_y], dim=1),
         ],
         dim=1,
     )
@@ -79,11 +91,24 @@ def _sampling_grid(shape: torch.Size, settings: Augmentation, generator: torch.G
 
 def _intensity(hu: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
     n = hu.shape[0]
-    scale = 1.0 + _uniform(n, generator) * settings.contrast
-    offset = _uniform(n, generator) * settings.offset_hu
-    out = (hu + 1000.0) * scale[:, None, None] - 1000.0 + offset[:, None, None]
+
+    def per_image(values: Tensor) -> Tensor:
+        return values[:, None, None]
+
+    out = hu
+    if settings.gamma > 0:
+        low, high = GAMMA_HU
+        exponent = per_image(torch.exp(_uniform(n, generator) * settings.gamma))
+        bent = low + (high - low) * ((out - low) / (high - low)).clamp(0.0, 1.0) ** exponent
+        out = torch.where(out < high, bent, out)
+    scale = per_image(1.0 + _uniform(n, generator) * settings.contrast)
+    offset = per_image(_uniform(n, generator) * settings.offset_hu)
+    out = (out + 1000.0) * scale - 1000.0 + offset
     blurred = functional.avg_pool2d(out.unsqueeze(1), 3, stride=1, padding=1, count_include_pad=False)[:, 0]
-    chosen = (torch.rand(n, generator=generator) < settings.blur)[:, None, None]
+    chosen = per_image(torch.rand(n, generator=generator) < settings.blur)
+    if settings.sharpening > 0:
+        weight = torch.rand(n, generator=generator) * (1 + settings.sharpening) - settings.sharpening
+        blurred = torch.lerp(out, blurred, per_image(weight))
     out = torch.where(chosen, blurred, out)
-    strength = torch.rand(n, generator=generator)[:, None, None] ** 2 * settings.noise_hu
+    strength = per_image(torch.rand(n, generator=generator)) ** 2 * settings.noise_hu
     return out + torch.randn(hu.shape, generator=generator) * strength

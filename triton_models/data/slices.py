@@ -27,7 +27,8 @@ SLICES_PER_PHANTOM = 24
 class Slices:
     """n labelled slices, arrays (n, NETWORK_SIZE, NETWORK_SIZE).
 
-    hu: int16.  lungs: uint8, 0, 1 or IGNORE.  lesions: uint8, 0, 1 ground glass, 2 consolidation or IGNORE.
+    hu: int16.  lungs: uint8, 0, 1 or IGNORE.  lesions: uint8, 0, 1 ground glass, 2 consolidation, UNTYPED
+    (``data.labelled_2d``) or IGNORE.
     """
 
     hu: NDArray[np.int16]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from triton_models.architectures.covseg import type_probabilities
 from triton_models.architectures.windows import windowed
 from triton_models.registry import HU_RANGE
 from triton_models.served.base import Served
@@ -14,32 +15,41 @@ THRESHOLD = 0.5
 
 
 class ServedSegmentation(Served):
-    """Resizing to the network's resolution and back; subclasses turn probabilities into their outputs."""
+    """Resizing to the network's resolution and back; subclasses turn logits into their outputs."""
 
-    def probabilities(self, hu: Tensor) -> Tensor:
-        """(n, rows, columns) int16 -> (n, channels, rows, columns) float in 0..1."""
+    def answer(self, hu: Tensor) -> Tensor:
+        """The network's logits, of HU (n, 1, size, size)."""
+        logits: Tensor = self.network(windowed(hu))
+        return logits
+
+    def logits(self, hu: Tensor) -> Tensor:
+        """(n, rows, columns) int16 -> (n, channels, rows, columns)."""
         rows, columns = hu.shape[1], hu.shape[2]
         clipped = hu.to(torch.float32).clamp(float(HU_RANGE[0]), float(HU_RANGE[1])).unsqueeze(1)
         small = functional.interpolate(clipped, size=(self.size, self.size), mode="bilinear")
-        logits = self.network(windowed(small))
-        return torch.sigmoid(functional.interpolate(logits, size=(rows, columns), mode="bilinear"))
+        return functional.interpolate(self.answer(small), size=(rows, columns), mode="bilinear")
 
 
 class ServedLungs(ServedSegmentation):
     """LUNGS: 1 where the probability of lung is at least THRESHOLD."""
 
     def forward(self, hu: Tensor) -> Tensor:
-        return (self.probabilities(hu)[:, 0] >= THRESHOLD).to(torch.uint8)
+        return (torch.sigmoid(self.logits(hu))[:, 0] >= THRESHOLD).to(torch.uint8)
 
 
 class ServedLesions(ServedSegmentation):
-    """LABELS: the likelier of ground glass (1) and consolidation (2) where it reaches THRESHOLD, else 0; a
-    tie is consolidation.  PROBABILITIES: round(255 p), channels ground glass, consolidation."""
+    """LABELS: where ground glass (1) and consolidation (2) together reach THRESHOLD the likelier of
+    the two (a tie is consolidation), else 0.  PROBABILITIES: round(255 p) of each. The network answers the
+    slice and its mirror image; what counts is the mean."""
+
+    def answer(self, hu: Tensor) -> Tensor:
+        logits: Tensor = self.network(torch.cat([hu, hu.flip(-1)]))
+        plain, mirrored = logits.reshape(2, -1, *logits.shape[1:]).unbind()
+        return (plain + mirrored.flip(-1)) / 2
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor]:
-        probability = self.probabilities(hu)
+        probability = type_probabilities(self.logits(hu))
         ground, dense = probability[:, 0], probability[:, 1]
-        consolidation = (dense >= THRESHOLD) & (dense >= ground)
-        ground_glass = (ground >= THRESHOLD) & (dense < ground)
-        labels = consolidation.to(torch.uint8) * 2 + ground_glass.to(torch.uint8)
+        infection = (ground + dense >= THRESHOLD).to(torch.uint8)
+        labels = infection * (1 + (dense >= ground).to(torch.uint8))
         return labels, torch.round(probability * 255.0).to(torch.uint8)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from triton_models.architectures.build import build_network
-from triton_models.architectures.covseg import COVSegNet, Inception
+from triton_models.architectures.covseg import CHANNELS, COVSegNet, Inception, slice_channels
 from triton_models.architectures.vnet2d import ResidualStage, SkipSelfAttention, VNet2D
-from triton_models.architectures.windows import windowed
+from triton_models.architectures.windows import WINDOWS, windowed
 from triton_models.registry import MODELS, ModelEntry
 from triton_models.served.base import build_served
 from triton_models.served.segmentation import THRESHOLD
@@ -20,8 +20,9 @@ SEGMENTATION = [entry for entry in MODELS.values() if entry.kind == "segmentatio
 @pytest.mark.parametrize("entry", SEGMENTATION, ids=lambda entry: entry.name)
 def test_a_channel_of_logits_for_each_class(entry: ModelEntry) -> None:
     network = build_network(entry).eval()
+    channels = 1 if entry.name == "lesions" else len(WINDOWS)
     with torch.inference_mode():
-        logits = network(torch.zeros(2, 2, entry.network_size, entry.network_size))
+        logits = network(torch.zeros(2, channels, entry.network_size, entry.network_size))
     assert logits.shape == (2, len(entry.classes), entry.network_size, entry.network_size)
 
 
@@ -66,12 +67,12 @@ def test_covseg_has_nine_layers_pools_3x3_and_drops_half() -> None:
 
 
 def test_covseg_inception_has_the_four_branches() -> None:
-    block = Inception(8, 16)
+    block = Inception(16)
     kernels = [branch[0].kernel_size for branch in block.branches]
     assert kernels == [(1, 1), (3, 3), (5, 5), 3]
-    assert block(torch.rand(1, 8, 16, 16)).shape == (1, 16, 16, 16)
+    assert block(torch.rand(1, 16, 8, 8)).shape == (1, 16, 8, 8)
     with pytest.raises(ValueError, match="multiple of 4"):
-        Inception(8, 10)
+        Inception(10)
 
 
 def test_covseg_merges_4_6_3_7_2_8_1_9() -> None:
@@ -83,8 +84,8 @@ def test_covseg_merges_4_6_3_7_2_8_1_9() -> None:
 
     for number, layer in enumerate([*network.down, *reversed(network.up)], start=1):
         layer.register_forward_hook(remember(str(number)))
-    outputs = {n: list(network.down)[n - 1][0][0].out_channels for n in (1, 2, 3, 4, 5)}
-    network(torch.zeros(1, 2, 64, 64))
+    outputs = {n: list(network.down)[n - 1].first[0].out_channels for n in (1, 2, 3, 4, 5)}
+    network(torch.zeros(1, 1, 64, 64))
     below = outputs[5]
     for left, right in ((4, 6), (3, 7), (2, 8), (1, 9)):
         assert sizes[str(right)][0] == below + outputs[left]
@@ -109,24 +110,54 @@ class _Constant(nn.Module):
         return self.logits.expand(x.shape[0], -1, *x.shape[2:])
 
 
+def test_relative_channels_do_not_see_the_window() -> None:
+    rng = torch.Generator().manual_seed(0)
+    slice_ = torch.where(torch.rand(1, 1, 32, 32, generator=rng) < 0.4, 0.0, -850.0)
+    slice_ += torch.randn(slice_.shape, generator=rng) * 40
+    slice_[..., 10:14, 10:14] = -500.0
+    first, other = slice_channels(slice_), slice_channels(slice_ * 0.8 - 100.0)
+    assert first.shape == (1, CHANNELS, 32, 32)
+    assert torch.allclose(first[:, 3], other[:, 3], atol=0.02)
+    assert not torch.allclose(first[:, 0], other[:, 0], atol=0.1)
+    assert first[0, 3, 10:14, 10:14].mean() == pytest.approx(350 / 850, abs=0.05)
+
+
+def test_padding_and_slices_of_one_density_are_no_trouble() -> None:
+    for hu in (-1024.0, -1000.0, 40.0):
+        assert torch.isfinite(slice_channels(torch.full((1, 1, 8, 8), hu))).all()
+    slice_ = torch.where(torch.arange(32) < 16, -850.0, 0.0).expand(1, 1, 32, 32).clone()
+    padded = torch.nn.functional.pad(slice_, (8, 8, 8, 8), value=-1024.0)
+    assert torch.allclose(slice_channels(padded)[..., 8:-8, 8:-8], slice_channels(slice_), atol=1e-5)
+
+
+def test_auxiliary_heads_answer_in_training_only() -> None:
+    network = COVSegNet(2, 64)
+    shapes = [tuple(logits.shape) for logits in network(torch.zeros(2, 1, 64, 64))]
+    assert shapes == [(2, 3, 64, 64), (2, 3, 16, 16), (2, 3, 8, 8)]
+    assert network.eval()(torch.zeros(2, 1, 64, 64)).shape == (2, 2, 64, 64)
+
+
 @pytest.mark.parametrize(
-    ("ground", "dense", "label"),
-    [
-        (-1.0, -2.0, 0),
-        (1.0, -1.0, 1),
-        (-1.0, 1.0, 2),
-        (2.0, 1.0, 1),
-        (1.0, 2.0, 2),
-        (1.0, 1.0, 2),
-        (0.0, -1.0, 1),
-    ],
+    ("infection", "share", "label"),
+    [(-1.0, -2.0, 0), (-1.0, 3.0, 0), (1.0, -1.0, 1), (1.0, 1.0, 2), (1.0, 0.0, 2), (0.1, -0.1, 1)],
 )
-def test_lesion_label_is_the_likelier_type_from_the_threshold_on(
-    ground: float, dense: float, label: int
+def test_lesion_label_is_the_likelier_type_where_there_is_a_lesion(
+    infection: float, share: float, label: int
 ) -> None:
     assert THRESHOLD == 0.5
-    served = build_served(MODELS["lesions"], _Constant(ground, dense))
+    served = build_served(MODELS["lesions"], _Constant(infection, share))
     labels, probabilities = served(torch.zeros(1, 20, 30, dtype=torch.int16))
     assert (labels == label).all()
-    expected = torch.round(torch.sigmoid(torch.tensor([ground, dense])) * 255)
+    of_lesion, of_dense = torch.sigmoid(torch.tensor([infection, share]))
+    expected = torch.round(of_lesion * torch.stack([1 - of_dense, of_dense]) * 255)
     assert probabilities[0, :, 3, 4].tolist() == expected.tolist()
+
+
+def test_lesions_of_a_mirrored_slice_are_mirrored() -> None:
+    torch.manual_seed(0)
+    served = build_served(MODELS["lesions"], build_network(MODELS["lesions"])).eval()
+    hu = torch.randint(-1000, 200, (2, 96, 80), dtype=torch.int16)
+    with torch.inference_mode():
+        (labels, probabilities), (mirrored, others) = served(hu), served(hu.flip(-1))
+    assert (labels == mirrored.flip(-1)).float().mean() > 0.999
+    assert (probabilities.int() - others.flip(-1).int()).abs().max() <= 1

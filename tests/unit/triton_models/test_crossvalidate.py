@@ -14,7 +14,7 @@ from triton_models.cli import app
 from triton_models.data.folds import inside
 from triton_models.evaluation.predictor import predictor_for
 from triton_models.registry import MODELS
-from triton_models.training.recipes.segmentation import SegmentationRecipe
+from triton_models.training.recipes.lesions import LesionsRecipe
 from triton_models.training.settings import TrainSettings
 
 
@@ -51,7 +51,7 @@ def test_every_picture_is_measured_once(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_part_is_left_out_of_training(pictures: Path, tmp_path: Path) -> None:
     settings = TrainSettings(out=tmp_path / "run", data=(pictures,), fold=(1, 5))
-    recipe = SegmentationRecipe(MODELS["lesions"], settings)
+    recipe = LesionsRecipe(MODELS["lesions"], settings)
     recipe.prepare()
     (pool,) = recipe._mixture.pools
     assert (len(pool), len(recipe._validation)) == (8, 2)

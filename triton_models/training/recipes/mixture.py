@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triton_models.data.labelled_2d import UNTYPED, read_labelled_2d
+from triton_models.data.lung_field import lung_field
 from triton_models.data.real import load_real, real_slices
 from triton_models.data.slices import IGNORE, TRAIN_SEEDS, Slices, phantom_set, to_network_size
 from triton_models.registry import ModelEntry
@@ -27,14 +28,19 @@ PASTED_COPIES = 10  # of each real series, with synthetic lesions
 SEEN_PIXELS = 30  # a consolidation of fewer pixels at the network's resolution teaches nothing
 
 
-def target_channels(entry: ModelEntry, slices: Slices, index: NDArray[np.int64]) -> Tensor:
-    """Targets of the chosen slices: uint8 (n, channels, size, size), 0, 1 or IGNORE."""
+def lesion_targets(slices: Slices, index: NDArray[np.int64]) -> Tensor:
+    """float (n, 6, size, size), 1 where a pixel is: ground glass, consolidation, a lesion of unknown type,
+    unknown whether a lesion, lung, unknown whether lung. Moved and averaged pixels are shares of each."""
+    lesions, lungs = (torch.from_numpy(labels[index]) for labels in (slices.lesions, slices.lungs))
+    planes = [lesions == value for value in (1, 2, UNTYPED, IGNORE)]
+    return torch.stack([*planes, lungs == 1, lungs == IGNORE], dim=1).float()
+
+
+def targets_of(entry: ModelEntry, slices: Slices, index: NDArray[np.int64]) -> Tensor:
+    """Targets of the chosen slices: uint8 (n, 1, size, size) of lungs, 0, 1 or IGNORE; ``lesion_targets``."""
     if entry.name == "lungs":
         return torch.from_numpy(slices.lungs[index])[:, None]
-    lesions = torch.from_numpy(slices.lesions[index])
-    ignored = lesions == IGNORE
-    channels = [(lesions == value).to(torch.uint8) for value in (1, 2)]
-    return torch.stack([channel.masked_fill(ignored, IGNORE) for channel in channels], dim=1)
+    return lesion_targets(slices, index)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Mixture:
     weights: tuple[float, ...]
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """HU float (count, size, size) and targets uint8 (count, channels, size, size)."""
+        """HU float (count, size, size) and their targets."""
         weights = np.asarray(self.weights)
         chosen = rng.choice(len(self.pools), count, p=weights / weights.sum())
         images, targets = [], []
@@ -54,7 +60,7 @@ class Mixture:
             pool = self.pools[pool_number]
             index = rng.integers(len(pool), size=int((chosen == pool_number).sum()))
             images.append(torch.from_numpy(pool.hu[index]).float())
-            targets.append(target_channels(self.entry, pool, index))
+            targets.append(targets_of(self.entry, pool, index))
         return torch.cat(images), torch.cat(targets)
 
 
@@ -85,8 +91,8 @@ def picture_slices(folders: Sequence[Path]) -> tuple[Slices, tuple[str, ...]]:
     images = [image for folder in folders for image in read_labelled_2d(folder)]
     parts = []
     for image in images:
-        labels = np.where(image.labels == UNTYPED, IGNORE, image.labels).astype(np.uint8)[None]
-        parts.append(to_network_size(image.hu[None], np.full_like(labels, IGNORE), labels))
+        lungs = lung_field(image.hu, image.labels > 0)
+        parts.append(to_network_size(image.hu[None], lungs[None].astype(np.uint8), image.labels[None]))
     return Slices.concatenate(parts), tuple(image.name for image in images)
 
 

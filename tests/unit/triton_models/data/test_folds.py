@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from triton_models.data.folds import inside, part_numbers
 
 
-@given(
-    st.lists(st.sampled_from("abcdefghijkl"), min_size=5, max_size=60), st.integers(2, 5), st.booleans()
-)
+@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=5, max_size=60), st.integers(2, 5), st.booleans())
 def test_no_group_is_in_two_parts_and_every_case_is_in_one(
     groups: list[str], parts: int, labelled: bool
 ) -> None:

@@ -14,7 +14,7 @@ from triton_models.data.slices import IGNORE
 from triton_models.registry import MODELS
 from triton_models.training.loop import load_trained, train
 from triton_models.training.recipes.mixture import training_mixture
-from triton_models.training.recipes.segmentation import SegmentationRecipe, segmentation_loss
+from triton_models.training.recipes.segmentation import segmentation_loss
 from triton_models.training.settings import TrainSettings
 
 VARIANTS = [(entry.name, variant) for entry in MODELS.values() for variant in entry.variants]
@@ -92,33 +92,22 @@ def test_ignored_pixels_do_not_count() -> None:
     targets[:, :, :8] = IGNORE
     changed = logits.clone()
     changed[:, :, :8] += 100.0
-    for focal in (False, True):
-        assert torch.isclose(
-            segmentation_loss(logits, targets, focal=focal), segmentation_loss(changed, targets, focal=focal)
-        )
+    assert torch.isclose(segmentation_loss(logits, targets), segmentation_loss(changed, targets))
 
 
 def test_a_perfect_prediction_costs_almost_nothing() -> None:
     targets = (torch.rand(2, 2, 32, 32) > 0.7).to(torch.uint8)
     logits = (targets.float() - 0.5) * 60
-    assert segmentation_loss(logits, targets, focal=False) < 1e-3
-    assert segmentation_loss(-logits, targets, focal=False) > 5.0
+    assert segmentation_loss(logits, targets) < 1e-3
+    assert segmentation_loss(-logits, targets) > 5.0
 
 
-def test_batches_carry_ignore_in_every_channel(settings: TrainSettings) -> None:
+def test_batches_carry_what_is_ignored(settings: TrainSettings) -> None:
     mixture = training_mixture(MODELS["lesions"], settings)
     mixture.pools[0].lesions[:, :5] = IGNORE
     hu, targets = mixture.draw(8, np.random.default_rng(0))
     assert hu.shape == (8, 256, 256)
-    assert targets.shape == (8, 2, 256, 256)
-    assert (
-        (targets[:, :, :5] == IGNORE)
-        .any(dim=(2, 3))[:, 0]
-        .eq((targets[:, :, :5] == IGNORE).any(dim=(2, 3))[:, 1])
-        .all()
-    )
-
-
-def test_lesions_get_the_focal_loss(settings: TrainSettings) -> None:
-    assert SegmentationRecipe(MODELS["lesions"], settings).focal
-    assert not SegmentationRecipe(MODELS["lungs"], settings).focal
+    assert targets.shape == (8, 6, 256, 256)
+    ignored = targets[:, 3, :5].amax(dim=(1, 2)) == 1
+    assert ignored.any()
+    assert (targets[ignored][:, :3, :5] == 0).all()
