@@ -126,8 +126,8 @@ def _case(page: _Page, findings: Findings) -> None:
 
 
 def _probability(value: float) -> str:
-    """Three decimals, but never "1.000" for what isn't certain."""
-    return "P > 0.999" if 0.9995 <= value < 1.0 else f"P = {value:.3f}"
+    """Three decimals, but never "1.000": many regions round Noisy-OR to 1, and no model is certain."""
+    return "P > 0.999" if value >= 0.9995 else f"P = {value:.3f}"
 
 
 def _lungs(page: _Page, findings: Findings) -> None:

@@ -121,3 +121,14 @@ def test_long_text_is_shortened_to_its_width() -> None:
     assert short.endswith("...")
     assert face.getlength(short) <= 300
     assert text.fit("short", face, 300) == "short"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1.0, "P > 0.999"), (0.9996, "P > 0.999"), (0.9994, "P = 0.999")]
+)
+def test_nothing_is_shown_as_certain(value: float, shown: str, written: list[str]) -> None:
+    volume, findings = chest()
+    noisy_or = {**findings.noisy_or, "ground_glass": value}
+    result_picture(volume, dataclasses.replace(findings, noisy_or=noisy_or), context())
+    assert shown in written
+    assert "P = 1.000" not in written
