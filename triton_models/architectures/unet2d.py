@@ -1,6 +1,6 @@
 """U-Net (Ronneberger et al. 2015), the first baseline of Deng et al. 2021 (section 2.2): four down, four up.
 
-In: (n, len(WINDOWS), size, size) float.  Out: (n, out_channels, size, size) logits.
+In: (n, 1, size, size) HU as float.  Out: (n, out_channels, size, size) logits.
 
 As in the original: two 3x3 convolutions with ReLU a level, 2x2 max pooling, 2x2 transposed convolutions,
 concatenated skip connections. Ours: padding, so that input and output have one size, batch normalisation, and
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from triton_models.architectures.vnet2d import WIDTHS
-from triton_models.architectures.windows import WINDOWS
+from triton_models.architectures.windows import WINDOWS, windowed
 
 
 def _level(in_channels: int, channels: int) -> nn.Sequential:
@@ -46,7 +46,8 @@ class UNet2D(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.head = nn.Conv2d(WIDTHS[0], out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hu: Tensor) -> Tensor:
+        x = windowed(hu)
         skips: list[Tensor] = []
         for number, level in enumerate(self.down):
             x = level(self.pool(x) if number else x)

@@ -1,6 +1,6 @@
 """2D V-Net, plain and with self-attention on the skip connections (Deng et al. 2021, sections 2.2 and 3.1).
 
-In: (n, len(WINDOWS), size, size) float.  Out: (n, out_channels, size, size) logits.
+In: (n, 1, size, size) HU as float.  Out: (n, out_channels, size, size) logits.
 
 From the paper: V-Net's encoder and decoder reduced to two dimensions; in each stage the input is added to
 the output of its convolutions (residual learning); strided convolutions instead of pooling; PReLU; the
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from triton_models.architectures.windows import WINDOWS
+from triton_models.architectures.windows import WINDOWS, windowed
 
 WIDTHS = (8, 16, 32, 64, 128)
 CONVOLUTIONS = (1, 2, 2, 2, 2)
@@ -95,7 +95,8 @@ class VNet2D(nn.Module):
                 self.decoder.append(ResidualStage(2 * width, width, count))
         self.head = nn.Conv2d(WIDTHS[0], out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hu: Tensor) -> Tensor:
+        x = windowed(hu)
         skips: list[Tensor] = []
         for level, stage in enumerate(self.encoder):
             x = stage(x)

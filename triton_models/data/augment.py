@@ -22,9 +22,10 @@ class Augmentation:
     """Largest deviation of each kind; 0 switches a kind off.
 
     rotation: radians.  translation: fraction of the side.  scaling: fraction.  stretching: fraction by which
-    a side may grow while the other shrinks.  elastic: fraction of the side.  mirror, upside_down, blur:
-    probabilities.  noise_hu, offset_hu: HU.  contrast: fraction.  gamma: logarithm of the exponent that is
-    applied to the share of GAMMA_HU.  sharpening: how far ``blur`` may go the other way, as a share of it.
+    a side may grow while the other shrinks.  elastic: standard deviation of its knots, fraction of half a
+    side.  mirror, upside_down, blur: probabilities.  noise_hu, offset_hu: HU.  contrast: fraction.  gamma:
+    logarithm of the exponent that is applied to the share of GAMMA_HU.  sharpening: how far ``blur`` may go
+    the other way, as a share of it.
     """
 
     rotation: float = 0.30

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from triton_models.architectures.covseg import type_probabilities
-from triton_models.architectures.windows import windowed
 from triton_models.registry import HU_RANGE
 from triton_models.served.base import Served
 
@@ -19,7 +18,7 @@ class ServedSegmentation(Served):
 
     def answer(self, hu: Tensor) -> Tensor:
         """The network's logits, of HU (n, 1, size, size)."""
-        logits: Tensor = self.network(windowed(hu))
+        logits: Tensor = self.network(hu)
         return logits
 
     def logits(self, hu: Tensor) -> Tensor:

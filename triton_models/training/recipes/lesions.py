@@ -9,9 +9,10 @@ enough (``data.lung_field``). The same at the resolutions of the auxiliary heads
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from triton_models.architectures.covseg import OUTPUTS, type_probabilities
@@ -123,14 +124,8 @@ class LesionsRecipe(SegmentationRecipe):
         window = (..., slice(top, top + CROP), slice(left, left + CROP))
         return hu[window], targets[window]
 
-    def inputs(self, hu: Tensor) -> Tensor:
-        return hu.unsqueeze(1)
-
-    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        hu, targets = batch
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bf16):
-            logits = network(self.inputs(hu))
-        return lesion_loss(logits, targets)
+    def criterion(self, answer: Any, targets: Tensor) -> Tensor:
+        return lesion_loss(answer, targets)
 
     def found(self, logits: Tensor) -> Tensor:
         infection, dense = (logits >= 0).unbind(dim=1)

@@ -7,6 +7,7 @@ training never sees; real data is too little to be split.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from triton_models.architectures.windows import windowed
 from triton_models.data.augment import Augmentation, augment
 from triton_models.data.labelled_2d import is_labelled_2d
 from triton_models.data.slices import IGNORE, VALIDATION_SEEDS, Slices, phantom_set
@@ -64,15 +64,15 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
         hu, targets = self._mixture.draw(self.batch_size, rng)
         return augment(hu, targets, self.augmentation, generator)
 
-    def inputs(self, hu: Tensor) -> Tensor:
-        """What enters the network, of (n, rows, columns) HU."""
-        return windowed(hu.unsqueeze(1)).contiguous(memory_format=torch.channels_last)
-
     def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         hu, targets = batch
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bf16):
-            logits = network(self.inputs(hu))
-        return segmentation_loss(logits, targets)
+            answer = network(hu.unsqueeze(1))
+        return self.criterion(answer, targets)
+
+    def criterion(self, answer: Any, targets: Tensor) -> Tensor:
+        """The loss of what the network answers in training mode."""
+        return segmentation_loss(answer, targets)
 
     def found(self, logits: Tensor) -> Tensor:
         """Logits -> bool (n, classes, rows, columns), as the served graph decides."""
@@ -92,7 +92,8 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
         with torch.inference_mode():
             for start in range(0, len(self._validation), step):
                 index = slice(start, start + step, VALIDATED_EVERY)
-                found = self.found(network(self.inputs(torch.from_numpy(self._validation.hu[index]).float())))
+                hu = torch.from_numpy(self._validation.hu[index]).float()
+                found = self.found(network(hu.unsqueeze(1)))
                 truth, known = self.truth(self._validation, index)
                 found, truth = found & known, truth & known
                 overlap += (truth & found).sum(dim=(0, 2, 3)).numpy()

@@ -122,9 +122,6 @@ def test_a_mask_gives_the_boxes_of_a_series(shared_ct: Path, tmp_path: Path) -> 
 def test_the_shipped_detectors_find_lesions_of_test_phantoms(
     entry, sensitivity: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not entry.is_built:
-        pytest.skip(f"{entry.name} isn't shipped yet")
-
     def small(seed: int, slices: int = 30) -> Phantom:
         return chest_phantom(seed, slices=min(slices, 30), rows=256, columns=256)
 
