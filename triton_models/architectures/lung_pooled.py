@@ -3,9 +3,9 @@
 In: (n, 1, size, size) float, a lung window as ``normalised`` gives it.  Out: (n, classes) logits.
 
 A body learns to segment lungs, lesions and consolidation (a light top-down decoder beside it). For the class,
-its stages' features are averaged over the lungs that it found, and so are their deviations; a linear layer
-reads both. With few labelled pictures that generalises where training all of the network to the classes does
-not (docs/evaluation.md has what was tried).
+its stages' features are averaged over the lungs and over the lesions that it found, and so are their
+deviations; a linear layer reads all four. With few labelled pictures that generalises where training all of
+the network to the classes does not (docs/evaluation.md has what was tried).
 
 ``PneumoniaNet`` has the ResNet-34 of the platform paper (seeds "ctcloud"; it trained on 6000 pictures).
 ``SmallFusion`` concatenates the features of three bodies (Ji et al. 2021, section 2.3, with seven).
@@ -34,7 +34,10 @@ MASKS = ("lungs", "lesion", "consolidation")
 LUNGS, LESION = 0, 1
 DECODER_CHANNELS = 32
 FIRST_POOLED_STAGE = 1  # of four; the first knows only edges
-SMALLEST_WEIGHT = 1e-3  # of a place outside of the lungs: a slice without lungs still has an average
+POOLED_OVER = 2  # lungs, lesions
+#: of a place outside, so that everything has an average: of a slice without lungs that of the slice, of lungs
+#: without lesions that of the lungs
+SMALLEST_WEIGHT = 1e-3
 
 
 def normalised(window: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ def normalised(window: Tensor) -> Tensor:
 
 
 class LungPooled(nn.Module):
-    """A body, its decoder, and the features that are pooled over the lungs."""
+    """A body, its decoder, and the features that are pooled over the lungs and over their lesions."""
 
     def __init__(self, body: Body) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class LungPooled(nn.Module):
 
     @property
     def feature_count(self) -> int:
-        return 2 * sum(self.body.channels[FIRST_POOLED_STAGE:])
+        return 2 * POOLED_OVER * sum(self.body.channels[FIRST_POOLED_STAGE:])
 
     def masks(self, maps: Sequence[Tensor]) -> Tensor:
         """(n, len(MASKS), size / 4, size / 4) logits."""
@@ -70,19 +73,25 @@ class LungPooled(nn.Module):
         return features.reshape(2, -1, features.shape[1]).mean(dim=0)
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, feature_count): mean and standard deviation of each pooled channel over the lungs."""
+        """(n, feature_count): mean and standard deviation of each pooled channel over the lungs, then over
+        the lesions."""
         maps = self.body(x)
         found = torch.sigmoid(self.masks(maps).float())
-        lungs = torch.maximum(found[:, LUNGS], found[:, LESION])[:, None]
-        pooled = []
-        for level in range(FIRST_POOLED_STAGE, len(maps)):
-            values = maps[level].float()
-            weights = functional.avg_pool2d(lungs, 2**level) + SMALLEST_WEIGHT
-            total = weights.sum(dim=(2, 3))
-            mean = (values * weights).sum(dim=(2, 3)) / total
-            spread = ((values - mean[:, :, None, None]) ** 2 * weights).sum(dim=(2, 3)) / total
-            pooled += [mean, torch.sqrt(spread + 1e-8)]
+        lesions = found[:, LESION][:, None]
+        lungs = torch.maximum(found[:, LUNGS][:, None], lesions) + SMALLEST_WEIGHT
+        pooled: list[Tensor] = []
+        for weights in (lungs, lesions + SMALLEST_WEIGHT * lungs):
+            for level in range(FIRST_POOLED_STAGE, len(maps)):
+                pooled += mean_and_deviation(maps[level].float(), functional.avg_pool2d(weights, 2**level))
         return torch.cat(pooled, dim=1)
+
+
+def mean_and_deviation(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel of (n, channels, rows, columns), (n, channels) each; weights: (n, 1, rows, columns)."""
+    total = weights.sum(dim=(2, 3))
+    mean = (values * weights).sum(dim=(2, 3)) / total
+    variance = ((values - mean[:, :, None, None]) ** 2 * weights).sum(dim=(2, 3)) / total
+    return mean, torch.sqrt(variance + 1e-8)
 
 
 class StandardisedLinear(nn.Module):

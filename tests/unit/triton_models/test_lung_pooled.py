@@ -61,28 +61,45 @@ def test_resnet_34_has_its_16_blocks_of_two_convolutions() -> None:
     assert sum(module.kernel_size == (3, 3) for module in inner) == 32
 
 
-def test_what_is_outside_of_the_lungs_does_not_count() -> None:
-    """With the decoder's answer fixed to the left half, the right half's features don't matter."""
-    torch.manual_seed(0)
+def _features_where(found: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+    """The features of a body's maps, where its decoder answers ``found`` (n, masks, rows, columns)."""
     pooled = LungPooled(ResNet34(LIGHT_RESNET_CHANNELS)).eval()
+    pooled.masks = lambda _maps: found  # type: ignore[method-assign, assignment]
+    pooled.body.forward = lambda _x: maps  # type: ignore[method-assign]
+    return pooled.features(torch.zeros(1, 1, 128, 128))[0]
 
-    def left_half(maps: list[torch.Tensor]) -> torch.Tensor:
-        logits = torch.full((1, len(MASKS), 32, 32), -30.0)
-        logits[:, LUNGS, :, :16] = 30.0
-        return logits
 
-    pooled.masks = left_half  # type: ignore[method-assign]
-    maps = [torch.rand(1, c, 32 >> level, 32 >> level) for level, c in enumerate(pooled.body.channels)]
+def _maps() -> list[torch.Tensor]:
+    return [torch.rand(1, c, 32 >> level, 32 >> level) for level, c in enumerate(LIGHT_RESNET_CHANNELS)]
+
+
+def _found(**columns: slice) -> torch.Tensor:
+    """Logits that are certain: each mask in these columns and nowhere else."""
+    logits = torch.full((1, len(MASKS), 32, 32), -30.0)
+    for name, where in columns.items():
+        logits[:, MASKS.index(name), :, where] = 30.0
+    return logits
+
+
+def test_what_is_outside_of_the_lungs_does_not_count() -> None:
+    found, maps = _found(lungs=slice(0, 16)), _maps()
     changed = [one.clone() for one in maps]
     for one in changed:
         one[..., one.shape[-1] // 2 :] += 1.0
-    answers = []
-    for given in (maps, changed):
-        pooled.body.forward = lambda _x, given=given: given  # type: ignore[method-assign]
-        answers.append(pooled.features(torch.zeros(1, 1, 128, 128)))
-    assert torch.allclose(*answers, atol=0.02)
-    means = answers[0][0, : maps[1].shape[1]]
+    features = _features_where(found, maps)
+    assert torch.allclose(features, _features_where(found, changed), atol=0.02)
+    means = features[: maps[1].shape[1]]
     assert torch.allclose(means, maps[1][0, :, :, :8].mean(dim=(1, 2)), atol=0.01)
+
+
+def test_lesions_are_averaged_by_themselves_and_lungs_without_any_stand_for_them() -> None:
+    maps = _maps()
+    of_lungs, of_lesions = _features_where(_found(lungs=slice(0, 16), lesion=slice(0, 8)), maps).chunk(2)
+    channels = maps[1].shape[1]
+    assert torch.allclose(of_lungs[:channels], maps[1][0, :, :, :8].mean(dim=(1, 2)), atol=0.01)
+    assert torch.allclose(of_lesions[:channels], maps[1][0, :, :, :4].mean(dim=(1, 2)), atol=0.01)
+    of_lungs, of_lesions = _features_where(_found(lungs=slice(0, 16)), maps).chunk(2)
+    assert torch.allclose(of_lungs, of_lesions, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", [PneumoniaNet, SmallFusion])

@@ -38,7 +38,7 @@ from triton_models.training.settings import TrainSettings
 
 BATCH_SIZE = 24
 TEACHING_SIZE = 160  # pixels a side; features are taken at the network's own size, which is larger
-HEAD_DECAY = 0.05
+HEAD_DECAY = 0.1
 
 
 class ClassImage(Protocol):
@@ -65,7 +65,7 @@ def teaching_loss(logits: Tensor, masks: Tensor) -> Tensor:
 class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
     """A list of pictures may be among ``--data``, beside series and labelled pictures that only teach."""
 
-    steps = 800
+    steps = 1500
     learning_rate = 2e-3
     weight_decay = 0.02
     validate_every = 250
