@@ -1,7 +1,8 @@
 """The geometry gate: planes of a series in, one affine and slice order out, or a coded refusal.
 
-Pixels meet patient space only through affines, LPS in millimetres (PS3.3 C.7.6.2.1.1). What one affine
-can't represent (tilt, gaps, duplicate positions, mixed orientation) is refused with a reason, never guessed.
+Pixels meet patient space only through affines, LPS in millimetres (PS3.3 C.7.6.2.1.1). An affine holds the
+shear of a tilted gantry, too, so that such slices need no resampling. What one affine can't represent (gaps,
+duplicate positions, mixed orientation) is refused with a reason, never guessed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ SPACING_TOLERANCE = 0.05
 SPACING_TOLERANCE_MM = 0.1
 #: in-plane drift between first and last plane that still counts as rounding, in pixels
 DRIFT_TOLERANCE_PIXELS = 0.5
+#: gantries tilt so far; what is sheared more is no gantry's doing
+MAXIMUM_TILT_DEGREES = 30.0
 #: a volume with fewer planes has no usable third dimension
 MINIMUM_SLICES = 3
 
@@ -49,7 +52,8 @@ def gate(planes: Sequence[Plane]) -> tuple[list[int], ArrayF]:
     """Order the planes and find the affine of the volume that they form.
 
     Returns (order, affine): ``order[k]`` is the index in ``planes`` of slice k, slices ascend along the
-    normal (row cosines x column cosines); ``affine`` (4, 4) maps (slice, row, column, 1) to LPS mm.
+    normal (row cosines x column cosines); ``affine`` (4, 4) maps (slice, row, column, 1) to LPS mm. Its first
+    column is the way from plane to plane, which isn't along the normal where the gantry was tilted.
 
     Raises SeriesRefused with code geometry_too_few_slices, geometry_mixed_frame_of_reference,
     geometry_mixed_orientation, geometry_mixed_matrix, geometry_invalid_orientation,
@@ -66,12 +70,12 @@ def gate(planes: Sequence[Plane]) -> tuple[list[int], ArrayF]:
     order = [int(i) for i in np.argsort(along, kind="stable")]
     _check_spacing(along[order], [planes[i].name for i in order])
     step = (positions[order[-1]] - positions[order[0]]) / (len(planes) - 1)
-    _check_tilt(step, normal, len(planes), min(first.pixel_spacing))
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1] = column_cosines * first.pixel_spacing[0]
     affine[:3, 2] = row_cosines * first.pixel_spacing[1]
     affine[:3, 3] = positions[order[0]]
+    _check_tilt(affine, len(planes))
     return order, affine
 
 
@@ -141,15 +145,27 @@ def _check_spacing(along: ArrayF, names: Sequence[str]) -> None:
     )
 
 
-def _check_tilt(step: ArrayF, normal: ArrayF, slices: int, pixel_mm: float) -> None:
-    sideways = step - (step @ normal) * normal
-    drift = float(np.linalg.norm(sideways)) * (slices - 1)
-    if drift > DRIFT_TOLERANCE_PIXELS * pixel_mm:
-        degrees = float(np.degrees(np.arctan2(np.linalg.norm(sideways), abs(step @ normal))))
+def tilt_degrees(affine: ArrayF, slices: int) -> float:
+    """By how much the way from plane to plane is off the planes' normal: the tilt of the gantry, degrees.
+
+    0 where the drift over all slices is no more than rounding of positions can make (DRIFT_TOLERANCE_PIXELS).
+    """
+    step, pixel_mm = affine[:3, 0], np.linalg.norm(affine[:3, 1:3], axis=0).min()
+    normal = np.cross(affine[:3, 2], affine[:3, 1])
+    normal /= np.linalg.norm(normal)
+    sideways = float(np.linalg.norm(step - (step @ normal) * normal))
+    if sideways * (slices - 1) <= DRIFT_TOLERANCE_PIXELS * pixel_mm:
+        return 0.0
+    return float(np.degrees(np.arctan2(sideways, abs(step @ normal))))
+
+
+def _check_tilt(affine: ArrayF, slices: int) -> None:
+    degrees = tilt_degrees(affine, slices)
+    if degrees > MAXIMUM_TILT_DEGREES:
         raise _refused(
             "tilted",
-            f"slices are sheared by {degrees:.1f} degrees (gantry tilt): {drift:.1f} mm over the series",
-            hint="reconstruct without gantry tilt",
+            f"slices are sheared by {degrees:.1f} degrees, gantries by {MAXIMUM_TILT_DEGREES:.0f} at most",
+            hint="check Image Position (Patient), or reconstruct without tilt",
         )
 
 

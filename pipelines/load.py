@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from pipelines.errors import SeriesRefused
-from pipelines.geometry import Plane, gate
+from pipelines.geometry import Plane, gate, tilt_degrees
 from pipelines.volume import Volume
 
 AIR_HU = -1024
@@ -62,7 +62,8 @@ def load_series(paths: Sequence[Path], *, progress: Progress | None = None) -> V
         raise SeriesRefused("the series has no instances", code="no_instances")
     sources = [_read_header(path) for path in paths]
     _check_one_series(sources)
-    frames = [frame for i, source in enumerate(sources) for frame in _frames(i, source)]
+    received = [frame for i, source in enumerate(sources) for frame in _frames(i, source)]
+    frames = _without_copies(received, paths, sources)
     order, affine = gate([frame.plane for frame in frames])
     ordered = [frames[i] for i in order]
     hu = _decode(paths, sources, ordered, progress)
@@ -73,7 +74,45 @@ def load_series(paths: Sequence[Path], *, progress: Progress | None = None) -> V
         affine=affine,
         sources=tuple(sources[i] for i in used),
         source_frames=tuple((new_index[frame.source], frame.number) for frame in ordered),
+        notes=_notes(len(received) - len(frames), tilt_degrees(affine, len(frames))),
     )
+
+
+def _notes(copies: int, tilted: float) -> tuple[str, ...]:
+    notes = []
+    if copies:
+        notes.append(
+            f"{copies} slice(s) came twice under different UIDs, with equal pixels: one of each is used."
+        )
+    if tilted:
+        notes.append(f"The slices are tilted by {tilted:.1f} degrees (gantry tilt).")
+    return tuple(notes)
+
+
+def _without_copies(
+    frames: Sequence[Frame], paths: Sequence[Path], sources: Sequence[Dataset]
+) -> list[Frame]:
+    """One of each set of frames with equal plane and equal pixels, the first by UID.
+
+    Different pixels at one position stay: the geometry gate refuses them, for which are right is a guess.
+    """
+    at_plane: dict[tuple[object, ...], list[Frame]] = {}
+    for frame in frames:
+        place = replace(frame.plane, name="")
+        at_plane.setdefault((place, frame.slope, frame.intercept), []).append(frame)
+    kept = []
+    for alike in at_plane.values():
+        alike.sort(key=lambda frame: (str(sources[frame.source].SOPInstanceUID), frame.number))
+        kept.append(alike[0])
+        if len(alike) > 1:
+            rows, columns = alike[0].plane.shape
+            pixels = [_pixels(paths[one.source], rows, columns)[one.number - 1] for one in alike]
+            kept += [
+                one
+                for one, its in zip(alike[1:], pixels[1:], strict=True)
+                if not np.array_equal(its, pixels[0])
+            ]
+    return kept
 
 
 def _read_header(path: Path) -> Dataset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.load import load_series
@@ -31,6 +32,7 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     with stages("load") as progress:
         volume = load_series(request.paths, progress=progress)
     findings = pipeline.analyse(volume, inference, models, stages)
+    findings = replace(findings, notes=(*volume.notes, *findings.notes))
     context = ResultContext(
         pipeline=pipeline.name,
         pipeline_version=pipeline.version,

@@ -47,18 +47,25 @@ class Volume:
     sources: the instances' headers without pixel data, in slice order (one per slice for classic CT,
         one in all for enhanced multi-frame CT).
     source_frames: for each slice, (index into ``sources``, 1-based frame number).
+    notes: what a reader of the results should know of the input.
     """
 
     hu: NDArray[np.int16]
     affine: NDArray[np.float64]
     sources: tuple[Dataset, ...]
     source_frames: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between voxel centres along (slice, row, column), mm."""
         steps = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(steps[0]), float(steps[1]), float(steps[2])
+
+    @property
+    def plane_distance_mm(self) -> float:
+        """Distance from plane to plane: less than ``spacing_mm[0]`` where the gantry was tilted."""
+        return self.voxel_volume_ml * 1000.0 / (self.spacing_mm[1] * self.spacing_mm[2])
 
     @property
     def voxel_volume_ml(self) -> float:

@@ -74,7 +74,8 @@ def _spread(volume: Volume, chest: NDArray[np.bool_], count: int) -> list[float]
 
 def _caption(volume: Volume, grid: AxialGrid, z: float) -> str:
     """The image's number where the source is axial, so that it can be found on the workstation."""
-    normal = volume.affine[:3, 0] / np.linalg.norm(volume.affine[:3, 0])
+    normal = np.cross(volume.affine[:3, 2], volume.affine[:3, 1])
+    normal /= np.linalg.norm(normal)
     if abs(normal[2]) < _AXIAL_COSINE or len(volume.sources) != len(volume.source_frames):
         return f"z {z:.0f} mm"
     middle = np.array([grid.origin_mm[0], grid.origin_mm[1], z, 1.0])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import SeriesRefused
-from pipelines.geometry import AxialView, Plane, gate
+from pipelines.geometry import AxialView, Plane, gate, tilt_degrees
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -104,9 +104,26 @@ def test_rounded_positions_pass() -> None:
     gate(series)
 
 
-@pytest.mark.parametrize("degrees", [-18.5, 5.0])
-def test_gantry_tilt_is_refused(degrees: float) -> None:
-    assert refusal(planes(tilt_degrees=degrees)) == "geometry_tilted"
+@pytest.mark.parametrize("degrees", [-18.5, 5.0, 29.0])
+def test_a_tilted_gantry_is_in_the_affine(degrees: float) -> None:
+    series = planes(tilt_degrees=degrees)
+    order, affine = gate(series)
+    for k, index in enumerate(order):
+        np.testing.assert_allclose(affine @ [k, 0, 0, 1], [*series[index].position, 1], atol=1e-6)
+    assert tilt_degrees(affine, len(series)) == pytest.approx(abs(degrees))
+    assert abs(np.linalg.det(affine[:3, :3])) == pytest.approx(2.5 * 0.7 * 0.6), "planes are 2.5 mm apart"
+
+
+def test_rounded_positions_are_no_tilt() -> None:
+    series = [
+        replace(p, position=(p.position[0] + 0.01 * (k % 2), *p.position[1:])) for k, p in enumerate(planes())
+    ]
+    _, affine = gate(series)
+    assert tilt_degrees(affine, len(series)) == 0.0
+
+
+def test_more_than_a_gantry_tilts_is_refused() -> None:
+    assert refusal(planes(tilt_degrees=40.0)) == "geometry_tilted"
 
 
 def test_mixed_orientation() -> None:

@@ -121,6 +121,7 @@ def test_the_findings_are_what_is_in_the_volume(request_: Request, expected: tup
         assert found["probability"] == pytest.approx(
             {"ground_glass": 0.8, "consolidation": 0.6}[found["type"]]
         )
+    assert not any("tilt" in note for note in summary["notes"])
     for lung in Lung:
         name = lung.name.lower()
         assert summary["lung_volume_ml"][name] == pytest.approx(findings.lung_volume_ml[lung])
@@ -179,3 +180,20 @@ def test_a_stage_that_fails_is_timed_too() -> None:
     with pytest.raises(ValueError, match="x"), stages("lungs"):
         raise ValueError("x")
     assert list(stages.seconds) == ["lungs"]
+
+
+def test_a_tilted_gantry_moves_nothing(request_: Request, tmp_path: Path) -> None:
+    """Each region is where it is in the patient, and as large, as if the gantry had been upright."""
+    _, upright = chest()
+    tilted, _ = chest("tilted")
+    summary = process(replace(request_, paths=write(tilted, tmp_path / "tilted")), ByRule(thresholds))
+    assert "The slices are tilted by 20.0 degrees (gantry tilt)." in summary["notes"]
+    assert len(summary["findings"]) == len(upright.regions)
+    for region in upright.regions:
+        found = min(
+            summary["findings"],
+            key=lambda f: np.linalg.norm(np.subtract(f["centroid_lps_mm"], region.centroid_lps_mm)),
+        )
+        assert found["centroid_lps_mm"] == pytest.approx(region.centroid_lps_mm, abs=2.5)
+        assert found["volume_ml"] == pytest.approx(region.volume_ml, rel=0.1)
+        assert (found["type"], found["laterality"]) == (region.finding_type, region.laterality.name.lower())

@@ -38,6 +38,12 @@ ORIENTATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float,
         (0, float(np.cos(_TILT)), float(np.sin(_TILT))),
         (1, 0, 0),
     ),
+    # a tilted gantry: the table moves along z, the planes are not across it
+    "tilted": (
+        (0, 0, 1),
+        (0, float(np.cos(_TILT)), float(-np.sin(_TILT))),
+        (1, 0, 0),
+    ),
 }
 
 
