@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.triton_server import free_port
+from tests.benchmarks.processes import children, kilobytes, peak_kilobytes, read
 from tests.integration.raw_scu import association_request, store_message
 from tests.integration.receiving import CALLING
 from tests.integration.running import CALLING as SCU_AE_TITLE
@@ -154,26 +155,13 @@ def ours(folder: Path, peaks: list[int], **receive: object) -> Iterator[tuple[in
         node.stop()
 
 
-def children(pid: int) -> list[int]:
-    listed = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for one in listed for child in one.read_text().split()]
-
-
-def read(pid: int, name: str) -> str:
-    return Path(f"/proc/{pid}/{name}").read_text()
-
-
 def peak_bytes(receiver: int) -> int:
     """The receiver's peak resident memory, and what each of its movers had beyond what it shares with it."""
-
-    def kilobytes(text: str, name: str) -> int:
-        return next(int(row.split()[1]) for row in text.splitlines() if row.startswith(f"{name}:"))
-
-    total = kilobytes(read(receiver, "status"), "VmHWM")
+    total = peak_kilobytes(receiver)
     for mover in children(receiver):
         memory = read(mover, "smaps_rollup")
         shared = kilobytes(memory, "Shared_Clean") + kilobytes(memory, "Shared_Dirty")
-        total += kilobytes(read(mover, "status"), "VmHWM") - shared
+        total += peak_kilobytes(mover) - shared
     return total * 1024
 
 

@@ -49,6 +49,10 @@ class Pacs(OrthancArchive):
             found[tags["SOPInstanceUID"]] = tags
         return found
 
+    def count(self) -> int:
+        """How many instances it holds."""
+        return int(self._get("/statistics")["CountInstances"])
+
     def upload(self, image: Dataset) -> None:
         """Put an instance in, not by DICOM."""
         image.file_meta = FileMetaDataset()

@@ -1,0 +1,26 @@
+"""What the benchmarks ask /proc about processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def children(pid: int, *, deep: bool = False) -> list[int]:
+    """Of a process; with ``deep`` their children, too."""
+    listed = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    found = [int(child) for text in listed for child in text.split()]
+    return found + [below for child in found for below in children(child, deep=True)] if deep else found
+
+
+def read(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def kilobytes(text: str, name: str) -> int:
+    """A value of ``status`` or ``smaps_rollup``."""
+    return next(int(row.split()[1]) for row in text.splitlines() if row.startswith(f"{name}:"))
+
+
+def peak_kilobytes(pid: int) -> int:
+    """Resident memory at its peak."""
+    return kilobytes(read(pid, "status"), "VmHWM")

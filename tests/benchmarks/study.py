@@ -1,0 +1,250 @@
+"""How long a study takes, from its last C-STORE response to its last result in the archive.
+
+A whole node with its embedded Triton, an Orthanc to deliver to, DCMTK's storescu to send. The clock starts
+when storescu ends and stops when Orthanc holds the last object; the quiet time that the node is configured to
+wait for more instances is subtracted. Beside it, in the same run: ONNX Runtime alone, over the tensors that
+the pipeline sent to Triton, in one process with the same number of threads.
+
+    python -m tests.benchmarks.study [--rounds 5] [--series FOLDER] [--only overhead|seventy|growth]
+
+FOLDER holds one axial CT series; 70, 300 and 600 slices are resampled from it. Prints a table and writes
+build/bench/study.json; with --only, its figures are added to those there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from rich.console import Console
+from rich.table import Table
+from scipy import ndimage
+
+from pipelines.chest_ct_pneumonia import PIPELINE
+from pipelines.load import dicom_files, load_series
+from pipelines.pipeline import Stages
+from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
+from pipelines.volume import ModelIdentity, Volume
+from tests.benchmarks.processes import children, peak_kilobytes, read
+from tests.integration.running import Pacs, RunningNode, orthanc_program, storescu
+from triton_models.registry import MODELS
+
+OUT = Path("build/bench/study.json")
+SERIES = Path("../shared/data/chest_ct/lidc0001_ge_deflated")
+QUIET_SECONDS = 0.3
+OBJECTS = 4  # of a result set
+LONGEST_SECONDS = 600.0
+BATCH = 16  # slices a request, as the models' configurations say
+
+
+def make_series(volume: Volume, slices: int, folder: Path, *, name: str) -> Path:
+    """Write ``volume``, resampled along its slices to ``slices`` of them, under UIDs that ``name`` makes."""
+    folder.mkdir(parents=True)
+    header = volume.sources[0]
+    hu = volume.hu
+    if slices != len(hu):
+        hu = ndimage.zoom(hu.astype(np.float32), (slices / len(hu), 1, 1), order=1, grid_mode=False)
+    step = volume.affine[:3, 0] * (len(volume.hu) - 1) / max(slices - 1, 1)
+    study, series = (generate_uid(entropy_srcs=[name, level]) for level in ("study", "series"))
+    for number, plane in enumerate(np.clip(np.rint(hu), -1024, 3071).astype(np.int16)):
+        image = header.copy()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.SOPInstanceUID = generate_uid(entropy_srcs=[name, str(number)])
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.StudyInstanceUID, image.SeriesInstanceUID = study, series
+        image.InstanceNumber = number + 1
+        image.ImagePositionPatient = [f"{x:.6g}" for x in volume.affine[:3, 3] + number * step]
+        image.PixelRepresentation, image.BitsAllocated, image.BitsStored, image.HighBit = 1, 16, 16, 15
+        image.RescaleSlope, image.RescaleIntercept = 1, 0
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit", "SpacingBetweenSlices"):
+            image.pop(keyword, None)
+        image.add_new("PixelData", "OW", plane.tobytes())
+        image.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
+    return folder
+
+
+class Bare:
+    """ONNX Runtime in this process, instead of Triton; keeps what it is asked, so that it can be timed."""
+
+    def __init__(self) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = min(len(os.sched_getaffinity(0)), 8)  # as the embedded Triton's
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        self._sessions = {
+            spec.name: ort.InferenceSession(str(MODELS[spec.name].onnx_path), options)
+            for spec in PIPELINE.models
+        }
+        self.asked: list[tuple[ServedModel, Arrays]] = []
+
+    def check(self, spec: ModelSpec) -> ServedModel:
+        return ServedModel(spec, ModelIdentity(spec.name, spec.version, ""), BATCH)
+
+    def run(
+        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+    ) -> dict[str, NDArray[Any]]:
+        self.asked.append((model, inputs))
+        return self._answer(model, inputs)
+
+    def _answer(self, model: ServedModel, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        names = [tensor.name for tensor in model.spec.outputs]
+        count = len(next(iter(inputs.values())))
+        answers = [
+            self._sessions[model.spec.name].run(names, {k: v[i : i + BATCH] for k, v in inputs.items()})
+            for i in range(0, count, BATCH)
+        ]
+        return {name: np.concatenate([a[n] for a in answers]) for n, name in enumerate(names)}
+
+    def again(self) -> float:
+        """Seconds for all that was asked."""
+        started = time.perf_counter()
+        for model, inputs in self.asked:
+            self._answer(model, inputs)
+        return time.perf_counter() - started
+
+    @property
+    def bytes_asked(self) -> int:
+        return sum(array.nbytes for _, inputs in self.asked for array in inputs.values())
+
+
+def bare_for(volume: Volume) -> Bare:
+    bare = Bare()
+    PIPELINE.analyse(volume, bare, {spec.name: bare.check(spec) for spec in PIPELINE.models}, Stages())
+    return bare
+
+
+class Site:
+    """A node and its archive."""
+
+    def __init__(self, node: RunningNode, pacs: Pacs) -> None:
+        self.node, self.pacs = node, pacs
+
+    def study(self, folder: Path) -> tuple[float, dict[str, float]]:
+        """Send a series; seconds until its last result is in the archive, and the seconds of its stages."""
+        expected = self.pacs.count() + OBJECTS
+        sent = storescu(self.node.port, folder)
+        started = time.perf_counter()
+        assert sent.returncode == 0, sent.stderr[-1000:]
+        while self.pacs.count() < expected:
+            if time.perf_counter() - started > LONGEST_SECONDS:
+                raise SystemExit(f"no result after {LONGEST_SECONDS:.0f} s: {self.node.jobs()}")
+            time.sleep(0.02)
+        seconds = time.perf_counter() - started - QUIET_SECONDS
+        ran = self.node.events("job_ran")[-1]
+        return seconds, dict(ran["timings_seconds"])
+
+    def worker_peak_bytes(self) -> int:
+        """The largest of the pipeline's processes at its peak."""
+        assert self.node.process is not None
+        workers = [
+            pid
+            for pid in children(self.node.process.pid, deep=True)
+            if "pipelines.worker" in read(pid, "cmdline")
+        ]
+        return max(peak_kilobytes(pid) for pid in workers) * 1024
+
+
+@contextmanager
+def site(work: Path) -> Iterator[Site]:
+    (work / "pacs").mkdir(parents=True)
+    pacs = Pacs(orthanc_program(), work / "pacs")
+    series = {"quiet_seconds": 30.0, "released_quiet_seconds": QUIET_SECONDS}
+    node = RunningNode(work / "node", triton_url=None, pacs_port=pacs.port, series=series)
+    try:
+        yield Site(node.start(), pacs)
+    finally:
+        node.stop()
+        pacs.stop()
+
+
+def measure_overhead(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
+    """The node's time over that of ONNX Runtime alone, rounds alternating."""
+    bare = bare_for(volume)
+    seconds: dict[str, list[float]] = {"study": [], "bare": []}
+    stages: list[dict[str, float]] = []
+    with site(work / "site") as running:
+        for number in range(rounds + 1):
+            folder = make_series(volume, len(volume.hu), work / f"series-{number}", name=f"overhead {number}")
+            took, by_stage = running.study(folder)
+            alone = bare.again()
+            print(f"round {number}: study {took:.2f} s, ONNX Runtime alone {alone:.2f} s", flush=True)
+            if number:  # the first warms up
+                seconds["study"].append(took)
+                seconds["bare"].append(alone)
+                stages.append(by_stage)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "overhead_ratio": round(medians["study"] / medians["bare"], 3),
+        "seconds_per_stage": {
+            name: round(statistics.median(s[name] for s in stages), 3) for name in stages[0]
+        },
+        "bytes_to_triton": bare.bytes_asked,
+        "overhead_seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
+    }
+
+
+def measure_seventy(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
+    return {"seconds_70_slices": _median(work, volume, 70, rounds)[0]}
+
+
+def measure_growth(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
+    few, _ = _median(work / "few", volume, 300, rounds)
+    many, peak = _median(work / "many", volume, 600, rounds)
+    return {"growth_600_over_300": round(many / few, 3), "peak_rss_bytes": peak}
+
+
+def _median(work: Path, volume: Volume, slices: int, rounds: int) -> tuple[float, int]:
+    """Median seconds of a study of so many slices, and the worker's peak in bytes."""
+    seconds = []
+    with site(work / "site") as running:
+        for number in range(rounds + 1):
+            folder = make_series(volume, slices, work / f"series-{number}", name=f"{slices} slices {number}")
+            seconds.append(running.study(folder)[0])
+            print(f"{slices} slices, round {number}: {seconds[-1]:.2f} s", flush=True)
+        return round(statistics.median(seconds[1:]), 3), running.worker_peak_bytes()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--series", type=Path, default=SERIES)
+    parser.add_argument("--only", choices=("overhead", "seventy", "growth"))
+    arguments = parser.parse_args()
+    volume = load_series(dicom_files(arguments.series))
+    measures: dict[str, Callable[[Path, Volume, int], dict[str, object]]] = {
+        "overhead": measure_overhead,
+        "seventy": measure_seventy,
+        "growth": measure_growth,
+    }
+    result = json.loads(OUT.read_text()) if arguments.only and OUT.exists() else {}
+    for name, measure in measures.items():
+        if arguments.only in {None, name}:
+            with tempfile.TemporaryDirectory(prefix="bench-study-", dir=".") as folder:
+                result |= measure(Path(folder), volume, arguments.rounds)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(result, indent=1) + "\n")
+    table = Table("figure", "value")
+    for key, value in result.items():
+        table.add_row(key, json.dumps(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
