@@ -181,7 +181,8 @@ def export(
     from triton_models.training.loop import load_trained  # noqa: PLC0415
 
     try:
-        path = export_model(entry, load_trained(entry, checkpoint).network)
+        trained = load_trained(entry, checkpoint)
+        path = export_model(trained.entry, trained.network)
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
     typer.echo(f"{path}\nsha256 {weights_sha256(entry)}")

@@ -9,9 +9,9 @@ From the paper: nine numbered convolutional layers, four down and four up; 3x3 c
 batch normalisation; 3x3 max pooling; dropout 0.5; inception blocks (1x1, 3x3, 5x5, 3x3 pool side by side);
 2x2 upsampling; merges of layers 4 and 6, 3 and 7, 2 and 8, 1 and 9; its 128 pixels inside. Ours: the widths
 (the paper's tables did not survive in the text we have), inception blocks that add to what they read, a stem
-that takes 2x2 pixels to channels and a head that takes them back, so that 256 pixels enter and leave, inputs
-relative to the slice's own lung and tissue, and what serves in training only: auxiliary heads, and that the
-network tells lung (with its lesions) too, so that it learns where a lesion can be.
+that takes 2x2 pixels to channels and a head that takes them back, inputs relative to the slice's own lung and
+tissue, and what serves in training only: auxiliary heads, and that the network tells lung (with its lesions)
+too, so that it learns where a lesion can be.
 """
 
 from __future__ import annotations

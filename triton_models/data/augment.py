@@ -23,9 +23,9 @@ class Augmentation:
 
     rotation: radians.  translation: fraction of the side.  scaling: fraction.  stretching: fraction by which
     a side may grow while the other shrinks.  elastic: standard deviation of its knots, fraction of half a
-    side.  mirror, upside_down, blur: probabilities.  noise_hu, offset_hu: HU.  contrast: fraction.  gamma:
-    logarithm of the exponent that is applied to the share of GAMMA_HU.  sharpening: how far ``blur`` may go
-    the other way, as a share of it.
+    side.  mirror, upside_down, blur: probabilities.  noise_hu, offset_hu: HU.  contrast: fraction, about
+    -1000 HU, or about the slice's mean.  gamma: logarithm of the exponent that is applied to the share of
+    GAMMA_HU.  sharpening: how far ``blur`` may go the other way, as a share of it.
     """
 
     rotation: float = 0.30
@@ -37,6 +37,7 @@ class Augmentation:
     noise_hu: float = 35.0
     offset_hu: float = 25.0
     contrast: float = 0.04
+    contrast_about_mean: bool = False
     blur: float = 0.25
     stretching: float = 0.0
     gamma: float = 0.0
@@ -44,14 +45,22 @@ class Augmentation:
 
 
 def augment(
-    hu: Tensor, labels: Tensor, settings: Augmentation, generator: torch.Generator
+    hu: Tensor,
+    labels: Tensor,
+    settings: Augmentation,
+    generator: torch.Generator,
+    *,
+    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """hu: (n, rows, columns) float; labels: (n, channels, rows, columns). Returns new tensors.
 
+    size: side of what is returned, in pixels; as given by default. Sampling from a grid as coarse as that
+    blurs, and the network is asked about sharper images later; so give a finer one where there is one.
     Integer labels are those of the nearest pixel, float ones (shares of a pixel) are interpolated. Outside of
     the moved image there is air (the low end of HU_RANGE) with label 0.
     """
-    grid = _sampling_grid(hu.shape, settings, generator)
+    n, rows, columns = hu.shape
+    grid = _sampling_grid((n, size or rows, size or columns), settings, generator)
     low, high = (float(v) for v in HU_RANGE)
     moved = functional.grid_sample((hu - low).unsqueeze(1), grid, mode="bilinear", align_corners=False) + low
     sampling = "bilinear" if labels.is_floating_point() else "nearest"
@@ -64,7 +73,7 @@ def _uniform(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator) * 2.0 - 1.0
 
 
-def _sampling_grid(shape: torch.Size, settings: Augmentation, generator: torch.Generator) -> Tensor:
+def _sampling_grid(shape: tuple[int, int, int], settings: Augmentation, generator: torch.Generator) -> Tensor:
     n, rows, columns = shape
     angle = _uniform(n, generator) * settings.rotation
     scale = 1.0 + _uniform(n, generator) * settings.scaling
@@ -104,7 +113,8 @@ def _intensity(hu: Tensor, settings: Augmentation, generator: torch.Generator) -
         out = torch.where(out < high, bent, out)
     scale = per_image(1.0 + _uniform(n, generator) * settings.contrast)
     offset = per_image(_uniform(n, generator) * settings.offset_hu)
-    out = (out + 1000.0) * scale - 1000.0 + offset
+    middle = out.mean(dim=(1, 2), keepdim=True) if settings.contrast_about_mean else -1000.0
+    out = (out - middle) * scale + middle + offset
     blurred = functional.avg_pool2d(out.unsqueeze(1), 3, stride=1, padding=1, count_include_pad=False)[:, 0]
     chosen = per_image(torch.rand(n, generator=generator) < settings.blur)
     if settings.sharpening > 0:

@@ -25,7 +25,7 @@ SLICES_PER_PHANTOM = 24
 
 @dataclass(frozen=True)
 class Slices:
-    """n labelled slices, arrays (n, NETWORK_SIZE, NETWORK_SIZE).
+    """n labelled slices, arrays (n, size, size), size NETWORK_SIZE unless something else is said.
 
     hu: int16.  lungs: uint8, 0, 1 or IGNORE.  lesions: uint8, 0, 1 ground glass, 2 consolidation, UNTYPED
     (``data.labelled_2d``) or IGNORE.
@@ -64,7 +64,7 @@ def resize_weights(source: int, target: int) -> NDArray[np.float32]:
 def to_network_size(
     hu: NDArray[np.int16], lungs: NDArray[np.uint8], lesions: NDArray[np.uint8], size: int = NETWORK_SIZE
 ) -> Slices:
-    """Clip to HU_RANGE and resize (n, rows, columns) arrays.
+    """Clip to HU_RANGE and resize (n, rows, columns) arrays to (n, size, size).
 
     A label wins a pixel when labels cover more than half of it and it covers the most.
     """

@@ -52,7 +52,7 @@ class CheckpointPredictor:
         self.weights_sha256 = file_sha256(path)
         self.classes = trained.classes
         self._entry = entry
-        self._served = build_served(entry, trained.network).eval()
+        self._served = build_served(trained.entry, trained.network).eval()
 
     def __call__(self, inputs: Arrays) -> Arrays:
         import torch  # noqa: PLC0415

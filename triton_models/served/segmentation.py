@@ -9,8 +9,12 @@ from torch.nn import functional
 from triton_models.architectures.covseg import type_probabilities
 from triton_models.registry import HU_RANGE
 from triton_models.served.base import Served
+from triton_models.served.resize import shrunk
 
 THRESHOLD = 0.5
+#: the Dice of a mask is largest near half of what it reaches (Lipton et al. 2014, arXiv:1402.1892), which is
+#: 0.75 to 0.85 for lesions
+LESION_THRESHOLD = 0.4
 
 
 class ServedSegmentation(Served):
@@ -25,8 +29,12 @@ class ServedSegmentation(Served):
         """(n, rows, columns) int16 -> (n, channels, rows, columns)."""
         rows, columns = hu.shape[1], hu.shape[2]
         clipped = hu.to(torch.float32).clamp(float(HU_RANGE[0]), float(HU_RANGE[1])).unsqueeze(1)
-        small = functional.interpolate(clipped, size=(self.size, self.size), mode="bilinear")
-        return functional.interpolate(self.answer(small), size=(rows, columns), mode="bilinear")
+        answer = self.answer(self.resized(clipped))
+        return functional.interpolate(answer, size=(rows, columns), mode="bilinear")
+
+    def resized(self, hu: Tensor) -> Tensor:
+        """(n, 1, rows, columns) -> (n, 1, size, size). Half of 512 pixels is their mean in twos."""
+        return functional.interpolate(hu, size=(self.size, self.size), mode="bilinear")
 
 
 class ServedLungs(ServedSegmentation):
@@ -37,9 +45,12 @@ class ServedLungs(ServedSegmentation):
 
 
 class ServedLesions(ServedSegmentation):
-    """LABELS: where ground glass (1) and consolidation (2) together reach THRESHOLD the likelier of
+    """LABELS: where ground glass (1) and consolidation (2) together reach LESION_THRESHOLD the likelier of
     the two (a tie is consolidation), else 0.  PROBABILITIES: round(255 p) of each. The network answers the
     slice and its mirror image; what counts is the mean."""
+
+    def resized(self, hu: Tensor) -> Tensor:
+        return shrunk(hu, self.size)  # pictures have any size: none of their pixels is skipped
 
     def answer(self, hu: Tensor) -> Tensor:
         logits: Tensor = self.network(torch.cat([hu, hu.flip(-1)]))
@@ -49,6 +60,6 @@ class ServedLesions(ServedSegmentation):
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         probability = type_probabilities(self.logits(hu))
         ground, dense = probability[:, 0], probability[:, 1]
-        infection = (ground + dense >= THRESHOLD).to(torch.uint8)
+        infection = (ground + dense >= LESION_THRESHOLD).to(torch.uint8)
         labels = infection * (1 + (dense >= ground).to(torch.uint8))
         return labels, torch.round(probability * 255.0).to(torch.uint8)

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class _Run:
             "model": self.recipe.entry.name,
             "variant": self.recipe.settings.variant,
             "classes": list(self.recipe.classes),
+            "network_size": self.recipe.entry.network_size,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -188,8 +189,12 @@ def _read(path: Path, entry: ModelEntry) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trained:
-    """The averaged network of a checkpoint, in evaluation mode; classes: what its outputs mean."""
+    """The averaged network of a checkpoint, in evaluation mode.
 
+    entry: the registry's, with the network's size that was trained.  classes: what its outputs mean.
+    """
+
+    entry: ModelEntry
     network: nn.Module
     variant: str
     classes: tuple[str, ...]
@@ -199,7 +204,8 @@ def load_trained(entry: ModelEntry, checkpoint: Path) -> Trained:
     """Read a checkpoint. Raises FileNotFoundError, or ValueError for another model's."""
     state = _read(checkpoint, entry)
     classes = tuple(state["classes"])
+    entry = replace(entry, network_size=state.get("network_size", entry.network_size))
     average = AveragedModel(build_network(entry, state["variant"], classes), use_buffers=True)
     average.load_state_dict(state["average"])
     network: nn.Module = average.module
-    return Trained(network.eval(), state["variant"], classes)
+    return Trained(entry, network.eval(), state["variant"], classes)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from triton_models.evaluation.level_metrics import LevelCounts, level_estimates
 from triton_models.evaluation.pixel_metrics import METRICS, Counts, estimates
 
 
@@ -61,3 +62,33 @@ def test_undefined_metrics_are_nan_and_no_images_is_an_error() -> None:
     assert nothing["specificity"].value == 1.0
     with pytest.raises(ValueError, match="no images"):
         estimates(Counts(np.empty((0, 4), dtype=np.int64)))
+
+
+def _levels(*images: tuple[list[int], str]) -> LevelCounts:
+    return LevelCounts.of((np.array(levels, dtype=np.uint8), _mask(truth)) for levels, truth in images)
+
+
+def test_dice_at_a_specificity_by_hand() -> None:
+    """Of 100 pixels outside, three may be called: those at 200, 150 and 90, but no longer the one at 80."""
+    outside = [200, 150, 90, 80] + [0] * 96
+    counts = _levels(([255, 160, 85, 10, *outside], "x" * 4 + "." * 100))
+    values = {name: one.value for name, one in level_estimates(counts).items()}
+    assert values["sensitivity_at_specificity_0.97"] == pytest.approx(3 / 4)
+    assert values["dice_pooled_at_specificity_0.97"] == pytest.approx(2 * 3 / (3 + 3 + 4))
+    assert values["dice_at_specificity_0.97"] == values["dice_pooled_at_specificity_0.97"]
+    ranks = [np.mean([1.0 if p > n else 0.5 if p == n else 0.0 for n in outside]) for p in (255, 160, 85, 10)]
+    assert values["auc"] == pytest.approx(np.mean(ranks))
+
+
+def test_dice_at_a_specificity_is_the_mean_of_images_that_show_something() -> None:
+    nothing, right = [0] * 100, [255] * 10 + [0] * 90
+    counts = _levels((right, "x" * 10 + "." * 90), (nothing, "x" * 50 + "." * 50), (nothing, "." * 100))
+    values = {name: one.value for name, one in level_estimates(counts).items()}
+    assert values["dice_at_specificity_0.97"] == pytest.approx(0.5), "of the last nothing is to be said"
+    assert values["dice_pooled_at_specificity_0.97"] == pytest.approx(20 / 70)
+
+
+def test_a_class_that_is_nowhere_has_no_curve() -> None:
+    values = level_estimates(_levels(([0, 10, 255], "...")))
+    assert math.isnan(values["auc"].value)
+    assert math.isnan(values["sensitivity_at_specificity_0.97"].value)

@@ -9,6 +9,7 @@ enough (``data.lung_field``). The same at the resolutions of the auxiliary heads
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from triton_models.training.recipes.segmentation import SegmentationRecipe
 from triton_models.training.settings import TrainSettings
 
 CROP = 192  # pixels a side of the window that is learned from: half of the work, and another shift
+#: pixels a side that pictures are kept with, about their own, and that the network sees of them: they show
+#: the lungs and little else, so that its pixels are then as large as those of a whole slice
+PICTURE_SIZE, PICTURE_NETWORK_SIZE = 320, 192
 BATCH_SIZE = 4  # more and smaller steps do better than fewer and larger ones
 AUXILIARY_WEIGHT, LUNGS_WEIGHT = 0.25, 0.5
 DICE_SMOOTHING = 50.0  # pixels
@@ -36,10 +40,11 @@ PICTURE_AUGMENTATION = Augmentation(
     translation=0.03,
     scaling=0.15,
     stretching=0.07,
-    elastic=0.01,
+    elastic=0.02,
     upside_down=0.0,
     gamma=0.18,
     contrast=0.18,
+    contrast_about_mean=True,
     offset_hu=80.0,
     noise_hu=40.0,
     blur=0.4,
@@ -112,7 +117,8 @@ class LesionsRecipe(SegmentationRecipe):
         if not any(is_labelled_2d(folder) for folder in self.settings.data):
             super().prepare()
             return
-        slices, names = picture_slices(self.settings.data)
+        self.entry = replace(self.entry, network_size=PICTURE_NETWORK_SIZE)
+        slices, names = picture_slices(self.settings.data, PICTURE_SIZE)
         held_out = inside(names, self.settings.fold or validation_fold(names))
         self._mixture = Mixture(self.entry, (subset(slices, ~held_out),), (1.0,))
         self._validation = subset(slices, held_out)
@@ -127,9 +133,9 @@ class LesionsRecipe(SegmentationRecipe):
     def criterion(self, answer: Any, targets: Tensor) -> Tensor:
         return lesion_loss(answer, targets)
 
-    def found(self, logits: Tensor) -> Tensor:
-        infection, dense = (logits >= 0).unbind(dim=1)
-        return torch.stack([infection & ~dense, infection & dense], dim=1)
+    def found(self, answer: Any) -> Tensor:
+        labels, _ = answer
+        return torch.stack([labels == 1, labels == 2], dim=1)
 
     def truth(self, slices: Slices, index: slice) -> tuple[Tensor, Tensor]:
         lesions = torch.from_numpy(slices.lesions[index])[:, None]

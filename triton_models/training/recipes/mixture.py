@@ -83,8 +83,8 @@ def training_mixture(entry: ModelEntry, settings: TrainSettings) -> Mixture:
     return Mixture(entry, tuple(pool for pool, _ in usable), tuple(weight for _, weight in usable))
 
 
-def picture_slices(folders: Sequence[Path]) -> tuple[Slices, tuple[str, ...]]:
-    """The labelled pictures of folders as slices, and the group of each.
+def picture_slices(folders: Sequence[Path], size: int) -> tuple[Slices, tuple[str, ...]]:
+    """The labelled pictures of folders as slices of size x size pixels, and the group of each.
 
     Raises FileNotFoundError and ValueError as ``read_labelled_2d``.
     """
@@ -92,7 +92,8 @@ def picture_slices(folders: Sequence[Path]) -> tuple[Slices, tuple[str, ...]]:
     parts = []
     for image in images:
         lungs = lung_field(image.hu, image.labels > 0)
-        parts.append(to_network_size(image.hu[None], lungs[None].astype(np.uint8), image.labels[None]))
+        field = lungs[None].astype(np.uint8)
+        parts.append(to_network_size(image.hu[None], field, image.labels[None], size))
     return Slices.concatenate(parts), tuple(image.name for image in images)
 
 

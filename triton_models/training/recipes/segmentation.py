@@ -19,6 +19,7 @@ from triton_models.data.augment import Augmentation, augment
 from triton_models.data.labelled_2d import is_labelled_2d
 from triton_models.data.slices import IGNORE, VALIDATION_SEEDS, Slices, phantom_set
 from triton_models.registry import ModelEntry
+from triton_models.served.base import build_served
 from triton_models.training.recipe import Random, Recipe
 from triton_models.training.recipes.mixture import Mixture, training_mixture
 from triton_models.training.settings import TrainSettings
@@ -62,7 +63,7 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
     def draw(self, random: Random) -> tuple[Tensor, Tensor]:
         rng, generator = random
         hu, targets = self._mixture.draw(self.batch_size, rng)
-        return augment(hu, targets, self.augmentation, generator)
+        return augment(hu, targets, self.augmentation, generator, size=self.entry.network_size)
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         hu, targets = batch
@@ -74,9 +75,10 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
         """The loss of what the network answers in training mode."""
         return segmentation_loss(answer, targets)
 
-    def found(self, logits: Tensor) -> Tensor:
-        """Logits -> bool (n, classes, rows, columns), as the served graph decides."""
-        return logits >= 0
+    def found(self, answer: Any) -> Tensor:
+        """What the served graph answers -> bool (n, classes, rows, columns)."""
+        mask: Tensor = answer[:, None] == 1
+        return mask
 
     def truth(self, slices: Slices, index: slice) -> tuple[Tensor, Tensor]:
         """What ``found`` should be, and where that is known."""
@@ -84,16 +86,15 @@ class SegmentationRecipe(Recipe[tuple[Tensor, Tensor]]):
         return lungs == 1, lungs != IGNORE
 
     def validate(self, network: nn.Module) -> Mapping[str, float]:
-        """Pooled Dice of each class on every other slice, at the network's resolution."""
-        network.eval()
+        """Pooled Dice of each class on every other slice, of the network as it is served."""
+        served = build_served(self.entry, network).eval()
         overlap = np.zeros(len(self.entry.classes))
         total = np.zeros(len(self.entry.classes))
         step = VALIDATED_AT_ONCE * VALIDATED_EVERY
         with torch.inference_mode():
             for start in range(0, len(self._validation), step):
                 index = slice(start, start + step, VALIDATED_EVERY)
-                hu = torch.from_numpy(self._validation.hu[index]).float()
-                found = self.found(network(hu.unsqueeze(1)))
+                found = self.found(served(torch.from_numpy(self._validation.hu[index])))
                 truth, known = self.truth(self._validation, index)
                 found, truth = found & known, truth & known
                 overlap += (truth & found).sum(dim=(0, 2, 3)).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from triton_models.data.augment import Augmentation, augment
 from triton_models.registry import HU_RANGE
@@ -58,3 +59,23 @@ def test_mirroring_happens_and_noise_leaves_labels_alone() -> None:
     assert not torch.allclose(changed, hu)
     assert torch.equal(same_label, label)
     assert changed.min() >= HU_RANGE[0]
+
+
+def test_a_finer_image_is_sampled_to_the_size_asked_for() -> None:
+    hu, label = _disc(2, size=128)
+    off = Augmentation(*([0.0] * 10))
+    generator = torch.Generator().manual_seed(1)
+    small, shares = augment(hu, label.float(), off, generator, size=64)
+    assert small.shape == (2, 64, 64)
+    assert torch.allclose(small, functional.avg_pool2d(hu[:, None], 2)[:, 0], atol=1e-2)
+    assert torch.allclose(shares, functional.avg_pool2d(label.float(), 2), atol=1e-5), "shares of pixels"
+
+
+def test_contrast_about_the_mean_keeps_it() -> None:
+    hu = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(1)) * 300 - 700
+    contrast = Augmentation(*([0.0] * 8), contrast=0.2, blur=0.0, contrast_about_mean=True)
+    changed, _ = augment(hu, torch.zeros(4, 1, 32, 32), contrast, torch.Generator().manual_seed(2))
+    assert torch.allclose(changed.mean((1, 2)), hu.mean((1, 2)), atol=0.5)
+    ratio = changed.std((1, 2)) / hu.std((1, 2))
+    assert (ratio - 1).abs().max() > 0.05
+    assert (ratio - 1).abs().max() < 0.2
