@@ -23,7 +23,7 @@ from triton_models.registry import HU_RANGE
 #: slices, rows, columns of the working grid
 GRID = (64, 128, 128)
 #: never those of validation (``slices.VALIDATION_SEEDS``) or test (``slices.TEST_SEEDS``)
-VOLUME_SEEDS = range(2000, 2160)
+VOLUME_SEEDS = range(2000, 2280)
 #: phantoms to learn from are this many pixels wide; a network sees a quarter of them at most
 PHANTOM_PIXELS = 256
 

@@ -161,9 +161,9 @@ def move(
 class CandidatesRecipe(Recipe[tuple[Tensor, Targets]]):
     """One volume a step, (1, 1, *GRID)."""
 
-    steps = 1200
+    steps = 3000
     learning_rate = 2e-3
-    validate_every = 150
+    validate_every = 300
     curve: ClassVar[str] = "sensitivity"
 
     def __init__(self, entry: ModelEntry, settings: TrainSettings) -> None:
