@@ -74,15 +74,14 @@ def slice_geometry(volume: Volume) -> SliceGeometry:
             code="geometry_mismatch",
             hint="results can only be placed on the planes of the source images",
         )
-    thickness = _plane_value(
-        volume, 0, "PixelMeasuresSequence", "SliceThickness", default=volume.plane_distance_mm
-    )
+    distance = round(volume.plane_distance_mm, 6)  # a DS has 16 characters
+    thickness = _plane_value(volume, 0, "PixelMeasuresSequence", "SliceThickness", default=distance)
     return SliceGeometry(
         orientation=tuple(float(x) for x in orientation),
         positions=tuple((p[0], p[1], p[2]) for p in positions),
         pixel_spacing=(float(pixel_spacing[0]), float(pixel_spacing[1])),
-        slice_spacing=volume.plane_distance_mm,
-        slice_thickness=float(thickness) if float(thickness) > 0 else volume.plane_distance_mm,
+        slice_spacing=distance,
+        slice_thickness=float(thickness) if float(thickness) > 0 else distance,
     )
 
 

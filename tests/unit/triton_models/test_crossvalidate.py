@@ -74,7 +74,8 @@ def test_a_checkpoint_and_its_export_answer_alike(pictures: Path, tmp_path: Path
 
     entry = MODELS["lesions"]
     checkpoint = train(entry, TrainSettings(out=tmp_path / "run", data=(pictures,), steps=1, bf16=False))
-    export_onnx(entry, load_trained(entry, checkpoint).network, tmp_path / "model.onnx")
+    trained = load_trained(entry, checkpoint)
+    export_onnx(trained.entry, trained.network, tmp_path / "model.onnx")
     hu = np.random.default_rng(0).integers(-1000, 200, (2, 64, 72)).astype(np.int16)
     ours, theirs = (predictor_for(entry, path)({"HU": hu}) for path in (checkpoint, tmp_path / "model.onnx"))
     assert np.abs(ours["PROBABILITIES"].astype(int) - theirs["PROBABILITIES"]).max() <= 1
