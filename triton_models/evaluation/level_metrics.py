@@ -69,9 +69,9 @@ def _metrics(weights: NDArray[np.float64], table: NDArray[np.int64]) -> dict[str
         each = 2 * true / (true + false + true[:, :1])
         shown = (true[:, :1] + false) > 0
         found = (tp[samples, level], fp[samples, level], positive[:, 0])
-        rates = fp / negative, tp / positive
+        across, up = fp / negative, tp / positive
         return {
-            "auc": np.asarray(-np.trapz(rates[1], rates[0], axis=1)),
+            "auc": ((across[:, :-1] - across[:, 1:]) * (up[:, :-1] + up[:, 1:]) / 2).sum(axis=1),
             f"dice_at_specificity_{SPECIFICITY}": (
                 (weights * np.where(shown, each, 0.0).T[level]).sum(axis=1)
                 / (weights * shown.T[level]).sum(axis=1)
