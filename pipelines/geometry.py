@@ -145,14 +145,19 @@ def _check_spacing(along: ArrayF, names: Sequence[str]) -> None:
     )
 
 
+def plane_normal(affine: ArrayF) -> ArrayF:
+    """Unit vector across the planes, row cosines x column cosines, of (slice, row, column, 1) -> LPS."""
+    normal = np.cross(affine[:3, 2], affine[:3, 1])
+    return np.asarray(normal / np.linalg.norm(normal))
+
+
 def tilt_degrees(affine: ArrayF, slices: int) -> float:
     """By how much the way from plane to plane is off the planes' normal: the tilt of the gantry, degrees.
 
     0 where the drift over all slices is no more than rounding of positions can make (DRIFT_TOLERANCE_PIXELS).
     """
     step, pixel_mm = affine[:3, 0], np.linalg.norm(affine[:3, 1:3], axis=0).min()
-    normal = np.cross(affine[:3, 2], affine[:3, 1])
-    normal /= np.linalg.norm(normal)
+    normal = plane_normal(affine)
     sideways = float(np.linalg.norm(step - (step @ normal) * normal))
     if sideways * (slices - 1) <= DRIFT_TOLERANCE_PIXELS * pixel_mm:
         return 0.0

@@ -1,7 +1,8 @@
 """Instances of one CT series in, a ``Volume`` in Hounsfield units out.
 
-Headers first: the geometry gate decides before any pixel is decoded. Classic CT (one frame an instance) and
-enhanced multi-frame CT are read alike, as a list of frames.
+Headers first: the geometry gate decides before any pixel is decoded, but those of slices that share a plane,
+which are compared. Classic CT (one frame an instance) and enhanced multi-frame CT are read alike, as a list
+of frames.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.drawing import palette, text
 from pipelines.drawing.planes import AxialGrid, axial_grid, axial_plane, slice_picture
+from pipelines.geometry import plane_normal
 from pipelines.volume import FINDING_TYPES, Findings, Region, Volume
 
 _APART_MM = 9.0  # two key slices nearer than this show the same
@@ -74,9 +75,8 @@ def _spread(volume: Volume, chest: NDArray[np.bool_], count: int) -> list[float]
 
 def _caption(volume: Volume, grid: AxialGrid, z: float) -> str:
     """The image's number where the source is axial, so that it can be found on the workstation."""
-    normal = np.cross(volume.affine[:3, 2], volume.affine[:3, 1])
-    normal /= np.linalg.norm(normal)
-    if abs(normal[2]) < _AXIAL_COSINE or len(volume.sources) != len(volume.source_frames):
+    axial = abs(plane_normal(volume.affine)[2]) >= _AXIAL_COSINE
+    if not axial or len(volume.sources) != len(volume.source_frames):
         return f"z {z:.0f} mm"
     middle = np.array([grid.origin_mm[0], grid.origin_mm[1], z, 1.0])
     middle[:2] += np.array(grid.shape[::-1]) * grid.pixel_mm / 2

@@ -21,17 +21,15 @@ Prints a table and writes build/bench/ingest.json; with --only, its figures are 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
 import socket
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -39,15 +37,14 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from rich.console import Console
-from rich.table import Table
 
 from node.triton_server import free_port
-from tests.benchmarks.processes import children, kilobytes, peak_kilobytes, read
+from tests.benchmarks.taking import Measure, take
 from tests.integration.raw_scu import association_request, store_message
 from tests.integration.receiving import CALLING
 from tests.integration.running import CALLING as SCU_AE_TITLE
 from tests.integration.running import Pacs, RunningNode, orthanc_program
+from tests.processes import children, kilobytes, peak_kilobytes, read
 
 STORESCU, STORESCP = "/usr/bin/storescu", "/usr/bin/storescp"
 SLICES = 300
@@ -57,7 +54,6 @@ SLOW_SENDERS = 20
 GROWTH_INSTANCES = 50_000
 MEMORY_ASSOCIATIONS, MEMORY_INSTANCES = 50, 600
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1", "TCP_BUFFER_LENGTH": "131072"}
-OUT = Path("build/bench/ingest.json")
 
 
 def make_slices(
@@ -299,25 +295,14 @@ def main() -> None:
     parser.add_argument("--only", choices=("speed", "small-pdus", "slow", "growth", "memory"))
     arguments = parser.parse_args()
     names = ["ours", "dcmtk"] + ([] if arguments.without_orthanc else ["orthanc"])
-    measures: dict[str, Callable[[Path], dict[str, object]]] = {
+    measures: dict[str, Measure] = {
         "speed": lambda work: measure_speed(work, arguments.rounds, names),
         "small-pdus": lambda work: measure_small_pdus(work, arguments.rounds),
         "slow": lambda work: measure_slow(work, arguments.rounds),
         "growth": measure_growth,
         "memory": measure_memory,
     }
-    result = json.loads(OUT.read_text()) if arguments.only and OUT.exists() else {}
-    for name, measure in measures.items():
-        if arguments.only in {None, name}:
-            with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=".") as folder:
-                result |= measure(Path(folder))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=1) + "\n")
-    table = Table("figure", "value")
-    for key, value in result.items():
-        if key != "seconds":
-            table.add_row(key, json.dumps(value))
-    Console().print(table)
+    take("ingest", measures, arguments.only, untold=("seconds",))
 
 
 if __name__ == "__main__":

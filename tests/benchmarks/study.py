@@ -14,12 +14,10 @@ build/bench/study.json; with --only, its figures are added to those there.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from rich.console import Console
-from rich.table import Table
 from scipy import ndimage
 
 from pipelines.chest_ct_pneumonia import PIPELINE
@@ -38,16 +34,15 @@ from pipelines.load import dicom_files, load_series
 from pipelines.pipeline import Stages
 from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
 from pipelines.volume import ModelIdentity, Volume
-from tests.benchmarks.processes import children, peak_kilobytes, read
+from tests.benchmarks.taking import Measure, take
 from tests.integration.running import Pacs, RunningNode, orthanc_program, storescu
+from tests.processes import children, peak_kilobytes, read
 from triton_models.registry import MODELS
 
-OUT = Path("build/bench/study.json")
 SERIES = Path("../shared/data/chest_ct/lidc0001_ge_deflated")
 QUIET_SECONDS = 0.3
 OBJECTS = 4  # of a result set
 LONGEST_SECONDS = 600.0
-BATCH = 16  # slices a request, as the models' configurations say
 
 
 def make_series(volume: Volume, slices: int, folder: Path, *, name: str) -> Path:
@@ -93,7 +88,7 @@ class Bare:
         self.asked: list[tuple[ServedModel, Arrays]] = []
 
     def check(self, spec: ModelSpec) -> ServedModel:
-        return ServedModel(spec, ModelIdentity(spec.name, spec.version, ""), BATCH)
+        return ServedModel(spec, ModelIdentity(spec.name, spec.version, ""), MODELS[spec.name].max_batch_size)
 
     def run(
         self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
@@ -103,10 +98,10 @@ class Bare:
 
     def _answer(self, model: ServedModel, inputs: Arrays) -> dict[str, NDArray[Any]]:
         names = [tensor.name for tensor in model.spec.outputs]
-        count = len(next(iter(inputs.values())))
+        count, batch = len(next(iter(inputs.values()))), model.max_batch_size
         answers = [
-            self._sessions[model.spec.name].run(names, {k: v[i : i + BATCH] for k, v in inputs.items()})
-            for i in range(0, count, BATCH)
+            self._sessions[model.spec.name].run(names, {k: v[i : i + batch] for k, v in inputs.items()})
+            for i in range(0, count, batch)
         ]
         return {name: np.concatenate([a[n] for a in answers]) for n, name in enumerate(names)}
 
@@ -228,22 +223,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("overhead", "seventy", "growth"))
     arguments = parser.parse_args()
     volume = load_series(dicom_files(arguments.series))
-    measures: dict[str, Callable[[Path, Volume, int], dict[str, object]]] = {
-        "overhead": measure_overhead,
-        "seventy": measure_seventy,
-        "growth": measure_growth,
+    measures: dict[str, Measure] = {
+        "overhead": lambda work: measure_overhead(work, volume, arguments.rounds),
+        "seventy": lambda work: measure_seventy(work, volume, arguments.rounds),
+        "growth": lambda work: measure_growth(work, volume, arguments.rounds),
     }
-    result = json.loads(OUT.read_text()) if arguments.only and OUT.exists() else {}
-    for name, measure in measures.items():
-        if arguments.only in {None, name}:
-            with tempfile.TemporaryDirectory(prefix="bench-study-", dir=".") as folder:
-                result |= measure(Path(folder), volume, arguments.rounds)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=1) + "\n")
-    table = Table("figure", "value")
-    for key, value in result.items():
-        table.add_row(key, json.dumps(value))
-    Console().print(table)
+    take("study", measures, arguments.only)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ are those of PS3.4 B.2.3, as ``REASONS`` says. Every file meets a spool that doe
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from node.receive.journal import SEGMENT_BYTES
 from tests.integration.raw_dataset import encode, image_elements
 from tests.integration.raw_scu import Context, RawScu, store_message
 from tests.integration.receiving import CALLING, ReceivingNode, wait_for
+from tests.processes import peak_kilobytes
 from tests.shared_data import SHARED_DATA, shared
 
 pytestmark = pytest.mark.integration
@@ -188,7 +190,7 @@ def _node(data_dir: Path, *, journal_bytes: int) -> ReceivingNode:
 def test_every_file_has_its_outcome_and_a_good_series_is_untouched(tmp_path: Path) -> None:
     expected = _expected()
     first, *others = _rounds(_files())
-    descriptors, peak_kb = _descriptors(), _peak_rss_kb()
+    descriptors, peak_kb = _descriptors(), peak_kilobytes(os.getpid())
     node = _node(tmp_path / "first", journal_bytes=2 * SEGMENT_BYTES)
     good = GoodSeries(node.port)
     good.start()
@@ -208,7 +210,7 @@ def test_every_file_has_its_outcome_and_a_good_series_is_untouched(tmp_path: Pat
         finally:
             node.stop()
     assert _descriptors() <= descriptors + 2
-    assert _peak_rss_kb() - peak_kb < 100_000
+    assert peak_kilobytes(os.getpid()) - peak_kb < 100_000
     wrong = [
         "\t".join((name, *outcomes)) for name, outcomes in found.items() if outcomes != expected.get(name)
     ]
@@ -217,11 +219,6 @@ def test_every_file_has_its_outcome_and_a_good_series_is_untouched(tmp_path: Pat
 
 def _descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def _peak_rss_kb() -> int:
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return next(int(row.split()[1]) for row in rows if row.startswith("VmHWM"))
 
 
 def test_the_table_keeps_to_the_standard() -> None:

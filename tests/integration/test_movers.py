@@ -22,6 +22,7 @@ from tests.integration.raw_scu import (
     store_message,
 )
 from tests.integration.receiving import CT, ReceivingNode, Sender, ct_slice, encoded, wait_for
+from tests.processes import children, read
 
 ECHO = pdu(pdv(ECHO_REQUEST, COMMAND | LAST, ECHO_CONTEXT))
 
@@ -43,10 +44,8 @@ def with_movers(data_dir: Path, count: int = 2, *, segments: int = 4) -> Receivi
 
 def mover_pids() -> list[int]:
     """The processes that this one forked, which are movers when they still have its command line."""
-    here = Path("/proc/self/cmdline").read_text()
-    children = Path("/proc/self/task").glob("*/children")
-    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
-    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_text() == here]
+    here = read(os.getpid(), "cmdline")
+    return [pid for pid in children(os.getpid()) if read(pid, "cmdline") == here]
 
 
 def test_movers_read_and_the_receiver_answers_the_rest(node: ReceivingNode) -> None:

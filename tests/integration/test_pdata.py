@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tests.integration.raw_scu import (
     store_request,
 )
 from tests.integration.receiving import ReceivingNode, ct_slice, encoded, wait_for
+from tests.processes import peak_kilobytes
 
 
 @pytest.fixture(params=[0, 2], ids=["receiver", "movers"])
@@ -163,19 +165,14 @@ def test_memory_does_not_grow_with_the_instance(node: ReceivingNode) -> None:
     start = small.index(b"\xe0\x7f\x10\x00OW")
     head = small[: start + 8] + struct.pack("<L", size)
     chunk = bytes(100_000)
-    before = _peak_rss_kb()
+    before = peak_kilobytes(os.getpid())
     with RawScu(node.port) as scu:
         scu.socket.sendall(pdu(pdv(store_request(image.SOPInstanceUID), COMMAND | LAST), pdv(head, 0)))
         for number in range(size // len(chunk)):
             scu.socket.sendall(pdu(pdv(chunk, LAST if (number + 1) * len(chunk) == size else 0)))
         assert scu.status() == 0x0000
     assert node.rows()[0]["bytes"] > size
-    assert _peak_rss_kb() - before < 20_000
-
-
-def _peak_rss_kb() -> int:
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return next(int(row.split()[1]) for row in rows if row.startswith("VmHWM"))
+    assert peak_kilobytes(os.getpid()) - before < 20_000
 
 
 def test_the_response_repeats_the_request(node: ReceivingNode) -> None:

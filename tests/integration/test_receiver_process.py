@@ -19,6 +19,7 @@ from node.triton_server import free_port
 from tests.integration.raw_scu import RawScu, store_message
 from tests.integration.receiving import ct_slice, encoded, wait_for
 from tests.integration.running import RunningNode
+from tests.processes import children, read
 
 pytestmark = pytest.mark.integration
 
@@ -48,10 +49,8 @@ def listening_port(node: RunningNode) -> int:
 
 def receiver_pid(node: RunningNode) -> int:
     assert node.process is not None
-    children = Path(f"/proc/{node.process.pid}/task").glob("*/children")
-    pids = [pid for listed in children for pid in listed.read_text().split()]
-    (found,) = [p for p in pids if "node.receive" in Path(f"/proc/{p}/cmdline").read_text()]
-    return int(found)
+    (found,) = [pid for pid in children(node.process.pid) if "node.receive" in read(pid, "cmdline")]
+    return found
 
 
 def test_a_receiver_that_dies_is_started_again_and_loses_nothing(node: RunningNode) -> None:
@@ -74,8 +73,7 @@ def test_a_receiver_that_dies_is_started_again_and_loses_nothing(node: RunningNo
 
 
 def mover_pids(node: RunningNode) -> list[int]:
-    children = Path(f"/proc/{receiver_pid(node)}/task").glob("*/children")
-    return [int(pid) for listed in children for pid in listed.read_text().split()]
+    return children(receiver_pid(node))
 
 
 def test_a_mover_that_dies_loses_nothing(node: RunningNode) -> None:

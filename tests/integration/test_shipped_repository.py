@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from node.triton_server import EmbeddedTriton
+from tests.processes import children, kilobytes, read
 from triton_models.evaluation.predictor import OnnxPredictor
 from triton_models.export import example_inputs
 from triton_models.registry import MODELS, ModelEntry
@@ -23,16 +23,10 @@ LOAD_SECONDS, LOADED_BYTES = 30.0, 3_000_000_000
 BUILT = [entry for entry in MODELS.values() if entry.is_built]
 
 
-def _tree(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for one in tasks for child in one.read_text().split()]
-    return [pid, *(grandchild for child in children for grandchild in _tree(child))]
-
-
 def _proportional_bytes(pid: int) -> int:
     """What the processes take of memory, pages they share counted once."""
-    rollups = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in _tree(pid)]
-    return sum(int(re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)[1]) for text in rollups) * 1024
+    tree = [pid, *children(pid, deep=True)]
+    return sum(kilobytes(read(one, "smaps_rollup"), "Pss") for one in tree) * 1024
 
 
 def test_it_loads_quickly_and_is_small() -> None:

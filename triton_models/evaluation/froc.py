@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.boxes import Boxes, overlaps
-from triton_models.evaluation.result import Estimate, draws
+from triton_models.evaluation.result import Estimate, bootstrapped
 
 HIT_OVERLAP = 0.1
 #: false positives per image at which the curve is read (LUNA16; Setio et al. 2017)
@@ -56,9 +56,7 @@ class Found:
 def froc(images: Sequence[Found], threshold: float, unit: str, *, seed: int = 0) -> dict[str, Estimate]:
     """``sensitivity_at_<rate>`` for each of RATES, their mean ``froc_mean``, and at the threshold
     ``sensitivity`` and ``false_positives_per_<unit>``. Intervals by bootstrap over the images."""
-    values = _figures(images, np.ones((1, len(images))), threshold, unit)
-    spread = _figures(images, draws(len(images), seed=seed).astype(np.float64), threshold, unit)
-    return {name: Estimate.of(values[name][0], spread[name]) for name in values}
+    return bootstrapped(lambda weights: _figures(images, weights, threshold, unit), len(images), seed=seed)
 
 
 def _figures(

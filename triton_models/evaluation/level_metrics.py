@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from triton_models.evaluation.result import Estimate, draws
+from triton_models.evaluation.class_metrics import weighted_auc
+from triton_models.evaluation.result import Estimate, bootstrapped
 
 LEVELS = 256
 SPECIFICITY = 0.97
+#: levels and truth of a flattened ``LevelCounts.table``
+_POOLED = np.tile(np.arange(LEVELS, dtype=np.float64), 2), np.repeat([False, True], LEVELS)
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class LevelCounts:
     def __len__(self) -> int:
         return len(self.table)
 
-    def joined(self, others: Sequence[LevelCounts]) -> LevelCounts:
-        return LevelCounts(np.concatenate([one.table for one in (self, *others)]))
+    @staticmethod
+    def concatenate(parts: Sequence[LevelCounts]) -> LevelCounts:
+        return LevelCounts(np.concatenate([one.table for one in parts]))
 
 
 def level_estimates(counts: LevelCounts, *, seed: int = 0) -> dict[str, Estimate]:
@@ -49,9 +53,7 @@ def level_estimates(counts: LevelCounts, *, seed: int = 0) -> dict[str, Estimate
     """
     if not len(counts):
         raise ValueError("no images to evaluate")
-    values = _metrics(np.ones((1, len(counts))), counts.table)
-    spread = _metrics(draws(len(counts), seed=seed).astype(np.float64), counts.table)
-    return {name: Estimate.of(values[name][0], spread[name]) for name in values}
+    return bootstrapped(lambda weights: _metrics(weights, counts.table), len(counts), seed=seed)
 
 
 def _metrics(weights: NDArray[np.float64], table: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -62,20 +64,19 @@ def _metrics(weights: NDArray[np.float64], table: NDArray[np.int64]) -> dict[str
         for side in (0, 1)
     )
     fp, tp = weights @ false, weights @ true
-    negative, positive = fp[:, :1], tp[:, :1]
+    negative, positive = fp[:, :1], tp[:, 0]
     samples = np.arange(len(weights))
     with np.errstate(divide="ignore", invalid="ignore"):
         level = (1 - fp / negative >= SPECIFICITY).argmax(axis=1)
         each = 2 * true / (true + false + true[:, :1])
         shown = (true[:, :1] + false) > 0
-        found = (tp[samples, level], fp[samples, level], positive[:, 0])
-        across, up = fp / negative, tp / positive
+        hit, wrong = tp[samples, level], fp[samples, level]
         return {
-            "auc": ((across[:, :-1] - across[:, 1:]) * (up[:, :-1] + up[:, 1:]) / 2).sum(axis=1),
+            "auc": weighted_auc(*_POOLED, weights @ table.reshape(len(table), -1).astype(np.float64)),
             f"dice_at_specificity_{SPECIFICITY}": (
                 (weights * np.where(shown, each, 0.0).T[level]).sum(axis=1)
                 / (weights * shown.T[level]).sum(axis=1)
             ),
-            f"dice_pooled_at_specificity_{SPECIFICITY}": 2 * found[0] / (found[0] + found[1] + found[2]),
-            f"sensitivity_at_specificity_{SPECIFICITY}": found[0] / found[2],
+            f"dice_pooled_at_specificity_{SPECIFICITY}": 2 * hit / (hit + wrong + positive),
+            f"sensitivity_at_specificity_{SPECIFICITY}": hit / positive,
         }

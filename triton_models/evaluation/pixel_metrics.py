@@ -9,13 +9,13 @@ pixels, except ``dice``: the mean over those images in which truth or prediction
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triton_models.evaluation.result import Estimate, draws
+from triton_models.evaluation.result import Estimate, bootstrapped
 
 METRICS = ("dice", "dice_pooled", "iou", "sensitivity", "specificity", "precision", "accuracy")
 
@@ -40,17 +40,16 @@ class Counts:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(np.concatenate([self.table, other.table]))
+    @staticmethod
+    def concatenate(parts: Sequence[Counts]) -> Counts:
+        return Counts(np.concatenate([one.table for one in parts]))
 
 
 def estimates(counts: Counts, *, seed: int = 0) -> dict[str, Estimate]:
     """Every metric of METRICS; NaN where it is undefined. Raises ValueError for no images."""
     if not len(counts):
         raise ValueError("no images to evaluate")
-    values = _metrics(np.ones((1, len(counts))), counts.table)
-    spread = _metrics(draws(len(counts), seed=seed).astype(np.float64), counts.table)
-    return {name: Estimate.of(values[name][0], spread[name]) for name in METRICS}
+    return bootstrapped(lambda weights: _metrics(weights, counts.table), len(counts), seed=seed)
 
 
 def _metrics(weights: NDArray[np.float64], table: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

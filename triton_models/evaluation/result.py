@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -82,3 +82,14 @@ def draws(n: int, *, seed: int = 0, samples: int = BOOTSTRAP_SAMPLES) -> NDArray
     """Bootstrap: how often each of n cases is in each resample, (samples, n); a function of the seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1.0 / n), samples)
+
+
+def bootstrapped(
+    metrics: Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]], n: int, *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Metrics of n cases with their intervals.
+
+    metrics: case weights (samples, n) -> metric -> (samples,).
+    """
+    values, spread = metrics(np.ones((1, n))), metrics(draws(n, seed=seed).astype(np.float64))
+    return {name: Estimate.of(values[name][0], spread[name]) for name in values}

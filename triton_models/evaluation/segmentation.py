@@ -80,10 +80,12 @@ class SegmentationCases:
         return min(len(one) for one in self.counts.values())
 
     def joined(self, others: Sequence[SegmentationCases]) -> SegmentationCases:
-        tables = {name: [one.counts[name].table for one in (self, *others)] for name in self.counts}
         return SegmentationCases(
-            {name: Counts(np.concatenate(parts)) for name, parts in tables.items()},
-            {name: own.joined([one.levels[name] for one in others]) for name, own in self.levels.items()},
+            {name: Counts.concatenate([one.counts[name] for one in (self, *others)]) for name in self.counts},
+            {
+                name: LevelCounts.concatenate([one.levels[name] for one in (self, *others)])
+                for name in self.levels
+            },
         )
 
     def metrics(self) -> Metrics:
@@ -115,10 +117,9 @@ def collect(entry: ModelEntry, predictor: Predictor, source: Source) -> Segmenta
             rows[name].append(Counts.of([(np.isin(answer.labels, values), true)]))
             if answer.probabilities is not None:
                 levels[name].append(LevelCounts.of([(level_of(answer.probabilities, values), true)]))
-    tables = {name: [one.table for one in rows[name]] for name in outputs}
     return SegmentationCases(
-        {name: Counts(np.concatenate(parts)) for name, parts in tables.items()},
-        {name: levels[name][0].joined(levels[name][1:]) for name in outputs if levels[name]},
+        {name: Counts.concatenate(rows[name]) for name in outputs},
+        {name: LevelCounts.concatenate(levels[name]) for name in outputs if levels[name]},
     )
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks ask /proc about processes."""
+"""What tests and benchmarks ask /proc about processes."""
 
 from __future__ import annotations
 
