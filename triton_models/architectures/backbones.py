@@ -17,7 +17,6 @@ from torch import Tensor, nn
 RESNET_BLOCKS = (3, 4, 6, 3)
 #: half of ResNet-34's, and a last stage that keeps its weights below 8 MB in half precision
 RESNET_CHANNELS = (32, 64, 128, 176)
-LIGHT_RESNET_CHANNELS = (16, 32, 64, 128)
 DENSE_GROWTH, DENSE_LAYERS = 16, (4, 6, 8, 6)
 XCEPTION_CHANNELS, XCEPTION_BLOCKS = (32, 64, 128, 256), (2, 3, 4, 2)
 

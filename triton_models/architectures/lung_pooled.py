@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from triton_models.architectures.backbones import (
-    LIGHT_RESNET_CHANNELS,
     Body,
     ResNet34,
     SmallDenseNet,
@@ -145,9 +144,7 @@ class PneumoniaNet(LungPooledClassifier):
 
 
 class SmallFusion(LungPooledClassifier):
-    """Three light bodies: a narrow ResNet-34, a DenseNet and an Xception."""
+    """Three light bodies: ``PneumoniaNet``'s ResNet-34, a DenseNet and an Xception."""
 
     def __init__(self, out_channels: int, size: int) -> None:
-        super().__init__(
-            [ResNet34(LIGHT_RESNET_CHANNELS), SmallDenseNet(), SmallXception()], out_channels, size
-        )
+        super().__init__([ResNet34(), SmallDenseNet(), SmallXception()], out_channels, size)

@@ -13,7 +13,6 @@ from PIL import Image
 from torch.nn import functional
 
 from triton_models.architectures.backbones import (
-    LIGHT_RESNET_CHANNELS,
     Body,
     ResNet34,
     SmallDenseNet,
@@ -41,6 +40,7 @@ from triton_models.training.recipes.lung_pooled import teaching_loss
 from triton_models.training.settings import TrainSettings
 
 BODIES = (ResNet34, SmallDenseNet, SmallXception)
+NARROW = (16, 32, 64, 128)
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -63,14 +63,14 @@ def test_resnet_34_has_its_16_blocks_of_two_convolutions() -> None:
 
 def _features_where(found: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
     """The features of a body's maps, where its decoder answers ``found`` (n, masks, rows, columns)."""
-    pooled = LungPooled(ResNet34(LIGHT_RESNET_CHANNELS)).eval()
+    pooled = LungPooled(ResNet34(NARROW)).eval()
     pooled.masks = lambda _maps: found  # type: ignore[method-assign, assignment]
     pooled.body.forward = lambda _x: maps  # type: ignore[method-assign]
     return pooled.features(torch.zeros(1, 1, 128, 128))[0]
 
 
 def _maps() -> list[torch.Tensor]:
-    return [torch.rand(1, c, 32 >> level, 32 >> level) for level, c in enumerate(LIGHT_RESNET_CHANNELS)]
+    return [torch.rand(1, c, 32 >> level, 32 >> level) for level, c in enumerate(NARROW)]
 
 
 def _found(**columns: slice) -> torch.Tensor:
