@@ -1,26 +1,42 @@
-"""``chest_ct_pneumonia``: lungs -> lesions -> regions -> Noisy-OR.
+"""``chest_ct_pneumonia``: lungs -> lesions -> candidates -> votes on patches -> Noisy-OR -> case type.
 
-A composition of stages after Xu et al. 2020 (the order of work, Noisy-OR), Deng et al. 2021 (lungs) and
-Zhang et al. 2021 (ground glass and consolidation).
+The method of Xu et al. 2020 (the order of work, candidates, patches with their relative distance-from-edge,
+votes, Noisy-OR), with the lungs, the slices' boxes and the inpainting of Deng et al. 2021, and the lesions of
+Zhang et al. 2021. One pipeline for each source of candidates; they are alike otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines import lesions, lungs
+from pipelines import infection, inpaint, lesions, lungs
+from pipelines.candidates import (
+    COMPONENTS,
+    PROPOSALS,
+    SLICE_BOXES,
+    CandidateSource,
+    Chest,
+    find_candidates,
+)
 from pipelines.noisy_or import case_type, noisy_or_by_type
 from pipelines.pipeline import Pipeline, Stages
-from pipelines.regions import PROBABILITY_METHOD, find_regions
+from pipelines.quantify import measure_lungs, severity
+from pipelines.regions import draw, find_regions
 from pipelines.triton import Inference, ServedModel
-from pipelines.volume import Findings, Lung, Volume
+from pipelines.volume import Findings, Volume
 
 
 def analyse(
-    volume: Volume, inference: Inference, models: Mapping[str, ServedModel], stages: Stages
+    volume: Volume,
+    inference: Inference,
+    models: Mapping[str, ServedModel],
+    stages: Stages,
+    *,
+    source: CandidateSource,
 ) -> Findings:
     """Find pneumonia in a chest CT volume."""
     with stages("lungs") as progress:
@@ -29,31 +45,48 @@ def analyse(
         within = lungs.closed_lungs(volume, lung_labels)
         maps = lesions.segment_lesions(volume, within, inference, models["lesions"], progress=progress)
         lung_labels = np.where(maps.labels > 0, within, lung_labels)  # lesions are part of the lungs
+    chest = Chest.of(volume, lung_labels, maps.labels)
+    with stages("candidates") as progress:
+        candidates = find_candidates(source, chest, inference, models, progress=progress)
+        drawn, left_out = draw(candidates, chest)
+    with stages("infection_type") as progress:
+        suspects = [one.candidate for one in drawn]
+        votes = infection.classify(suspects, chest, inference, models["infection_type"], progress=progress)
     with stages("regions"):
-        found = find_regions(volume, lung_labels, maps)
+        found = find_regions(volume, chest, drawn, votes)
         by_type = noisy_or_by_type(found.regions)
-        return Findings(
-            lungs=lung_labels,
-            lesions=maps.labels,
-            region_labels=found.labels,
-            regions=found.regions,
-            noisy_or=by_type,
-            case_type=case_type(by_type),
-            lung_volume_ml=_volume_by_lung(lung_labels, volume),
-            lesion_volume_ml=_volume_by_lung(np.where(maps.labels > 0, lung_labels, 0), volume),
-            probability_method=PROBABILITY_METHOD,
-            notes=found.notes,
+        measures = measure_lungs(chest)
+    with stages("inpaint") as progress:
+        inpainted = inpaint.inpaint_key_slices(
+            chest, found.entered, inference, models["inpaint"], progress=progress
         )
+    findings = Findings(
+        lungs=lung_labels,
+        lesions=maps.labels,
+        region_labels=found.labels,
+        regions=found.regions,
+        noisy_or=by_type,
+        case_type=case_type(by_type),
+        measures=measures,
+        severity="none",
+        probability_method=infection.PROBABILITY_METHOD,
+        inpainted=inpainted,
+        notes=(*left_out, *found.notes),
+    )
+    return replace(findings, severity=severity(findings.involved_percent))
 
 
-def _volume_by_lung(labels: NDArray[np.uint8], volume: Volume) -> dict[Lung, float]:
-    return {lung: float(np.count_nonzero(labels == lung)) * volume.voxel_volume_ml for lung in Lung}
+def _pipeline(name: str, source: CandidateSource) -> Pipeline:
+    specs = (lungs.SPEC, lesions.SPEC, source.spec, infection.SPEC, inpaint.SPEC)
+    return Pipeline(
+        name=name,
+        version="2",
+        title=f"Pneumonia on chest CT: infected regions by vote, candidates from {source.title}",
+        models=tuple(spec for spec in specs if spec is not None),
+        analyse=partial(analyse, source=source),
+    )
 
 
-PIPELINE = Pipeline(
-    name="chest_ct_pneumonia",
-    version="1",
-    title="Pneumonia on chest CT: ground glass and consolidation",
-    models=(lungs.SPEC, lesions.SPEC),
-    analyse=analyse,
-)
+PIPELINE = _pipeline("chest_ct_pneumonia", PROPOSALS)
+SLICE_BOXES_PIPELINE = _pipeline("chest_ct_pneumonia_slice_boxes", SLICE_BOXES)
+COMPONENTS_PIPELINE = _pipeline("chest_ct_pneumonia_components", COMPONENTS)

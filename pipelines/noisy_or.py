@@ -1,4 +1,4 @@
-"""Noisy-OR: the confidences of a case's regions in, one probability per finding type out.
+"""Noisy-OR: the confidences of a case's regions in, one probability per infection type out.
 
 Xu et al. 2020, "Deep Learning System to Screen COVID-19 Pneumonia": P = 1 - prod(1 - p_i). Two regions at
 0.5 give 0.75.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipelines.volume import FINDING_TYPES, NO_FINDING, Region
+from pipelines.volume import INFECTION_TYPES, NO_FINDING, Region
 
 
 def noisy_or(probabilities: Iterable[float]) -> float:
@@ -22,8 +22,8 @@ def noisy_or(probabilities: Iterable[float]) -> float:
 
 
 def noisy_or_by_type(regions: Sequence[Region]) -> dict[str, float]:
-    """Finding type -> Noisy-OR over the regions of that type, for every known type."""
-    return {t: noisy_or(r.probability for r in regions if r.finding_type == t) for t in FINDING_TYPES}
+    """Infection type -> Noisy-OR over the regions of that type, for every known type."""
+    return {t: noisy_or(r.probability for r in regions if r.infection_type == t) for t in INFECTION_TYPES}
 
 
 def case_type(by_type: Mapping[str, float]) -> str:

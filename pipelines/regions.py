@@ -1,155 +1,218 @@
-"""Regions: lesion maps in, connected components with their confidence and measurements out."""
+"""Regions: candidates with their votes and the lesion labels in, what entered the Noisy-OR out.
+
+A region is drawn by the lesion labels: Xu et al. 2020 have boxes only, and expect many of them to be false. A
+candidate in which the ``lesions`` model sees nothing is left out, and said so; so both models must agree.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pipelines.candidates import Candidate, Chest
 from pipelines.geometry import AxialView
-from pipelines.lesions import LesionMaps
-from pipelines.volume import FINDING_TYPES, Lung, Region, Volume
+from pipelines.infection import vote
+from pipelines.quantify import hu_percentiles
+from pipelines.volume import IRRELEVANT, LESION_TYPES, Lung, PatchVote, Region, Volume
 
-#: a component smaller than this is left out of the Noisy-OR (and said so in the notes)
+#: a candidate with less lesion than this isn't drawn by it
 MINIMUM_VOLUME_ML = 0.3
-#: a component whose mean probability is below this is left out likewise
-MINIMUM_PROBABILITY = 0.5
-#: a component that is on average at most so many axial slices high, and over at least this share of its
-#: footprint rests on what isn't lung, is the diaphragm's dome, partly inside of its slices; left out likewise
+#: lesion that is on average at most so many axial slices high, and over at least this share of its footprint
+#: rests on what isn't lung, is the diaphragm's dome, partly inside of its slices
 DOME_SLICES, DOME_SHARE = 2.0, 0.7
 #: the largest so many enter the Noisy-OR: each becomes a segment and a measurement group
 MAXIMUM_REGIONS = 30
 
-PROBABILITY_METHOD = (
-    "mean over the region's voxels of the lesions model's probability of ground glass or consolidation"
-)
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A candidate with what the lesion labels draw of it.
+
+    box: where ``inside`` (bool, the box's shape) lies in the axial view.
+    """
+
+    candidate: Candidate
+    box: tuple[slice, slice, slice]
+    inside: Mask
 
 
 @dataclass(frozen=True)
 class FoundRegions:
-    """labels: uint16 (slices, rows, columns), 0 or ``Region.number``; notes: what was left out and why."""
+    """labels: uint16 (slices, rows, columns), 0 or ``Region.number``; entered: what draws each of
+    ``regions``; notes: what was left out and why."""
 
     labels: NDArray[np.uint16]
     regions: tuple[Region, ...]
+    entered: tuple[Drawn, ...]
     notes: tuple[str, ...]
 
 
-def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> FoundRegions:
-    """Connected components (26 neighbours) of ground glass and consolidation together, inside the lungs.
+def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tuple[str, ...]]:
+    """The candidates that hold lesion, with their voxels, and notes on the others.
 
-    Ordered by descending volume; ties by position, so the numbering is reproducible.
+    candidates: by descending rank. A voxel of lesion is the first candidate's whose box holds it; lesion that
+    hangs together (26 neighbours) with a candidate's, and lies in no box, is the nearest box's.
     """
-    components, count = ndimage.label((maps.labels > 0) & (lungs > 0), np.ones((3, 3, 3)))
-    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    boxes = ndimage.find_objects(components)
-    by_size = sorted(range(count), key=lambda i: (-int(sizes[i]), i))
-    small = [i for i in by_size if sizes[i] * volume.voxel_volume_ml < MINIMUM_VOLUME_ML]
-    labels = np.zeros(maps.labels.shape, np.uint16)
-    regions: list[Region] = []
-    unsure = domes = left_out = 0
-    for i in by_size[: len(by_size) - len(small)]:
-        inside = components[boxes[i]] == i + 1
-        probabilities = maps.probabilities[(slice(None), *boxes[i])][:, inside] / 255.0
-        if _of_either_type(probabilities) < MINIMUM_PROBABILITY:
-            unsure += 1
-        elif _is_dome(volume, lungs, boxes[i], inside):
+    owner = _owners(candidates, chest)
+    drawn: list[Drawn] = []
+    empty = domes = 0
+    for number, box in enumerate(ndimage.find_objects(owner, len(candidates))):
+        inside = owner[box] == number + 1 if box is not None else np.zeros(0, np.bool_)
+        if np.count_nonzero(inside) * chest.voxel_ml < MINIMUM_VOLUME_ML:
+            empty += 1
+        elif _is_dome(chest, box, inside):
             domes += 1
-        elif len(regions) >= MAXIMUM_REGIONS:
-            left_out += 1
         else:
-            component = _Component(len(regions) + 1, boxes[i], inside, probabilities)
-            labels[boxes[i]][inside] = component.number
-            regions.append(_describe(volume, lungs, maps, component))
+            drawn.append(Drawn(candidates[number], box, inside))
     notes = [
-        f"{n} component(s) {why}, left out of the Noisy-OR"
-        for n, why in (
-            (len(small), f"smaller than {MINIMUM_VOLUME_ML} ml"),
-            (unsure, f"with a mean probability below {MINIMUM_PROBABILITY}"),
+        f"{count} candidate(s) {why}, left out"
+        for count, why in (
+            (empty, f"with less than {MINIMUM_VOLUME_ML} ml of lesion"),
             (domes, "that are the diaphragm's dome, only partly inside of their slices"),
-            (left_out, f"beyond the {MAXIMUM_REGIONS} largest"),
         )
-        if n
+        if count
     ]
-    return FoundRegions(labels, tuple(regions), tuple(notes))
+    return drawn, tuple(notes)
 
 
-@dataclass(frozen=True)
-class _Component:
-    """box: its bounding box; inside: (slices, rows, columns) of the box, its voxels; probabilities:
-    (2, voxels), of ground glass and of consolidation."""
+def _owners(candidates: Sequence[Candidate], chest: Chest) -> NDArray[np.int32]:
+    """1 + index of the candidate that each voxel of lesion belongs to, or 0: (slices, rows, columns)."""
+    lesion = (chest.lesions > 0) & (chest.lungs > 0)
+    owner = np.zeros(lesion.shape, np.int32)
+    for number, candidate in reversed(list(enumerate(candidates, start=1))):
+        box = _voxels(candidate)
+        owner[box][lesion[box]] = number
+    components, _ = ndimage.label(lesion, np.ones((3, 3, 3)))
+    for number, box in enumerate(ndimage.find_objects(components), start=1):
+        component = components[box] == number
+        owners = np.unique(owner[box][component])
+        claimed = owners[owners > 0]
+        if claimed.size and owners[0] == 0:
+            loose = np.argwhere(component & (owner[box] == 0))
+            where = loose + [part.start for part in box]
+            away = np.stack([_distance(where, candidates[i - 1], chest.spacing_mm) for i in claimed])
+            owner[box][tuple(loose.T)] = claimed[away.argmin(axis=0)]
+    return owner
 
-    number: int
-    box: tuple[slice, slice, slice]
-    inside: NDArray[np.bool_]
-    probabilities: NDArray[np.float64]
 
-
-def _describe(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps, component: _Component) -> Region:
-    box, inside = component.box, component.inside
-    values = maps.labels[box][inside]
-    finding_type = max(FINDING_TYPES, key=lambda t: int(np.count_nonzero(values == FINDING_TYPES[t])))
-    centre = np.argwhere(inside).mean(axis=0) + np.array([s.start for s in box], np.float64)
-    in_right = np.count_nonzero(lungs[box][inside] == Lung.RIGHT)
-    x, y, z = volume.to_patient(centre[None])[0]
-    return Region(
-        number=component.number,
-        finding_type=finding_type,
-        probability=_of_either_type(component.probabilities),
-        type_probabilities={
-            t: float(component.probabilities[label - 1].mean()) for t, label in FINDING_TYPES.items()
-        },
-        volume_ml=values.size * volume.voxel_volume_ml,
-        mean_hu=float(volume.hu[box][inside].mean()),
-        laterality=Lung.RIGHT if in_right * 2 >= values.size else Lung.LEFT,
-        relative_distance_from_edge=relative_distance_from_edge(volume, lungs, centre),
-        bounding_box=tuple((s.start, s.stop) for s in box),  # type: ignore[arg-type]
-        centroid_lps_mm=(float(x), float(y), float(z)),
-        key_slice=int(box[0].start + np.argmax(inside.sum(axis=(1, 2)))),
+def _voxels(candidate: Candidate) -> tuple[slice, slice, slice]:
+    start, stop = candidate.box[:3], candidate.box[3:]
+    return tuple(  # type: ignore[return-value]
+        slice(max(int(np.floor(a)), 0), max(int(np.ceil(b)), 0)) for a, b in zip(start, stop, strict=True)
     )
 
 
-def _of_either_type(probabilities: NDArray[np.float64]) -> float:
-    """The types exclude each other, so that theirs add up (to more than 1 by the rounding to 8 bits only)."""
-    return float(probabilities.sum(axis=0).clip(max=1.0).mean())
+def _distance(
+    where: NDArray[np.intp], candidate: Candidate, spacing_mm: tuple[float, float, float]
+) -> NDArray[np.float64]:
+    """mm from voxels (n, 3) to a box."""
+    centre = where + 0.5
+    outside = np.maximum(np.array(candidate.box[:3]) - centre, centre - np.array(candidate.box[3:]))
+    distance: NDArray[np.float64] = np.linalg.norm(outside.clip(min=0.0) * spacing_mm, axis=1)
+    return distance
 
 
-def _is_dome(
-    volume: Volume, lungs: NDArray[np.uint8], box: tuple[slice, slice, slice], inside: NDArray[np.bool_]
-) -> bool:
-    """Whether a component is only partial volume at the diaphragm (see DOME_SLICES).
+def find_regions(
+    volume: Volume, chest: Chest, drawn: Sequence[Drawn], votes: Sequence[tuple[PatchVote, ...]]
+) -> FoundRegions:
+    """The drawn candidates that were voted an infection, measured.
+
+    votes: of each of ``drawn``. Ordered by descending volume; ties by rank, so the numbering is reproducible.
+    """
+    voted = [(one, patches, *vote(patches)) for one, patches in zip(drawn, votes, strict=True)]
+    infected = [one for one in voted if one[2] != IRRELEVANT]
+    infected.sort(key=lambda one: -np.count_nonzero(one[0].inside))
+    entered = infected[:MAXIMUM_REGIONS]
+    axial = np.zeros(chest.hu.shape, np.uint16)
+    for number, (one, *_) in enumerate(entered, start=1):
+        axial[one.box][one.inside] = number
+    labels = AxialView.of(volume.affine).restore(axial)
+    regions = tuple(
+        Region(
+            number=number,
+            infection_type=infection_type,
+            probability=probability,
+            votes=patches,
+            candidate_score=one.candidate.score,
+            relative_distance_from_edge=patches[len(patches) // 2].relative_distance_from_edge,
+            **_contents(chest, one),
+            **_place(volume, labels[box] == number, box),
+        )
+        for number, ((one, patches, infection_type, probability), box) in enumerate(
+            zip(entered, ndimage.find_objects(labels), strict=True), start=1
+        )
+    )
+    notes = [
+        f"{count} candidate(s) {why}, left out of the Noisy-OR"
+        for count, why in (
+            (len(voted) - len(infected), "voted irrelevant to infection"),
+            (len(infected) - len(entered), f"beyond the {MAXIMUM_REGIONS} largest"),
+        )
+        if count
+    ]
+    return FoundRegions(labels, regions, tuple(one for one, *_ in entered), tuple(notes))
+
+
+class _Contents(TypedDict):
+    """What of a Region follows from the values of its voxels."""
+
+    lesion_type: str
+    lesion_volume_ml: dict[str, float]
+    volume_ml: float
+    mean_hu: float
+    hu_percentiles: dict[int, float]
+    laterality: Lung
+
+
+class _Place(TypedDict):
+    """What of a Region follows from where its voxels are in the volume."""
+
+    bounding_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    centroid_lps_mm: tuple[float, float, float]
+    key_slice: int
+
+
+def _contents(chest: Chest, drawn: Drawn) -> _Contents:
+    voxel_ml = chest.voxel_ml
+    hu, lungs, lesions = (array[drawn.box][drawn.inside] for array in (chest.hu, chest.lungs, chest.lesions))
+    by_type = {
+        name: np.count_nonzero(lesions == label) * voxel_ml for name, label in LESION_TYPES.items()
+    }
+    return {
+        "lesion_type": max(by_type, key=lambda name: by_type[name]),
+        "lesion_volume_ml": by_type,
+        "volume_ml": lesions.size * voxel_ml,
+        "mean_hu": float(hu.mean()),
+        "hu_percentiles": hu_percentiles(hu),
+        "laterality": Lung.RIGHT if 2 * np.count_nonzero(lungs == Lung.RIGHT) >= lungs.size else Lung.LEFT,
+    }
+
+
+def _place(volume: Volume, inside: Mask, box: tuple[slice, slice, slice]) -> _Place:
+    start = np.array([part.start for part in box])
+    centre = np.argwhere(inside).mean(axis=0) + start
+    x, y, z = volume.to_patient(centre[None])[0].tolist()
+    return {
+        "bounding_box": tuple((part.start, part.stop) for part in box),  # type: ignore[typeddict-item]
+        "centroid_lps_mm": (x, y, z),
+        "key_slice": int(start[0] + np.argmax(inside.sum(axis=(1, 2)))),
+    }
+
+
+def _is_dome(chest: Chest, box: tuple[slice, slice, slice], inside: Mask) -> bool:
+    """Whether what is drawn is only partial volume at the diaphragm (see DOME_SLICES).
 
     A model that sees one slice at a time can't tell that from ground glass; the slice below can.
     """
-    view = AxialView.of(volume.affine)
-    axis = view.permutation[0]
-    margins = [(0, 0)] * 3
-    margins[axis] = (min(1, box[axis].start), min(1, lungs.shape[axis] - box[axis].stop))
-    grown = tuple(slice(b.start - low, b.stop + high) for b, (low, high) in zip(box, margins, strict=True))
-    component, lung = view.apply(np.pad(inside, margins)), view.apply(lungs[grown] > 0)
-    rows, columns = np.nonzero(component.any(axis=0))
-    lowest = component.argmax(axis=0)[rows, columns]  # slices ascend towards the head
-    rests_on_tissue = (lowest > 0) & ~lung[np.maximum(lowest - 1, 0), rows, columns]
+    rows, columns = np.nonzero(inside.any(axis=0))
+    lowest = inside.argmax(axis=0)[rows, columns] + box[0].start  # slices ascend towards the head
+    below = chest.lungs[np.maximum(lowest - 1, 0), rows + box[1].start, columns + box[2].start]
+    rests_on_tissue = (lowest > 0) & (below == 0)
     return inside.sum() <= DOME_SLICES * len(rows) and float(rests_on_tissue.mean()) >= DOME_SHARE
-
-
-def relative_distance_from_edge(
-    volume: Volume, lungs: NDArray[np.uint8], centre: NDArray[np.float64]
-) -> float:
-    """Xu et al. 2020: distance from the lung mask's edge to the centre, over the lungs' diagonal.
-
-    On the axial slice through ``centre`` (voxel indices (slice, row, column) of the volume): the minimum
-    distance (mm) from the edge of the lung mask to the centre, divided by the diagonal (mm) of the minimum
-    circumscribed rectangle of the mask. 0 if that slice has no lung.
-    """
-    axial_axis = AxialView.of(volume.affine).permutation[0]
-    in_plane = [axis for axis in range(3) if axis != axial_axis]
-    mask = np.take(lungs, round(float(centre[axial_axis])), axis=axial_axis) > 0
-    if not mask.any():
-        return 0.0
-    spacing = np.array(volume.spacing_mm)[in_plane]
-    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing
-    distance = float(np.linalg.norm(edge - centre[in_plane] * spacing, axis=1).min())
-    sides = (np.array([np.ptp(indices) + 1 for indices in np.nonzero(mask)])) * spacing
-    return distance / float(np.hypot(*sides))

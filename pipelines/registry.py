@@ -1,4 +1,4 @@
-"""The pipelines there are. Adding one: a file with a ``PIPELINE``, and its name here.
+"""The pipelines there are. Adding one: a file with a ``Pipeline``, and its name here.
 
 Loading a pipeline imports what it computes with; knowing its name doesn't.
 """
@@ -12,8 +12,14 @@ from types import MappingProxyType
 from pipelines.errors import PipelineError
 from pipelines.pipeline import Pipeline
 
-#: name -> the module that has it as ``PIPELINE``
-PIPELINES: Mapping[str, str] = MappingProxyType({"chest_ct_pneumonia": "pipelines.chest_ct_pneumonia"})
+#: name -> module:attribute
+PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "chest_ct_pneumonia": "pipelines.chest_ct_pneumonia:PIPELINE",
+        "chest_ct_pneumonia_slice_boxes": "pipelines.chest_ct_pneumonia:SLICE_BOXES_PIPELINE",
+        "chest_ct_pneumonia_components": "pipelines.chest_ct_pneumonia:COMPONENTS_PIPELINE",
+    }
+)
 
 
 def find_pipeline(name: str) -> Pipeline:
@@ -23,5 +29,6 @@ def find_pipeline(name: str) -> Pipeline:
             f"pipeline {name!r} isn't known; known are {', '.join(sorted(PIPELINES))}",
             code="unknown_pipeline",
         )
-    pipeline: Pipeline = import_module(PIPELINES[name]).PIPELINE
+    module, attribute = PIPELINES[name].split(":")
+    pipeline: Pipeline = getattr(import_module(module), attribute)
     return pipeline

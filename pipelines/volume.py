@@ -30,11 +30,16 @@ class Lesion(IntEnum):
     CONSOLIDATION = 2
 
 
-#: finding types: the key in ``noisy_or``, summary.json and the SR  ->  lesion label
-FINDING_TYPES: Mapping[str, Lesion] = {
+#: what a lesion looks like: the key in summary.json  ->  lesion label
+LESION_TYPES: Mapping[str, Lesion] = {
     "ground_glass": Lesion.GROUND_GLASS,
     "consolidation": Lesion.CONSOLIDATION,
 }
+#: what Noisy-OR is taken of (Xu et al. 2020): COVID-19 and influenza A viral pneumonia; the key in
+#: ``noisy_or``, summary.json and the SR
+INFECTION_TYPES = ("covid19", "iavp")
+#: the type of a candidate that is neither, and isn't a region then
+IRRELEVANT = "irrelevant"
 NO_FINDING = "no_infection_found"
 
 
@@ -83,26 +88,60 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class PatchVote:
+    """One of the three patches that represent a candidate.
+
+    place: its centre, (slice, row, column) in voxels of the axial view.
+    relative_distance_from_edge: of its centre, dimensionless (``pipelines.patches``).
+    probabilities: type (INFECTION_TYPES and IRRELEVANT) -> what ``infection_type`` answered, in [0, 1].
+    """
+
+    place: tuple[int, float, float]
+    relative_distance_from_edge: float
+    probabilities: Mapping[str, float]
+
+    @property
+    def infection_type(self) -> str:
+        """The likeliest type; the first named wins a tie."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def confidence(self) -> float:
+        return self.probabilities[self.infection_type]
+
+
+@dataclass(frozen=True)
 class Region:
-    """One connected lesion component inside the lungs that entered the Noisy-OR.
+    """One candidate that was voted an infection, and so entered the Noisy-OR.
 
     number: 1-based, ordered by descending volume; the value in ``Findings.region_labels``.
-    finding_type: key of FINDING_TYPES with the most voxels in the region.
+    infection_type: of INFECTION_TYPES, as voted.
     probability: p_i of the Noisy-OR, in [0, 1]: how it was made is said in ``Findings.probability_method``.
-    type_probabilities: finding type -> probability in [0, 1].
-    relative_distance_from_edge: distance from the lung mask's edge to the region's centre divided by the
-        diagonal of the lungs' bounding rectangle on the key slice (Xu et al. 2020), dimensionless.
+    votes: of its three patches, by ascending slice.
+    candidate_score: of the source of candidates, on its own scale.
+    lesion_type: key of LESION_TYPES with the most voxels in the region.
+    lesion_volume_ml: key of LESION_TYPES -> millilitres; their sum is volume_ml where the region is drawn by
+        lesions (see ``drawn_by_lesions``).
+    drawn_by_lesions: whether its voxels are the lesion labels inside of the candidate's box, or, where there
+        are none, all of the lung in it.
+    mean_hu, hu_percentiles: of its voxels; percentile (5, 50, 95) -> HU.
+    relative_distance_from_edge: of its middle patch (Xu et al. 2020), dimensionless.
     bounding_box: half-open voxel ranges ((s0, s1), (r0, r1), (c0, c1)).
     centroid_lps_mm: centre of mass in patient coordinates, mm.
     key_slice: slice index with the region's largest area.
     """
 
     number: int
-    finding_type: str
+    infection_type: str
     probability: float
-    type_probabilities: Mapping[str, float]
+    votes: tuple[PatchVote, ...]
+    candidate_score: float
+    lesion_type: str
+    lesion_volume_ml: Mapping[str, float]
+    drawn_by_lesions: bool
     volume_ml: float
     mean_hu: float
+    hu_percentiles: Mapping[int, float]
     laterality: Lung
     relative_distance_from_edge: float
     bounding_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -111,14 +150,56 @@ class Region:
 
 
 @dataclass(frozen=True)
+class LungMeasures:
+    """What was measured of one lung.
+
+    volume_ml: with its lesions.  lesion_volume_ml: key of LESION_TYPES -> millilitres.
+    mean_hu, hu_percentiles: of all its voxels; percentile (5, 50, 95) -> HU.
+    peripheral_percent: share of its lesions that lies near the edge (``pipelines.quantify``), percent; 0
+        without lesions.
+    """
+
+    volume_ml: float
+    lesion_volume_ml: Mapping[str, float]
+    mean_hu: float
+    hu_percentiles: Mapping[int, float]
+    peripheral_percent: float
+
+    @property
+    def lesions_ml(self) -> float:
+        return sum(self.lesion_volume_ml.values())
+
+    @property
+    def involved_percent(self) -> float:
+        """Share of the lung that is ground glass or consolidation, percent."""
+        return 100.0 * self.lesions_ml / self.volume_ml if self.volume_ml > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class InpaintedSlice:
+    """A window of a key slice, and as it might look without its lesions; arrays are (rows, columns).
+
+    index: slice of the axial view, whose rows run to the back and columns to the patient's left.
+    original, inpainted: int16 HU, equal outside of ``mask``.  The window is as wide as high in mm.
+    """
+
+    index: int
+    original: NDArray[np.int16]
+    inpainted: NDArray[np.int16]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Findings:
     """Everything the pipeline concluded about one volume; arrays are (slices, rows, columns).
 
     lungs: uint8, 0 or ``Lung``.  lesions: uint8, 0 or ``Lesion``, zero outside the lungs.
     region_labels: uint16, 0 or ``Region.number``.
-    noisy_or: finding type -> 1 - prod(1 - p_i) over the type's regions (types without regions: 0.0).
+    noisy_or: infection type -> 1 - prod(1 - p_i) over the type's regions (types without regions: 0.0).
     case_type: the type with the largest Noisy-OR, or ``NO_FINDING``.
-    lung_volume_ml, lesion_volume_ml: per ``Lung``, millilitres.
+    measures: of each lung.
+    severity: grade of the case, a key of ``pipelines.quantify.SEVERITY``.
+    inpainted: key slices as if without their lesions, by ascending slice.
     """
 
     lungs: NDArray[np.uint8]
@@ -127,16 +208,24 @@ class Findings:
     regions: tuple[Region, ...]
     noisy_or: Mapping[str, float]
     case_type: str
-    lung_volume_ml: Mapping[Lung, float]
-    lesion_volume_ml: Mapping[Lung, float]
+    measures: Mapping[Lung, LungMeasures]
+    severity: str
     probability_method: str
+    inpainted: tuple[InpaintedSlice, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def involved_percent(self) -> float:
         """Share of the lung volume that is ground glass or consolidation, percent."""
-        total = sum(self.lung_volume_ml.values())
-        return 100.0 * sum(self.lesion_volume_ml.values()) / total if total > 0 else 0.0
+        total = sum(one.volume_ml for one in self.measures.values())
+        return 100.0 * sum(one.lesions_ml for one in self.measures.values()) / total if total > 0 else 0.0
+
+    @property
+    def peripheral_percent(self) -> float:
+        """Share of the lesions' volume that lies near the lungs' edge, percent; 0 without lesions."""
+        lesions = sum(one.lesions_ml for one in self.measures.values())
+        near = sum(one.lesions_ml * one.peripheral_percent for one in self.measures.values())
+        return near / lesions if lesions > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pipelines.patches import PATCH, cut_patch, relative_distances
 from triton_models.data.lesions import Pattern
 from triton_models.data.phantom import Phantom, chest_phantom
 from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
-from triton_models.registry import HU_RANGE
 
 CLASSES = ("covid19", "iavp", "irrelevant")
 COVID19, IAVP, IRRELEVANT = range(3)
-#: a patch is PATCH x PATCH pixels of PATCH_PIXEL_MM each, 24 mm wide: it shows what a candidate is made of,
-#: finer than CT resolves, and so narrow that where it lies in the lung mostly isn't seen and has to be told
-PATCH = 64
-PATCH_PIXEL_MM = 0.375
 #: seeds of the phantoms, met by no other set
 TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(20000, 20240), range(28000, 28020), range(29200, 29400)
 SLICES_PER_PHANTOM = 16
@@ -94,41 +90,6 @@ def disease_pattern(disease: int, rng: np.random.Generator) -> Pattern:
         filling=(rng.uniform(*filling[0]), rng.uniform(*filling[1])),
         paving_chance=0.40 if covid else 0.15,
     )
-
-
-def relative_distances(lung: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Relative distance-from-edge of every pixel of one slice.
-
-    lung: (rows, columns), square pixels.  Returns the distance to the nearest pixel outside of the lungs,
-    divided by the diagonal of the smallest upright rectangle around them; 0 outside.
-    """
-    out = np.zeros(lung.shape, dtype=np.float32)
-    where = np.argwhere(lung)
-    if len(where):
-        (top, left), (bottom, right) = where.min(0), where.max(0) + 1
-        box = (slice(top, bottom), slice(left, right))
-        depth = ndimage.distance_transform_edt(np.pad(lung[box], 1))[1:-1, 1:-1]
-        out[box] = depth / np.hypot(bottom - top, right - left)
-    return out
-
-
-def cut_patch(
-    hu: NDArray[np.int16], centre: tuple[float, float], pixel_mm: tuple[float, float]
-) -> NDArray[np.int16]:
-    """The patch around a point of one slice: linear interpolation, air beyond the image's border.
-
-    hu: (rows, columns).  centre: row and column, pixel centres at integers.  pixel_mm: (row, column).
-    """
-    offsets = (np.arange(PATCH) - (PATCH - 1) / 2) * PATCH_PIXEL_MM
-    rows, columns = (c + offsets / mm for c, mm in zip(centre, pixel_mm, strict=True))
-    low, high = (
-        (max(int(rows[0]) - 1, 0), int(rows[-1]) + 3),
-        (max(int(columns[0]) - 1, 0), int(columns[-1]) + 3),
-    )
-    part = np.clip(hu[low[0] : low[1], high[0] : high[1]].astype(np.float32), *HU_RANGE)
-    where = np.meshgrid(rows - low[0], columns - high[0], indexing="ij")
-    cut = ndimage.map_coordinates(part, where, order=1, mode="constant", cval=float(HU_RANGE[0]))
-    return np.asarray(np.rint(cut), dtype=np.int16)
 
 
 def case_patches(seed: int) -> Patches:

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pipelines.inpaint import WINDOW, to_window
 from triton_models.data.phantom import chest_phantom
 from triton_models.data.phantom_cache import Arrays, cached_arrays
 from triton_models.data.slices import resize_weights
 
-WINDOW = 128
 #: seeds of the phantoms, met by no other set
 TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = range(40000, 40064), range(48000, 48006), range(49000, 49048)
 SLICES_PER_PHANTOM = 8
@@ -86,20 +85,9 @@ def phantom_normals(seeds: Iterable[int], cache: Path | None = None) -> NormalSl
     return NormalSlices.concatenate([phantom_normal(seed, cache) for seed in seeds])
 
 
-@lru_cache(maxsize=512)
-def averaging_weights(source: int, target: int) -> NDArray[np.float32]:
-    """(target, source) matrix that averages over the source pixels under each target pixel."""
-    edges = np.arange(target + 1) * (source / target)
-    pixels = np.arange(source)
-    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return np.asarray(np.clip(covered, 0.0, 1.0) * (target / source), dtype=np.float32)
-
-
 def cut_window(plane: NDArray[np.generic], top: int, left: int, side: int) -> NDArray[np.float32]:
     """A square of a slice, averaged to WINDOW x WINDOW."""
-    matrix = averaging_weights(side, WINDOW)
-    part = plane[top : top + side, left : left + side].astype(np.float32)
-    return np.asarray(matrix @ part @ matrix.T, dtype=np.float32)
+    return to_window(plane[top : top + side, left : left + side])
 
 
 def lesion_mask(lung: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,0 +1,223 @@
+"""Candidate regions: a volume in, boxes that may hold an infection out, many of them falsely.
+
+Three sources, one contract: Xu et al. 2020's 3D region proposals (``PROPOSALS``), Deng et al. 2021's Faster
+R-CNN on slices whose boxes are joined from slice to slice (``SLICE_BOXES``), and the components of the lesion
+labels (``COMPONENTS``), which need no model of their own. What a candidate is, is decided later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipelines.boxes import OPERATIONS, chosen, overlaps
+from pipelines.geometry import AxialView
+from pipelines.triton import Inference, ModelSpec, Progress, ServedModel, TensorSpec
+from pipelines.volume import Volume
+
+PROPOSALS_SPEC = ModelSpec(
+    name="candidates",
+    version="1",
+    inputs=(TensorSpec("HU", "INT16", (-1, -1, -1)),),
+    outputs=(TensorSpec("BOXES", "FP32", (64, 6)), TensorSpec("SCORES", "FP32", (64,))),
+)
+SLICE_BOXES_SPEC = ModelSpec(
+    name="lesion_boxes",
+    version="1",
+    inputs=(TensorSpec("HU", "INT16", (-1, -1)),),
+    outputs=(
+        TensorSpec("BOXES", "FP32", (32, 4)),
+        TensorSpec("SCORES", "FP32", (32,)),
+        TensorSpec("TYPES", "FP32", (32, 2)),
+    ),
+)
+
+#: what the proposals' network sees is made here, so that a message stays small whatever the series: the
+#: graph averages rows and columns to half of this, and interpolates slices to this many
+PROPOSAL_PIXELS, PROPOSAL_SLICES = 256, 64
+#: Faster R-CNN looks at slices about so far apart; thinner ones show the same again
+SLICE_BOXES_EVERY_MM = 5.0
+#: boxes on neighbouring slices that overlap so much (intersection over union) are of one candidate
+SLICE_BOXES_JOINED = 0.2
+#: components smaller than this are noise
+SMALLEST_COMPONENT_ML = 0.3
+#: the highest-ranked so many go on
+MOST_CANDIDATES = 64
+#: a box with a smaller share of lung is outside of them
+SMALLEST_LUNG_SHARE = 0.05
+
+Boxes = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """box: half-open, ((slice, row, column) of start, then of stop) in voxels of the axial view.
+    score: 0 to 1, of the source's own scale."""
+
+    box: tuple[float, float, float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True)
+class Chest:
+    """What a source may look at, all in the axial view, (slices, rows, columns).
+
+    hu: int16.  lungs: uint8, 0 or ``Lung``.  lesions: uint8, 0 or ``Lesion``.  spacing_mm: along the axes.
+    voxel_ml: millilitres of a voxel, which are less than the spacings' product where the gantry was tilted.
+    """
+
+    hu: NDArray[np.int16]
+    lungs: NDArray[np.uint8]
+    lesions: NDArray[np.uint8]
+    spacing_mm: tuple[float, float, float]
+    voxel_ml: float
+
+    @classmethod
+    def of(cls, volume: Volume, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> Chest:
+        view = AxialView.of(volume.affine)
+        spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
+        arrays = (view.apply(volume.hu), view.apply(lungs), view.apply(lesions))
+        return cls(*arrays, spacing, volume.voxel_volume_ml)  # type: ignore[arg-type]
+
+
+Find = Callable[[Chest, Inference, ServedModel | None, Progress | None], list[Candidate]]
+
+
+@dataclass(frozen=True)
+class CandidateSource:
+    """title: for people.  spec: of the model that it asks, if any."""
+
+    title: str
+    spec: ModelSpec | None
+    find: Find
+
+
+def find_candidates(
+    source: CandidateSource,
+    chest: Chest,
+    inference: Inference,
+    models: Mapping[str, ServedModel],
+    *,
+    progress: Progress | None = None,
+) -> list[Candidate]:
+    """The source's candidates inside of the lungs, by descending score; at most MOST_CANDIDATES."""
+    model = models[source.spec.name] if source.spec is not None else None
+    found = [one for one in source.find(chest, inference, model, progress) if _in_lungs(one, chest)]
+    return sorted(found, key=lambda one: (-one.score, one.box))[:MOST_CANDIDATES]
+
+
+def _proposals(
+    chest: Chest, inference: Inference, model: ServedModel | None, progress: Progress | None
+) -> list[Candidate]:
+    assert model is not None
+    small = _working_volume(chest.hu)
+    answer = inference.run(model, {"HU": small[None]}, progress=progress)
+    boxes, scores = answer["BOXES"][0], answer["SCORES"][0]
+    kept = chosen(boxes, scores, OPERATIONS["candidates"])
+    scale = np.tile(np.divide(chest.hu.shape, small.shape), 2)
+    return [_candidate(boxes[i] * scale, float(scores[i])) for i in kept]
+
+
+def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
+    """hu averaged over whole pixels to PROPOSAL_PIXELS or a little more, and to PROPOSAL_SLICES if it has more.
+
+    Slices are averaged over what each of the fewer ones covers, which the graph alone would skip.
+    """
+    factors = [max(1, n // PROPOSAL_PIXELS) for n in hu.shape[1:]]
+    rows, columns = (n - n % factor for n, factor in zip(hu.shape[1:], factors, strict=True))
+    blocks = (rows // factors[0], factors[0], columns // factors[1], factors[1])
+    planes = (plane[:rows, :columns].reshape(blocks).mean(axis=(1, 3), dtype=np.float32) for plane in hu)
+    if len(hu) <= PROPOSAL_SLICES:
+        return np.rint(np.stack(list(planes))).astype(np.int16)
+    out = np.zeros((PROPOSAL_SLICES, blocks[0], blocks[2]), np.float32)
+    step = len(hu) / PROPOSAL_SLICES
+    for index, plane in enumerate(planes):
+        first = int(index / step)
+        share = min(1.0, (first + 1) * step - index)  # a slice may reach into two
+        out[first] += plane * share
+        if share < 1.0 and first + 1 < PROPOSAL_SLICES:
+            out[first + 1] += plane * (1.0 - share)
+    return np.rint(out / step).astype(np.int16)
+
+
+def _slice_boxes(
+    chest: Chest, inference: Inference, model: ServedModel | None, progress: Progress | None
+) -> list[Candidate]:
+    assert model is not None
+    every = max(1, round(SLICE_BOXES_EVERY_MM / chest.spacing_mm[0]))
+    shown = np.flatnonzero(chest.lungs.any(axis=(1, 2)))
+    slices = shown[every // 2 :: every] if len(shown) > every // 2 else shown
+    if not slices.size:
+        return []
+    answer = inference.run(model, {"HU": chest.hu[slices]}, progress=progress)
+    found = []
+    for boxes, scores in zip(answer["BOXES"], answer["SCORES"], strict=True):
+        kept = chosen(boxes, scores, OPERATIONS["lesion_boxes"])
+        found.append((boxes[kept], scores[kept]))
+    return joined(found, [int(i) for i in slices], every, len(chest.hu))
+
+
+def joined(
+    found: Sequence[tuple[Boxes, NDArray[np.float32]]], slices: Sequence[int], every: int, count: int
+) -> list[Candidate]:
+    """Boxes on slices -> boxes in the volume: chains of boxes that overlap from one slice to the next.
+
+    found: of each of ``slices``, boxes (n, 4) and scores (n,).  every: slices that one of them stands for.
+    A chain's box holds all of its boxes; its score is the largest.
+    """
+    chains: list[tuple[NDArray[np.float64], float]] = []
+    open_chains: list[tuple[int, Boxes]] = []  # index in chains, its last box
+    for index, (boxes, scores) in zip(slices, found, strict=True):
+        low, high = max(0, index - every // 2), min(count, index - every // 2 + every)
+        table = overlaps(boxes, np.array([box for _, box in open_chains], np.float32).reshape(-1, 4))
+        continued: list[tuple[int, Boxes]] = []
+        for number, (box, score) in enumerate(zip(boxes, scores, strict=True)):
+            best = int(table[number].argmax()) if table.shape[1] else -1
+            whole = np.array([low, *box[:2], high, *box[2:]], np.float64)
+            if best >= 0 and table[number, best] >= SLICE_BOXES_JOINED:
+                table[:, best] = 0.0  # one box continues a chain
+                chain = open_chains[best][0]
+                old, old_score = chains[chain]
+                start, stop = np.minimum(old[:3], whole[:3]), np.maximum(old[3:], whole[3:])
+                chains[chain] = (np.concatenate([start, stop]), max(old_score, float(score)))
+            else:
+                chain = len(chains)
+                chains.append((whole, float(score)))
+            continued.append((chain, box))
+        open_chains = continued
+    return [_candidate(box, score) for box, score in chains]
+
+
+def _components(
+    chest: Chest, inference: Inference, model: ServedModel | None, progress: Progress | None
+) -> list[Candidate]:
+    components, count = ndimage.label((chest.lesions > 0) & (chest.lungs > 0), np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+    smallest = SMALLEST_COMPONENT_ML / chest.voxel_ml
+    largest = float(sizes.max(initial=1))
+    return [
+        _candidate(np.array([s.start for s in box] + [s.stop for s in box], np.float64), size / largest)
+        for box, size in zip(ndimage.find_objects(components), sizes.tolist(), strict=True)
+        if size >= smallest
+    ]
+
+
+def _candidate(box: NDArray[np.floating], score: float) -> Candidate:
+    return Candidate(tuple(float(v) for v in box), score)  # type: ignore[arg-type]
+
+
+def _in_lungs(candidate: Candidate, chest: Chest) -> bool:
+    start, stop = np.array(candidate.box[:3]), np.array(candidate.box[3:])
+    low = np.clip(np.floor(start), 0, None).astype(int)
+    high = np.maximum(np.minimum(np.ceil(stop).astype(int), chest.lungs.shape), low + 1)
+    inside = chest.lungs[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    return inside.size > 0 and float(np.count_nonzero(inside)) >= SMALLEST_LUNG_SHARE * inside.size
+
+
+PROPOSALS = CandidateSource("3D region proposals", PROPOSALS_SPEC, _proposals)
+SLICE_BOXES = CandidateSource("boxes on slices", SLICE_BOXES_SPEC, _slice_boxes)
+COMPONENTS = CandidateSource("lesion components", None, _components)
