@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import lesions, lungs
+from pipelines.findings_summary import summarise
 from pipelines.noisy_or import case_type, noisy_or_by_type
 from pipelines.pipeline import Pipeline, Stages
 from pipelines.regions import PROBABILITY_METHOD, find_regions
+from pipelines.results import build_result_set
 from pipelines.triton import Inference, ServedModel
 from pipelines.volume import Findings, Lung, Volume
 
@@ -56,4 +58,6 @@ PIPELINE = Pipeline(
     title="Pneumonia on chest CT: ground glass and consolidation",
     models=(lungs.SPEC, lesions.SPEC),
     analyse=analyse,
+    build_results=build_result_set,
+    summarise=summarise,
 )

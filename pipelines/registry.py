@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.pipeline import Pipeline
@@ -16,12 +17,12 @@ from pipelines.pipeline import Pipeline
 PIPELINES: Mapping[str, str] = MappingProxyType({"chest_ct_pneumonia": "pipelines.chest_ct_pneumonia"})
 
 
-def find_pipeline(name: str) -> Pipeline:
+def find_pipeline(name: str) -> Pipeline[Any]:
     """The registered pipeline. Raises PipelineError (unknown_pipeline) naming those there are."""
     if name not in PIPELINES:
         raise PipelineError(
             f"pipeline {name!r} isn't known; known are {', '.join(sorted(PIPELINES))}",
             code="unknown_pipeline",
         )
-    pipeline: Pipeline = import_module(PIPELINES[name]).PIPELINE
+    pipeline: Pipeline[Any] = import_module(PIPELINES[name]).PIPELINE
     return pipeline
