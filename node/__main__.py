@@ -36,7 +36,7 @@ from node.route.router import compile_routes
 from node.run import operations
 from node.tls import check_tls
 from node.triton_server import EmbeddedTriton
-from pipelines.errors import PipelineError
+from pipelines.errors import ModelNotServed, PipelineError
 from pipelines.registry import find_pipeline
 from pipelines.request import Request
 from pipelines.triton import InferenceClient
@@ -99,13 +99,19 @@ def _check_models(config: NodeConfig) -> bool:
     names = sorted({route.pipeline for route in config.routes})
     ok = True
     with _triton(config) as url, InferenceClient(url, timeout_seconds=10.0) as client:
-        for spec in [spec for name in names for spec in find_pipeline(name).models]:
+        pipelines = [find_pipeline(name) for name in names]
+        optional = {spec.name: spec for pipeline in pipelines for spec in pipeline.optional_models}
+        required = {spec.name: spec for pipeline in pipelines for spec in pipeline.models}
+        for spec in {**optional, **required}.values():
             try:
                 served = client.check(spec)
                 _say(
                     f"model {spec.name} version {spec.version}: served, sha256 {served.identity.sha256[:12]}"
                 )
             except PipelineError as error:
+                if isinstance(error, ModelNotServed) and spec.name not in required:
+                    _say(f"model {spec.name} version {spec.version}: not served; pipelines do without it")
+                    continue
                 ok = False
                 _complain(error)
     return ok
@@ -163,8 +169,9 @@ def process_folder(
     for result in summary["results"]:
         table.add_row(result["modality"], result["sop_class_uid"], str(out / result["path"]))
     console.print(table)
-    probabilities = ", ".join(f"{name} {p:.3f}" for name, p in summary["noisy_or"].items())
-    _say(f"{summary['case_type']} (Noisy-OR: {probabilities}; {len(summary['findings'])} region(s))")
+    _say(summary["conclusion"])
+    for note in summary["notes"]:
+        _say(f"note: {note}")
 
 
 class _StageBars:

@@ -22,10 +22,12 @@ from pipelines.candidates import (
     Chest,
     find_candidates,
 )
+from pipelines.findings_summary import summarise
 from pipelines.noisy_or import case_type, noisy_or_by_type
 from pipelines.pipeline import Pipeline, Stages
 from pipelines.quantify import measure_lungs, severity
 from pipelines.regions import draw, find_regions
+from pipelines.results import build_result_set
 from pipelines.triton import Inference, ServedModel
 from pipelines.volume import Findings, Volume
 
@@ -76,7 +78,7 @@ def analyse(
     return replace(findings, severity=severity(findings.involved_percent))
 
 
-def _pipeline(name: str, source: CandidateSource) -> Pipeline:
+def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:
     specs = (lungs.SPEC, lesions.SPEC, source.spec, infection.SPEC, inpaint.SPEC)
     return Pipeline(
         name=name,
@@ -84,6 +86,8 @@ def _pipeline(name: str, source: CandidateSource) -> Pipeline:
         title=f"Pneumonia on chest CT: infected regions by vote, candidates from {source.title}",
         models=tuple(spec for spec in specs if spec is not None),
         analyse=partial(analyse, source=source),
+        build_results=build_result_set,
+        summarise=summarise,
     )
 
 

@@ -3,6 +3,7 @@
     PipelineError
     ├── SeriesRefused        the input can't be processed; names the tag or UID; never retried
     ├── ModelMismatch        Triton serves something else than the pipeline expects; never retried
+    │   └── ModelNotServed   it doesn't serve that model at all, or not in that version
     ├── InferenceUnavailable Triton is down, loading or overloaded; retried
     ├── InferenceFailed      Triton answered with an error for this input; never retried
     └── RenderingUnavailable no off-screen rendering here; the pipeline falls back to a montage
@@ -36,6 +37,10 @@ class ModelMismatch(PipelineError):
     """A served model's name, version, inputs or outputs differ from the pipeline's expectation."""
 
     code = "model_mismatch"
+
+
+class ModelNotServed(ModelMismatch):
+    """No model of that name and version is served: fatal unless the pipeline can do without."""
 
 
 class InferenceUnavailable(PipelineError):

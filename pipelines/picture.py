@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from pipelines.drawing import palette, text
+from pipelines.drawing import palette
 from pipelines.drawing.key_slices import key_slices
+from pipelines.drawing.page import GAP as _GAP
+from pipelines.drawing.page import INNER as _INNER
+from pipelines.drawing.page import MARGIN as _MARGIN
+from pipelines.drawing.page import WIDTH, Page
 from pipelines.volume import FINDING_TYPES, NO_FINDING, Findings, Lung, ResultContext, Volume
 
-WIDTH = 1080
-_MARGIN = 36
-_GAP = 24
-_INNER = WIDTH - 2 * _MARGIN
 _TOP_REGIONS = 6
 #: column of the region table -> its right or left edge, as a share of the inner width, and its anchor
 _COLUMNS: Sequence[tuple[str, float, str]] = (
@@ -37,8 +37,8 @@ def result_picture(volume: Volume, findings: Findings, context: ResultContext) -
 
     Returns (height, 1080, 3) RGB; the height follows from the content (about 1800 with regions).
     """
-    page = _Page(height=2600)
-    _header(page, context)
+    page = Page(height=2600)
+    page.header("Chest CT", "AI result: ground glass and consolidation", clinical_use=context.clinical_use)
     _case(page, findings)
     _lungs(page, findings)
     _slices(page, volume, findings)
@@ -48,56 +48,7 @@ def result_picture(volume: Volume, findings: Findings, context: ResultContext) -
     return page.cropped()
 
 
-class _Page:
-    """A tall canvas and the place of the next section on it."""
-
-    def __init__(self, height: int) -> None:
-        self.image = Image.new("RGB", (WIDTH, height), palette.BACKGROUND)
-        self.draw = ImageDraw.Draw(self.image)
-        self.y = float(_MARGIN)
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        size: int,
-        *,
-        fill: palette.RGB = palette.TEXT,
-        anchor: str = "la",
-        width: float = _INNER,
-    ) -> float:
-        """Draw one line, shortened to ``width``; returns its width."""
-        face = text.font(size)
-        words = text.fit(words, face, width)
-        self.draw.text((x, y), words, font=face, fill=fill, anchor=anchor)
-        return float(face.getlength(words))
-
-    def panel(self, x: float, width: float, height: float) -> None:
-        self.draw.rounded_rectangle([x, self.y, x + width, self.y + height], 14, fill=palette.PANEL)
-
-    def heading(self, words: str) -> None:
-        self.text(_MARGIN, self.y, words, 24, fill=palette.MUTED)
-        self.y += 38
-
-    def cropped(self) -> NDArray[np.uint8]:
-        return np.asarray(self.image)[: int(self.y + _MARGIN)]
-
-
-def _header(page: _Page, context: ResultContext) -> None:
-    page.text(_MARGIN, page.y, "Chest CT", 44, width=_INNER * 0.5)
-    page.text(_MARGIN, page.y + 52, "AI result: ground glass and consolidation", 26, fill=palette.MUTED)
-    if not context.clinical_use:
-        face = text.font(26)
-        width = face.getlength(palette.NOT_CLINICAL) + 36
-        left = WIDTH - _MARGIN - width
-        page.draw.rounded_rectangle([left, page.y, left + width, page.y + 50], 25, fill=palette.WARNING)
-        middle = (left + width / 2, page.y + 25)
-        page.draw.text(middle, palette.NOT_CLINICAL, font=face, fill=palette.BACKGROUND, anchor="mm")
-    page.y += 52 + 26 + 28
-
-
-def _case(page: _Page, findings: Findings) -> None:
+def _case(page: Page, findings: Findings) -> None:
     height = 112 + 74 * len(FINDING_TYPES)
     page.panel(_MARGIN, _INNER, height)
     left, top = _MARGIN + 28, page.y + 22
@@ -130,7 +81,7 @@ def _probability(value: float) -> str:
     return "P > 0.999" if value >= 0.9995 else f"P = {value:.3f}"
 
 
-def _lungs(page: _Page, findings: Findings) -> None:
+def _lungs(page: Page, findings: Findings) -> None:
     width, height = (_INNER - _GAP) / 2, 116.0
     for column, lung in enumerate((Lung.RIGHT, Lung.LEFT)):  # as on the slices: the right lung on the left
         x = _MARGIN + column * (width + _GAP)
@@ -146,7 +97,7 @@ def _lungs(page: _Page, findings: Findings) -> None:
     page.y += height + _GAP
 
 
-def _slices(page: _Page, volume: Volume, findings: Findings) -> None:
+def _slices(page: Page, volume: Volume, findings: Findings) -> None:
     page.heading("Key slices" if findings.regions else "Slices")
     width = (_INNER - _GAP) // 2
     slices = key_slices(volume, findings, width=width)
@@ -161,7 +112,7 @@ def _slices(page: _Page, volume: Volume, findings: Findings) -> None:
     page.y += row_height + _GAP
 
 
-def _regions(page: _Page, findings: Findings) -> None:
+def _regions(page: Page, findings: Findings) -> None:
     shown = findings.regions[:_TOP_REGIONS]
     more = len(findings.regions) - len(shown)
     page.heading("Regions" if not more else f"Regions: the {len(shown)} largest of {len(findings.regions)}")
@@ -188,19 +139,13 @@ def _regions(page: _Page, findings: Findings) -> None:
     page.y += 20 + line * (len(shown) + 1) + _GAP
 
 
-def _footer(page: _Page, volume: Volume, findings: Findings, context: ResultContext) -> None:
-    lines = [
-        "P = 1 - product of (1 - p) over the type's regions (Noisy-OR). Boxes: #region and its p.",
-        f"p: {findings.probability_method}.",
-        *(f"Model {m.name}, version {m.version}, sha256 {m.sha256[:12]}" for m in context.models),
-        f"{context.pipeline} {context.pipeline_version}, software {context.software_version}, "
-        f"{context.content_datetime:%Y-%m-%d %H:%M}",
-        f"Input: series {volume.sources[0].get('SeriesNumber', '-')}, {len(volume.source_frames)} slices",
-        *(f"Note: {note}" for note in findings.notes),
-    ]
-    page.draw.line([(_MARGIN, page.y), (WIDTH - _MARGIN, page.y)], fill=palette.LINE)
-    page.y += 14
-    face = text.font(21)
-    for words in (line for paragraph in lines for line in text.wrap(paragraph, face, _INNER)):
-        page.text(_MARGIN, page.y, words, 21, fill=palette.MUTED)
-        page.y += 31
+def _footer(page: Page, volume: Volume, findings: Findings, context: ResultContext) -> None:
+    page.footer(
+        [
+            "P = 1 - product of (1 - p) over the type's regions (Noisy-OR). Boxes: #region and its p.",
+            f"p: {findings.probability_method}.",
+        ],
+        volume,
+        context,
+        findings.notes,
+    )

@@ -1,4 +1,8 @@
-"""What a pipeline is: a name, the models it needs, and a function from a volume to findings."""
+"""What a pipeline is: a name, the models it needs, and what makes an outcome and results of a volume.
+
+volume -> ``analyse`` -> outcome -> ``build_results`` -> DICOM objects
+                                 -> ``summarise``     -> its part of summary.json
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from pipelines.errors import ModelNotServed
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel
-from pipelines.volume import Findings, Volume
+from pipelines.volume import ResultContext, Volume
+
+if TYPE_CHECKING:  # results load what they encode and draw with; knowing a pipeline's type needs none of it
+    from pipelines.results.result_set import ResultSet
 
 #: called with (stage, done, total); total 0 announces the start of a stage, done == total its end
 StageProgress = Callable[[str, int, int], None]
@@ -35,15 +44,52 @@ class Stages:
             self.seconds[stage] = round(time.perf_counter() - started, 3)
 
 
-Analyse = Callable[[Volume, Inference, Mapping[str, ServedModel], Stages], Findings]
+class Outcome(Protocol):
+    """What a pipeline concludes of a volume: a frozen dataclass of its own, with notes for the reader."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+SomeOutcome = TypeVar("SomeOutcome", bound=Outcome)
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """One entry of the registry. ``version`` changes whenever results may: result UIDs depend on it."""
+class Pipeline(Generic[SomeOutcome]):
+    """One entry of the registry.
+
+    version: changes whenever results may; result UIDs depend on it.
+    models: what must be served. optional_models: what is used where it is served, and else noted as missing.
+    analyse: HU int16 (slices, rows, columns) in patient space (``Volume``), the inference service, name ->
+        model of those that are served, and the stages' clock -> the outcome. Arrays in it are on the
+        volume's grid, unless its type says otherwise.
+    build_results: encodes an outcome as DICOM objects, the same bytes for the same arguments.
+    summarise: the outcome's part of summary.json, in JSON's own types. ``findings``, ``noisy_or``,
+        ``case_type`` and ``conclusion`` (a sentence) are always there, others as the pipeline likes.
+    """
 
     name: str
     version: str
     title: str
     models: tuple[ModelSpec, ...]
-    analyse: Analyse
+    analyse: Callable[[Volume, Inference, Mapping[str, ServedModel], Stages], SomeOutcome]
+    build_results: Callable[[Volume, SomeOutcome, ResultContext], ResultSet]
+    summarise: Callable[[SomeOutcome], Mapping[str, Any]]
+    optional_models: tuple[ModelSpec, ...] = ()
+
+    def check(self, inference: Inference) -> tuple[dict[str, ServedModel], tuple[str, ...]]:
+        """Compare what is served with what is wanted: name -> model, and a note on each one left out.
+
+        Raises ModelMismatch, for an optional model too where it is served but differs, and
+        InferenceUnavailable.
+        """
+        models = {spec.name: inference.check(spec) for spec in self.models}
+        notes = []
+        for spec in self.optional_models:
+            try:
+                models[spec.name] = inference.check(spec)
+            except ModelNotServed:
+                notes.append(f"Without model {spec.name} version {spec.version}, which isn't served here.")
+        return models, tuple(notes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.pipeline import Pipeline
@@ -22,7 +23,7 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def find_pipeline(name: str) -> Pipeline:
+def find_pipeline(name: str) -> Pipeline[Any]:
     """The registered pipeline. Raises PipelineError (unknown_pipeline) naming those there are."""
     if name not in PIPELINES:
         raise PipelineError(
@@ -30,5 +31,5 @@ def find_pipeline(name: str) -> Pipeline:
             code="unknown_pipeline",
         )
     module, attribute = PIPELINES[name].split(":")
-    pipeline: Pipeline = getattr(import_module(module), attribute)
+    pipeline: Pipeline[Any] = getattr(import_module(module), attribute)
     return pipeline

@@ -19,7 +19,13 @@ import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from pipelines.errors import InferenceFailed, InferenceUnavailable, ModelMismatch, PipelineError
+from pipelines.errors import (
+    InferenceFailed,
+    InferenceUnavailable,
+    ModelMismatch,
+    ModelNotServed,
+    PipelineError,
+)
 from pipelines.volume import ModelIdentity
 
 #: requests under way at once: one computing, one travelling
@@ -114,11 +120,12 @@ class InferenceClient:
     def check(self, spec: ModelSpec) -> ServedModel:
         """Compare what is served with ``spec``.
 
-        Raises ModelMismatch naming both sides, InferenceUnavailable if the server can't be asked.
+        Raises ModelMismatch naming both sides, ModelNotServed where there is no such model or version,
+        InferenceUnavailable if the server can't be asked.
         """
         with self._errors(spec.name):
             if not self._client.is_model_ready(spec.name, spec.version, client_timeout=self._timeout):
-                raise ModelMismatch(
+                raise ModelNotServed(
                     f"model {spec.name} version {spec.version} is expected; Triton at {self.url} serves "
                     f"{self._served(spec.name)}",
                     hint="put the model into the repository or change the pipeline's expectation",
@@ -135,7 +142,9 @@ class InferenceClient:
             _compare(spec, side, expected, served, self.url)
         parameters = {k: v.get("string_value", "") for k, v in config.get("parameters", {}).items()}
         identity = ModelIdentity(
-            spec.name, spec.version, parameters.get("sha256", ""), parameters.get("description", "")
+            spec.name,
+            spec.version,
+            *(parameters.get(name, "") for name in ("sha256", "description", "weights")),
         )
         return ServedModel(spec, identity, max(max_batch_size, 1))
 

@@ -230,12 +230,21 @@ class Findings:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A model as it was served: sha256 is of its ``model.onnx`` (or engine) file, hex."""
+    """A model as it was served: sha256 is of its ``model.onnx`` (or engine) file, hex.
+
+    weights: where they come from, if its configuration says so; ``seeded`` ones are random numbers.
+    """
 
     name: str
     version: str
     sha256: str
     description: str = ""
+    weights: str = ""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its answers mean nothing, because it was never trained."""
+        return "seeded" in self.weights
 
 
 @dataclass(frozen=True)

@@ -4,52 +4,29 @@ In: a Volume, its Findings and a ResultContext.  Out: a ResultSet in memory, and
 The same inputs give the same bytes.
 
     identity.py      UIDs, series, patient and study, equipment, dates
+    result_set.py    several objects, and writing them to files
     sources.py       the input series as results refer to it
     codes.py         every coded concept
     segmentation.py  SEG          report.py   TID 1500 SR          capture.py   secondary captures
+    document.py      what all reports share
     validation.py    checks of finished files with whatever validators are installed
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from pydicom import Dataset, dcmwrite
+from dataclasses import replace
 
 from pipelines.errors import RenderingUnavailable
 from pipelines.picture import result_picture
 from pipelines.render import montage, render_rotation
 from pipelines.results.capture import build_capture
 from pipelines.results.report import build_report
+from pipelines.results.result_set import ResultEntry, ResultSet, write_result_set
 from pipelines.results.segmentation import build_segmentation
 from pipelines.volume import Findings, ResultContext, Volume
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ResultSet:
-    """The DICOM objects of one job.
-
-    objects: (role, dataset), in the order in which to send them: what others refer to comes first.
-    notes: what a reader should know about how it was made (a missing 3D view and why).
-    """
-
-    objects: tuple[tuple[str, Dataset], ...]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ResultEntry:
-    """One written object, as ``summary.json`` lists it."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    modality: str
-    path: Path
 
 
 def build_result_set(
@@ -78,32 +55,6 @@ def build_result_set(
     page = result_picture(volume, replace(findings, notes=(*findings.notes, *notes)), context)
     picture = build_capture(page, volume, context, role="picture")
     return ResultSet((("segmentation", segmentation), ("report", report), view, ("picture", picture)), notes)
-
-
-def write_result_set(result_set: ResultSet, folder: Path) -> list[ResultEntry]:
-    """Write each object to ``folder/<role>.dcm``: whole or not at all, durable when this returns.
-
-    Files from an earlier run are replaced; the folder is made if it is missing.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for role, dataset in result_set.objects:
-        path = folder / f"{role}.dcm"
-        partial = folder / f".{role}.dcm.partial"
-        with partial.open("wb") as file:
-            dcmwrite(file, dataset, enforce_file_format=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        entries.append(
-            ResultEntry(str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(dataset.Modality), path)
-        )
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return entries
 
 
 __all__ = ["ResultEntry", "ResultSet", "build_result_set", "write_result_set"]

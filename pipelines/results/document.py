@@ -1,0 +1,237 @@
+"""What every report of ours has in common: a Comprehensive 3D SR with root TID 1500 (PS3.16), IHE AI Results.
+
+In: the groups of measurements that a pipeline made, its conclusion, a Volume and a ResultContext.  Out: a
+highdicom Comprehensive3DSR with observer context, image library, procedure, order, evidence, predecessors and
+the identification of the algorithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highdicom as hd
+from pydicom import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import Comprehensive3DSRStorage
+
+from pipelines.results import codes
+from pipelines.results.identity import (
+    MANUFACTURER,
+    SERIES_TYPES,
+    SeriesType,
+    device_serial_number,
+    device_uid,
+    report_series_uid,
+    result_uid,
+    stamp,
+)
+from pipelines.results.sources import clean_headers, slice_geometry
+from pipelines.volume import Lung, ModelIdentity, ResultContext, Volume
+
+
+def build_document(
+    volume: Volume,
+    context: ResultContext,
+    groups: Sequence[Dataset],
+    *,
+    evaluations: Sequence[Dataset] = (),
+    evidence: Sequence[Dataset] = (),
+    series: SeriesType = SERIES_TYPES["report"],
+) -> hd.sr.Comprehensive3DSR:
+    """Encode a measurement report.
+
+    groups: highdicom's groups of measurements (TID 1410, 1411, 1501), at least one.
+    evaluations: content items of the report as a whole (``code_item``, ``text_item``; TID 1500 row 12).
+    evidence: what it refers to beside the volume's images (``evidence_item``).
+    The report is COMPLETE, PRELIMINARY and UNVERIFIED: no person has looked at it.
+    """
+    content = hd.sr.MeasurementReport(
+        observation_context=_observation_context(context),
+        procedure_reported=_procedures(volume.sources[0]),
+        imaging_measurements=groups,
+        language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(codes.ENGLISH_US),
+    )
+    children = content[0].ContentSequence
+    measured = next(n for n, item in enumerate(children) if item.name == codes.IMAGING_MEASUREMENTS)
+    for item in reversed(pipeline_algorithm(context)):
+        children[measured].ContentSequence.insert(0, item)
+    children.insert(measured, _image_library(volume))
+    if evaluations:
+        children.append(_qualitative_evaluations(evaluations))
+    report = hd.sr.Comprehensive3DSR(
+        evidence=[*clean_headers(volume, context), *evidence],
+        content=content,
+        series_instance_uid=report_series_uid(volume, context),
+        series_number=series.number,
+        sop_instance_uid=result_uid(volume, context, f"{series.role}/instance"),
+        instance_number=len(context.predecessors) + 1,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        requested_procedures=_requests(volume.sources[0]),
+        previous_versions=_predecessors(volume, context) or None,
+    )
+    stamp(report, volume, context, series)
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator = codes.PRIVATE_DESIGNATOR
+    scheme.CodingSchemeName = codes.PRIVATE_SCHEME_NAME
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    report.CodingSchemeIdentificationSequence = [scheme]
+    return report
+
+
+def code_item(name: Code, value: Code) -> hd.sr.CodeContentItem:
+    """An evaluation of the whole report as a code."""
+    return hd.sr.CodeContentItem(name, value, hd.sr.RelationshipTypeValues.CONTAINS)
+
+
+def text_item(name: Code, words: str) -> hd.sr.TextContentItem:
+    """The same in words: ASCII, which any character set of the input can hold."""
+    return hd.sr.TextContentItem(name, words, hd.sr.RelationshipTypeValues.CONTAINS)
+
+
+def site(lung: Lung) -> hd.sr.FindingSite:
+    return hd.sr.FindingSite(anatomic_location=codes.LUNG, laterality=codes.LATERALITY[lung])
+
+
+def _qualitative_evaluations(items: Sequence[Dataset]) -> hd.sr.ContainerContentItem:
+    contains = hd.sr.RelationshipTypeValues.CONTAINS
+    container = hd.sr.ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=contains)
+    container.ContentSequence = hd.sr.ContentSequence(items)
+    return container
+
+
+def _observation_context(context: ResultContext) -> hd.sr.ObservationContext:
+    """TID 1001: the observer is a device; the subject is the patient of the enclosing instance."""
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=device_uid(context),
+        name=context.pipeline,
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{context.pipeline} {context.pipeline_version}",
+        serial_number=device_serial_number(context),
+    )
+    observer = hd.sr.ObserverContext(
+        observer_type=hd.sr.CodedConcept("121007", "DCM", "Device"), observer_identifying_attributes=device
+    )
+    return hd.sr.ObservationContext(observer_device_context=observer)
+
+
+def _procedures(source: Dataset) -> list[Code]:
+    """TID 1500 row 4, CID 100: what was done to the patient, as the input says it; not what we did."""
+    items = list(source.get("ProcedureCodeSequence") or [])
+    for request in source.get("RequestAttributesSequence") or []:
+        items += list(request.get("RequestedProcedureCodeSequence") or [])
+    found: list[Code] = []
+    for item in items:
+        if all(item.get(k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")):
+            code = Code(item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning)
+            if code not in found:
+                found.append(code)
+    return found or [codes.CT_UNSPECIFIED]
+
+
+def _requests(source: Dataset) -> list[Dataset] | None:
+    """Referenced Request Sequence (PS3.3 C.17.2): the order that the input was made for, if it names one."""
+    requests = list(source.get("RequestAttributesSequence") or [])
+    if not requests and not source.get("AccessionNumber"):
+        return None
+    items = []
+    for request in requests or [Dataset()]:
+        item = Dataset()
+        item.StudyInstanceUID = source.StudyInstanceUID
+        item.ReferencedStudySequence = []
+        item.AccessionNumber = source.get("AccessionNumber")
+        item.PlacerOrderNumberImagingServiceRequest = source.get("PlacerOrderNumberImagingServiceRequest")
+        item.FillerOrderNumberImagingServiceRequest = source.get("FillerOrderNumberImagingServiceRequest")
+        item.RequestedProcedureID = request.get("RequestedProcedureID")
+        item.RequestedProcedureDescription = request.get("RequestedProcedureDescription")
+        item.RequestedProcedureCodeSequence = list(request.get("RequestedProcedureCodeSequence") or [])
+        items.append(item)
+    return items
+
+
+def evidence_item(result: Dataset, volume: Volume) -> Dataset:
+    """An item of ``build_document``'s evidence for another result object of the same job."""
+    item = Dataset()
+    item.StudyInstanceUID = volume.sources[0].StudyInstanceUID
+    for keyword in ("SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"):
+        setattr(item, keyword, result[keyword].value)
+    return item
+
+
+def _predecessors(volume: Volume, context: ResultContext) -> list[Dataset]:
+    items = []
+    for uid in context.predecessors:
+        item = Dataset()
+        item.StudyInstanceUID = volume.sources[0].StudyInstanceUID
+        item.SeriesInstanceUID = report_series_uid(volume, context)
+        item.SOPClassUID = Comprehensive3DSRStorage
+        item.SOPInstanceUID = uid
+        items.append(item)
+    return items
+
+
+def algorithm(model: ModelIdentity) -> hd.sr.AlgorithmIdentification:
+    """TID 4019 for a model: name, version, and the hash of the file that was served."""
+    return hd.sr.AlgorithmIdentification(
+        name=model.name,
+        version=model.version,
+        parameters=[f"sha256={model.sha256}", *([model.description] if model.description else [])],
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+    )
+
+
+def pipeline_algorithm(context: ResultContext) -> hd.sr.AlgorithmIdentification:
+    return hd.sr.AlgorithmIdentification(
+        name=context.pipeline,
+        version=context.pipeline_version,
+        parameters=[
+            f"software version {context.software_version}",
+            *(f"model {m.name} version {m.version} sha256={m.sha256}" for m in context.models),
+        ],
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+    )
+
+
+def measurement(
+    name: Code, value: float, unit: Code, decimals: int, **arguments: object
+) -> hd.sr.Measurement:
+    """TID 300. Numeric Value has ``decimals`` decimals for people, Floating Point Value all of ``value``."""
+    encoded = hd.sr.Measurement(name=name, value=float(value), unit=unit, **arguments)
+    text = f"{value:.{decimals}f}"
+    encoded[0].MeasuredValueSequence[0].NumericValue = text if len(text) <= 16 else f"{value:.9e}"
+    return encoded
+
+
+def _image_library(volume: Volume) -> hd.sr.ContainerContentItem:
+    """TID 1600: the source images, with what they share (TID 1602, 1604) said once for the group.
+
+    highdicom repeats 15 descriptors for every image, and needs attributes that enhanced CT keeps elsewhere.
+    """
+    geometry = slice_geometry(volume)
+    source = volume.sources[0]
+    acquired = hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
+    contains = hd.sr.RelationshipTypeValues.CONTAINS
+    group = hd.sr.ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=contains)
+    items = [hd.sr.CodeContentItem(codes.MODALITY, codes.COMPUTED_TOMOGRAPHY, acquired)]
+    if source.get("FrameOfReferenceUID"):
+        items.append(
+            hd.sr.UIDRefContentItem(codes.FRAME_OF_REFERENCE_UID, str(source.FrameOfReferenceUID), acquired)
+        )
+    for name, value, unit in (
+        (codes.PIXEL_DATA_ROWS, int(source.Rows), codes.PIXELS),
+        (codes.PIXEL_DATA_COLUMNS, int(source.Columns), codes.PIXELS),
+        (codes.HORIZONTAL_PIXEL_SPACING, geometry.pixel_spacing[1], codes.MILLIMETRE),
+        (codes.VERTICAL_PIXEL_SPACING, geometry.pixel_spacing[0], codes.MILLIMETRE),
+        (codes.SPACING_BETWEEN_SLICES, geometry.slice_spacing, codes.MILLIMETRE),
+    ):
+        items.append(hd.sr.NumContentItem(name, value, unit, relationship_type=acquired))
+    items += [
+        hd.sr.ImageContentItem(codes.SOURCE, s.SOPClassUID, s.SOPInstanceUID, relationship_type=contains)
+        for s in volume.sources
+    ]
+    group.ContentSequence = hd.sr.ContentSequence(items)
+    library = hd.sr.ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=contains)
+    library.ContentSequence = hd.sr.ContentSequence([group])
+    return library
