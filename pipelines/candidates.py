@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from scipy import ndimage
 
 from pipelines.boxes import OPERATIONS, chosen, overlaps
 from pipelines.geometry import AxialView
-from pipelines.triton import Inference, ModelSpec, Progress, ServedModel, TensorSpec
+from pipelines.triton import Arrays, Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Volume
 
 PROPOSALS_SPEC = ModelSpec(
@@ -84,7 +85,8 @@ class Chest:
         return cls(*arrays, spacing, volume.voxel_volume_ml)  # type: ignore[arg-type]
 
 
-Find = Callable[[Chest, Inference, ServedModel | None, Progress | None], list[Candidate]]
+#: asks the source's model
+Ask = Callable[[Arrays], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class CandidateSource:
 
     title: str
     spec: ModelSpec | None
-    find: Find
+    find: Callable[[Chest, Ask], list[Candidate]]
 
 
 def find_candidates(
@@ -105,17 +107,19 @@ def find_candidates(
     progress: Progress | None = None,
 ) -> list[Candidate]:
     """The source's candidates inside of the lungs, by descending score; at most MOST_CANDIDATES."""
-    model = models[source.spec.name] if source.spec is not None else None
-    found = [one for one in source.find(chest, inference, model, progress) if _in_lungs(one, chest)]
+
+    def ask(inputs: Arrays) -> dict[str, NDArray[Any]]:
+        if source.spec is None:
+            raise TypeError(f"{source.title} have no model to ask")
+        return inference.run(models[source.spec.name], inputs, progress=progress)
+
+    found = [one for one in source.find(chest, ask) if _in_lungs(one, chest)]
     return sorted(found, key=lambda one: (-one.score, one.box))[:MOST_CANDIDATES]
 
 
-def _proposals(
-    chest: Chest, inference: Inference, model: ServedModel | None, progress: Progress | None
-) -> list[Candidate]:
-    assert model is not None
+def _proposals(chest: Chest, ask: Ask) -> list[Candidate]:
     small = _working_volume(chest.hu)
-    answer = inference.run(model, {"HU": small[None]}, progress=progress)
+    answer = ask({"HU": small[None]})
     boxes, scores = answer["BOXES"][0], answer["SCORES"][0]
     kept = chosen(boxes, scores, OPERATIONS["candidates"])
     scale = np.tile(np.divide(chest.hu.shape, small.shape), 2)
@@ -123,7 +127,7 @@ def _proposals(
 
 
 def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
-    """hu averaged over whole pixels to PROPOSAL_PIXELS or a little more, and to PROPOSAL_SLICES if it has more.
+    """hu averaged over whole pixels to about PROPOSAL_PIXELS, and to PROPOSAL_SLICES if it has more.
 
     Slices are averaged over what each of the fewer ones covers, which the graph alone would skip.
     """
@@ -132,7 +136,7 @@ def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
     blocks = (rows // factors[0], factors[0], columns // factors[1], factors[1])
     planes = (plane[:rows, :columns].reshape(blocks).mean(axis=(1, 3), dtype=np.float32) for plane in hu)
     if len(hu) <= PROPOSAL_SLICES:
-        return np.rint(np.stack(list(planes))).astype(np.int16)
+        return np.asarray(np.rint(np.stack(list(planes))), dtype=np.int16)
     out = np.zeros((PROPOSAL_SLICES, blocks[0], blocks[2]), np.float32)
     step = len(hu) / PROPOSAL_SLICES
     for index, plane in enumerate(planes):
@@ -141,19 +145,16 @@ def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
         out[first] += plane * share
         if share < 1.0 and first + 1 < PROPOSAL_SLICES:
             out[first + 1] += plane * (1.0 - share)
-    return np.rint(out / step).astype(np.int16)
+    return np.asarray(np.rint(out / step), dtype=np.int16)
 
 
-def _slice_boxes(
-    chest: Chest, inference: Inference, model: ServedModel | None, progress: Progress | None
-) -> list[Candidate]:
-    assert model is not None
+def _slice_boxes(chest: Chest, ask: Ask) -> list[Candidate]:
     every = max(1, round(SLICE_BOXES_EVERY_MM / chest.spacing_mm[0]))
     shown = np.flatnonzero(chest.lungs.any(axis=(1, 2)))
     slices = shown[every // 2 :: every] if len(shown) > every // 2 else shown
     if not slices.size:
         return []
-    answer = inference.run(model, {"HU": chest.hu[slices]}, progress=progress)
+    answer = ask({"HU": chest.hu[slices]})
     found = []
     for boxes, scores in zip(answer["BOXES"], answer["SCORES"], strict=True):
         kept = chosen(boxes, scores, OPERATIONS["lesion_boxes"])
@@ -192,9 +193,7 @@ def joined(
     return [_candidate(box, score) for box, score in chains]
 
 
-def _components(
-    chest: Chest, inference: Inference, model: ServedModel | None, progress: Progress | None
-) -> list[Candidate]:
+def _components(chest: Chest, _ask: Ask) -> list[Candidate]:
     components, count = ndimage.label((chest.lesions > 0) & (chest.lungs > 0), np.ones((3, 3, 3)))
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
     smallest = SMALLEST_COMPONENT_ML / chest.voxel_ml
@@ -206,7 +205,7 @@ def _components(
     ]
 
 
-def _candidate(box: NDArray[np.floating], score: float) -> Candidate:
+def _candidate(box: NDArray[np.float64] | NDArray[np.float32], score: float) -> Candidate:
     return Candidate(tuple(float(v) for v in box), score)  # type: ignore[arg-type]
 
 

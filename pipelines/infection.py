@@ -84,7 +84,8 @@ def patch_places(candidate: Candidate, chest: Chest) -> list[tuple[int, float, f
     count = len(chest.hu)
     centre = int(np.clip(np.floor(middle[0]), min(1, count - 1), max(count - 2, 0)))
     return [
-        (index, *_centre(index, candidate, chest)) for index in np.clip(range(centre - 1, centre + 2), 0, count - 1).tolist()
+        (index, *_centre(index, candidate, chest))
+        for index in np.clip(range(centre - 1, centre + 2), 0, count - 1).tolist()
     ]
 
 

@@ -86,9 +86,7 @@ def _key_slices(drawn: Sequence[Drawn], chest: Chest) -> list[tuple[int, Drawn]]
     return sorted(chosen[:KEY_SLICES], key=lambda pair: pair[0])
 
 
-def _window(
-    index: int, drawn: Drawn, chest: Chest
-) -> tuple[int, NDArray[np.int16], NDArray[np.bool_]]:
+def _window(index: int, drawn: Drawn, chest: Chest) -> tuple[int, NDArray[np.int16], NDArray[np.bool_]]:
     """The slice, its HU in a window around the lesion, as wide as high in mm, and what to fill in there."""
     rows, columns = np.nonzero(drawn.inside[index - drawn.box[0].start])
     spans = ((rows.min(), rows.max() + 1), (columns.min(), columns.max() + 1))
@@ -111,4 +109,4 @@ def _enlarged(filled: NDArray[np.int16], shape: tuple[int, ...]) -> NDArray[np.i
     """(WINDOW, WINDOW) -> shape, linear between pixel centres."""
     index = np.meshgrid(*((np.arange(n) + 0.5) * WINDOW / n - 0.5 for n in shape), indexing="ij")
     large = ndimage.map_coordinates(filled.astype(np.float32), index, order=1, mode="nearest")
-    return np.rint(large).astype(np.int16)
+    return np.asarray(np.rint(large), dtype=np.int16)

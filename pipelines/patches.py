@@ -53,5 +53,5 @@ def relative_distances(
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         part = lung[box]
         depth = ndimage.distance_transform_edt(np.pad(part, 1), sampling=pixel_mm)[1:-1, 1:-1]
-        out[box] = depth / np.hypot(*(n * mm for n, mm in zip(part.shape, pixel_mm, strict=True)))
+        out[box] = depth / np.hypot(part.shape[0] * pixel_mm[0], part.shape[1] * pixel_mm[1])
     return out

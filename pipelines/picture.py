@@ -18,16 +18,17 @@ from pipelines.drawing.page import GAP as _GAP
 from pipelines.drawing.page import INNER as _INNER
 from pipelines.drawing.page import MARGIN as _MARGIN
 from pipelines.drawing.page import WIDTH, Page
-from pipelines.volume import FINDING_TYPES, NO_FINDING, Findings, Lung, ResultContext, Volume
+from pipelines.volume import INFECTION_TYPES, NO_FINDING, Findings, Lung, ResultContext, Volume
 
 _TOP_REGIONS = 6
 #: column of the region table -> its right or left edge, as a share of the inner width, and its anchor
 _COLUMNS: Sequence[tuple[str, float, str]] = (
     ("#", 0.02, "la"),
-    ("Type", 0.09, "la"),
-    ("Lung", 0.44, "la"),
-    ("ml", 0.68, "ra"),
-    ("Mean HU", 0.84, "ra"),
+    ("Type", 0.08, "la"),
+    ("Lung", 0.41, "la"),
+    ("ml", 0.60, "ra"),
+    ("Mean HU", 0.74, "ra"),
+    ("Votes", 0.85, "ra"),
     ("p", 0.98, "ra"),
 )
 
@@ -38,7 +39,7 @@ def result_picture(volume: Volume, findings: Findings, context: ResultContext) -
     Returns (height, 1080, 3) RGB; the height follows from the content (about 1800 with regions).
     """
     page = Page(height=2600)
-    page.header("Chest CT", "AI result: ground glass and consolidation", clinical_use=context.clinical_use)
+    page.header("Chest CT", "AI result: infected regions and their type", clinical_use=context.clinical_use)
     _case(page, findings)
     _lungs(page, findings)
     _slices(page, volume, findings)
@@ -49,20 +50,21 @@ def result_picture(volume: Volume, findings: Findings, context: ResultContext) -
 
 
 def _case(page: Page, findings: Findings) -> None:
-    height = 112 + 74 * len(FINDING_TYPES)
+    height = 112 + 74 * len(INFECTION_TYPES)
     page.panel(_MARGIN, _INNER, height)
     left, top = _MARGIN + 28, page.y + 22
     found = findings.case_type != NO_FINDING
-    color = palette.LESION[FINDING_TYPES[findings.case_type]] if found else palette.CALM
+    color = palette.INFECTION[findings.case_type] if found else palette.CALM
     page.draw.rounded_rectangle([_MARGIN, page.y, _MARGIN + 10, page.y + height], 5, fill=color)
     page.text(left, top, palette.NAMES[findings.case_type], 52, fill=color, width=_INNER - 300)
     involved = f"{findings.involved_percent:.1f} %"
     page.text(WIDTH - _MARGIN - 28, top - 4, involved, 46, anchor="ra")
-    page.text(WIDTH - _MARGIN - 28, top + 50, "of the lungs involved", 22, fill=palette.MUTED, anchor="ra")
+    words = f"of the lungs involved: {findings.severity}"
+    page.text(WIDTH - _MARGIN - 28, top + 50, words, 22, fill=palette.MUTED, anchor="ra")
     y = top + 88
-    for name, kind in FINDING_TYPES.items():
+    for name in INFECTION_TYPES:
         probability = findings.noisy_or[name]
-        count = sum(region.finding_type == name for region in findings.regions)
+        count = sum(region.infection_type == name for region in findings.regions)
         words = "no region" if count == 0 else "1 region" if count == 1 else f"{count} regions"
         used = page.text(left, y, palette.NAMES[name], 28)
         page.text(left + used + 18, y + 4, words, 24, fill=palette.MUTED)
@@ -71,7 +73,7 @@ def _case(page: Page, findings: Findings) -> None:
         page.draw.rounded_rectangle(bar, 6, fill=palette.LINE)
         if probability > 0:
             right = bar[0] + max(12.0, (bar[2] - bar[0]) * probability)
-            page.draw.rounded_rectangle([bar[0], bar[1], right, bar[3]], 6, fill=palette.LESION[kind])
+            page.draw.rounded_rectangle([bar[0], bar[1], right, bar[3]], 6, fill=palette.INFECTION[name])
         y += 74
     page.y += height + _GAP
 
@@ -86,13 +88,13 @@ def _lungs(page: Page, findings: Findings) -> None:
     for column, lung in enumerate((Lung.RIGHT, Lung.LEFT)):  # as on the slices: the right lung on the left
         x = _MARGIN + column * (width + _GAP)
         page.panel(x, width, height)
-        volume_ml, lesion_ml = findings.lung_volume_ml[lung], findings.lesion_volume_ml[lung]
-        percent = 100.0 * lesion_ml / volume_ml if volume_ml > 0 else 0.0
+        measures = findings.measures[lung]
+        lesions = f"{measures.lesions_ml:,.1f} ml lesions, {measures.peripheral_percent:.0f} % peripheral"
         page.text(x + 24, page.y + 16, f"{lung.name.capitalize()} lung", 26, fill=palette.MUTED)
-        page.text(x + 24, page.y + 54, f"{volume_ml:,.0f} ml", 36, width=width / 2)
-        page.text(x + width - 24, page.y + 12, f"{percent:.1f} % involved", 30, anchor="ra")
+        page.text(x + 24, page.y + 54, f"{measures.volume_ml:,.0f} ml", 30, width=width * 0.3)
+        page.text(x + width - 24, page.y + 12, f"{measures.involved_percent:.1f} % involved", 30, anchor="ra")
         page.text(
-            x + width - 24, page.y + 64, f"{lesion_ml:,.1f} ml lesions", 24, fill=palette.MUTED, anchor="ra"
+            *(x + width - 24, page.y + 66, lesions, 21), fill=palette.MUTED, anchor="ra", width=width * 0.68
         )
     page.y += height + _GAP
 
@@ -124,13 +126,14 @@ def _regions(page: Page, findings: Findings) -> None:
     for region in shown:
         y += line
         page.draw.line([(_MARGIN + 16, y - 8), (WIDTH - _MARGIN - 16, y - 8)], fill=palette.LINE)
-        color = palette.LESION[FINDING_TYPES[region.finding_type]]
+        color = palette.INFECTION[region.infection_type]
         cells = (
             str(region.number),
-            palette.NAMES[region.finding_type],
+            palette.NAMES[region.infection_type],
             region.laterality.name.capitalize(),
             f"{region.volume_ml:.1f}",
             f"{region.mean_hu:.0f}",
+            f"{sum(v.infection_type == region.infection_type for v in region.votes)} of {len(region.votes)}",
             f"{region.probability:.3f}",
         )
         for (name, share, anchor), words in zip(_COLUMNS, cells, strict=True):
@@ -142,7 +145,8 @@ def _regions(page: Page, findings: Findings) -> None:
 def _footer(page: Page, volume: Volume, findings: Findings, context: ResultContext) -> None:
     page.footer(
         [
-            "P = 1 - product of (1 - p) over the type's regions (Noisy-OR). Boxes: #region and its p.",
+            "P = 1 - product of (1 - p) over the type's regions (Noisy-OR). Boxes: #region and its p, in the "
+            "type's colour; outlines: ground glass blue, consolidation orange.",
             f"p: {findings.probability_method}.",
         ],
         volume,

@@ -49,7 +49,9 @@ def measure_lungs(chest: Chest) -> dict[Lung, LungMeasures]:
             },
             mean_hu=float(values.mean()) if values.size else 0.0,
             hu_percentiles=hu_percentiles(values),
-            peripheral_percent=100.0 * np.count_nonzero(near[mask] & (of_lesion > 0)) / lesions if lesions else 0.0,
+            peripheral_percent=100.0 * np.count_nonzero(near[mask] & (of_lesion > 0)) / lesions
+            if lesions
+            else 0.0,
         )
     return measures
 

@@ -181,10 +181,9 @@ class _Place(TypedDict):
 
 def _contents(chest: Chest, drawn: Drawn) -> _Contents:
     voxel_ml = chest.voxel_ml
-    hu, lungs, lesions = (array[drawn.box][drawn.inside] for array in (chest.hu, chest.lungs, chest.lesions))
-    by_type = {
-        name: np.count_nonzero(lesions == label) * voxel_ml for name, label in LESION_TYPES.items()
-    }
+    hu = chest.hu[drawn.box][drawn.inside]
+    lungs, lesions = (array[drawn.box][drawn.inside] for array in (chest.lungs, chest.lesions))
+    by_type = {name: np.count_nonzero(lesions == label) * voxel_ml for name, label in LESION_TYPES.items()}
     return {
         "lesion_type": max(by_type, key=lambda name: by_type[name]),
         "lesion_volume_ml": by_type,

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from pipelines.drawing import palette, text
 from pipelines.drawing.planes import axial_grid, slice_picture
 from pipelines.errors import RenderingUnavailable
-from pipelines.volume import FINDING_TYPES, Findings, Volume
+from pipelines.volume import LESION_TYPES, Findings, Volume
 
 _PROBE_SECONDS = 30.0
 #: Renders one pixel through EGL. In another process: a broken driver aborts the process that loads it.
@@ -134,7 +134,7 @@ def _legend(draw: ImageDraw.ImageDraw, size: int, findings: Findings, *, clinica
     font = _font(size)
     line = text.line_height(font)
     x, y = 8.0, size - line - 4
-    entries = [(palette.NAMES[name], palette.LESION[kind]) for name, kind in FINDING_TYPES.items()]
+    entries = [(palette.NAMES[name], palette.LESION[kind]) for name, kind in LESION_TYPES.items()]
     if not findings.regions:
         entries = [(palette.NAMES[findings.case_type], palette.CALM)]
     for name, color in entries:

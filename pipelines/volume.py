@@ -120,10 +120,7 @@ class Region:
     votes: of its three patches, by ascending slice.
     candidate_score: of the source of candidates, on its own scale.
     lesion_type: key of LESION_TYPES with the most voxels in the region.
-    lesion_volume_ml: key of LESION_TYPES -> millilitres; their sum is volume_ml where the region is drawn by
-        lesions (see ``drawn_by_lesions``).
-    drawn_by_lesions: whether its voxels are the lesion labels inside of the candidate's box, or, where there
-        are none, all of the lung in it.
+    lesion_volume_ml: key of LESION_TYPES -> millilitres; their sum is volume_ml.
     mean_hu, hu_percentiles: of its voxels; percentile (5, 50, 95) -> HU.
     relative_distance_from_edge: of its middle patch (Xu et al. 2020), dimensionless.
     bounding_box: half-open voxel ranges ((s0, s1), (r0, r1), (c0, c1)).
@@ -138,7 +135,6 @@ class Region:
     candidate_score: float
     lesion_type: str
     lesion_volume_ml: Mapping[str, float]
-    drawn_by_lesions: bool
     volume_ml: float
     mean_hu: float
     hu_percentiles: Mapping[int, float]

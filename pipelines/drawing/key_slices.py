@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pipelines.drawing import palette, text
 from pipelines.drawing.planes import AxialGrid, axial_grid, axial_plane, slice_picture
 from pipelines.geometry import plane_normal
-from pipelines.volume import FINDING_TYPES, Findings, Region, Volume
+from pipelines.volume import Findings, Region, Volume
 
 _APART_MM = 9.0  # two key slices nearer than this show the same
 _MAX_LABELS = 6
@@ -102,7 +102,7 @@ def _mark_regions(
     for region in shown[:_MAX_LABELS]:
         where = np.argwhere(labels == region.number)
         (top, left), (bottom, right) = where.min(0) - 4, where.max(0) + 4
-        color = palette.LESION[FINDING_TYPES[region.finding_type]]
+        color = palette.INFECTION[region.infection_type]
         draw.rectangle([left, top, right, bottom], outline=color, width=1)
         words = f"#{region.number}  {region.probability:.2f}"
         size = (draw.textlength(words, font=face) + 10, float(text.line_height(face)) + 2)

@@ -16,6 +16,11 @@ LESION: Mapping[Lesion, RGB] = {
     Lesion.GROUND_GLASS: (86, 180, 233),  # sky blue
     Lesion.CONSOLIDATION: (230, 159, 0),  # orange
 }
+#: infection types, from the same set
+INFECTION: Mapping[str, RGB] = {
+    "covid19": (204, 121, 167),  # reddish purple
+    "iavp": (240, 228, 66),  # yellow
+}
 LUNG: Mapping[Lung, RGB] = {Lung.RIGHT: (214, 178, 170), Lung.LEFT: (190, 178, 205)}
 
 BACKGROUND: RGB = (13, 17, 23)
@@ -29,8 +34,11 @@ WARNING: RGB = (255, 196, 87)
 #: what every picture says unless the site declares clinical use
 NOT_CLINICAL = "NOT FOR CLINICAL USE"
 
-#: finding type -> words for people
+#: lesion, infection or case type -> words for people
 NAMES: Mapping[str, str] = {
+    "covid19": "COVID-19",
+    "iavp": "Influenza A pneumonia",
+    "irrelevant": "Irrelevant to infection",
     "ground_glass": "Ground glass opacity",
     "consolidation": "Consolidation",
     "no_infection_found": "No infection found",

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipelines.errors import RenderingUnavailable
+from pipelines.inpainted_picture import inpainted_picture
 from pipelines.picture import result_picture
 from pipelines.render import montage, render_rotation
 from pipelines.results.capture import build_capture
@@ -32,7 +33,8 @@ Progress = Callable[[str], None]
 def build_result_set(
     volume: Volume, findings: Findings, context: ResultContext, *, progress: Progress | None = None
 ) -> ResultSet:
-    """Compose segmentation, report, 3D rotation (or a montage where 3D can't be drawn) and result picture.
+    """Compose segmentation, report, 3D rotation (or a montage where 3D can't be drawn), result picture and,
+    where there are regions, key slices as if without them.
 
     progress: called with the name of each part before it is made.
     Raises SeriesRefused when the findings can't be placed on the source images.
@@ -54,7 +56,12 @@ def build_result_set(
     step("picture")
     page = result_picture(volume, replace(findings, notes=(*findings.notes, *notes)), context)
     picture = build_capture(page, volume, context, role="picture")
-    return ResultSet((("segmentation", segmentation), ("report", report), view, ("picture", picture)), notes)
+    objects = [("segmentation", segmentation), ("report", report), view, ("picture", picture)]
+    if findings.inpainted:
+        step("inpainted")
+        drawn = inpainted_picture(volume, findings, context)
+        objects.append(("inpainted", build_capture(drawn, volume, context, role="inpainted")))
+    return ResultSet(tuple(objects), notes)
 
 
 __all__ = ["ResultEntry", "ResultSet", "build_result_set", "write_result_set"]

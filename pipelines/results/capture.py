@@ -24,6 +24,10 @@ _DERIVATION = {
         "Surface rendering (left) and ray-cast volume rendering (right) with AI findings",
         (codes.SURFACE_RENDERING, codes.VOLUME_RENDERING),
     ),
+    "inpainted": (
+        "Key slices, the same with lesions filled in by a network, and the difference",
+        (codes.PIXEL_BY_PIXEL_SUBTRACTION,),
+    ),
     "montage": ("Slices with AI findings drawn on them", (codes.MULTIPLANAR_REFORMATTING,)),
 }
 FRAME_TIME_MS = 125.0
@@ -33,7 +37,7 @@ def build_capture(images: NDArray[np.uint8], volume: Volume, context: ResultCont
     """Wrap pictures in DICOM.
 
     images: uint8 RGB, (rows, columns, 3) for one image or (frames, rows, columns, 3) for a loop.
-    role: ``picture``, ``rotation`` or ``montage``; it names series, UID and derivation.
+    role: ``picture``, ``rotation``, ``montage`` or ``inpainted``; it names series, UID and derivation.
     Raises ValueError for another shape or type.
     """
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code
 
-from pipelines.volume import NO_FINDING, Lesion, Lung
+from pipelines import quantify
+from pipelines.volume import IRRELEVANT, NO_FINDING, Lesion, Lung
 
 PRIVATE_DESIGNATOR = "99PACSNODE"
 PRIVATE_SCHEME_NAME = "PACS inference node private codes"
@@ -46,10 +47,15 @@ LESION: Mapping[Lesion, Code] = {
     Lesion.GROUND_GLASS: GROUND_GLASS,
     Lesion.CONSOLIDATION: CONSOLIDATION,
 }
-#: finding type or case type (pipelines.volume) -> code
+# SNOMED CT disorders; the first is the disease, since the code of its pneumonia is longer than Code Value is.
+COVID19 = _code("840539006", "SCT", "COVID-19")
+INFLUENZA_A_PNEUMONIA = _code("772839003", "SCT", "Pneumonia caused by Influenza A virus")
+IRRELEVANT_TO_INFECTION = _private("irrelevant", "Irrelevant to infection")  # Xu et al. 2020
+#: infection type or case type (pipelines.volume) -> code
 FINDING: Mapping[str, Code] = {
-    "ground_glass": GROUND_GLASS,
-    "consolidation": CONSOLIDATION,
+    "covid19": COVID19,
+    "iavp": INFLUENZA_A_PNEUMONIA,
+    IRRELEVANT: IRRELEVANT_TO_INFECTION,
     NO_FINDING: NO_INFECTION_FOUND,
 }
 
@@ -60,18 +66,35 @@ PROBABILITY = _code("122157", "DCM", "Probability")  # TID 3829; pydicom
 NUMBER_OF_LESIONS = _code("246206008", "SCT", "Number of lesions")  # pydicom
 LESION_VOLUME = _private("lesion-volume", "Volume of lesions in the lung")
 PERCENT_INVOLVED = _private("percent-involved", "Percentage of lung involved")
+PERCENT_PERIPHERAL = _private("percent-periph", "Percentage of lesions within 20 mm of the edge of the lung")
+SEVERITY = _private("severity", "Severity by share of lung involved")  # Bernheim et al. 2020
+SEVERITY_GRADE: Mapping[str, Code] = {
+    grade: _private(f"severity-{grade}", f"{grade.capitalize()}") for grade in quantify.SEVERITY
+}
+#: percentile -> the Hounsfield units below which so many percent of the voxels are
+HU_PERCENTILE: Mapping[int, Code] = {
+    n: _private(f"hu-p{n}", f"{n}th percentile of attenuation") for n in quantify.PERCENTILES
+}
 RELATIVE_DISTANCE = _private("rel-distance", "Relative distance from edge")  # Xu et al. 2020
 NOISY_OR = _private("noisy-or", "Noisy-OR: 1 - product of (1 - p) over the regions of the type")
 CASE_TYPE = _private("case-type", "Case type: the finding with the largest Noisy-OR probability")
-#: per finding type: probability of the type in one region; the type's Noisy-OR over the case; its regions
-REGION_TYPE_PROBABILITY: Mapping[str, Code] = {
-    "ground_glass": _private("region-p-ggo", "Probability of ground glass opacity"),
-    "consolidation": _private("region-p-cons", "Probability of consolidation"),
-}
+#: infection type -> its Noisy-OR over the case
 CASE_TYPE_PROBABILITY: Mapping[str, Code] = {
-    "ground_glass": _private("noisy-or-ggo", "Noisy-OR probability of ground glass opacity"),
-    "consolidation": _private("noisy-or-cons", "Noisy-OR probability of consolidation"),
+    "covid19": _private("noisy-or-covid19", "Noisy-OR probability of COVID-19"),
+    "iavp": _private("noisy-or-iavp", "Noisy-OR probability of influenza A pneumonia"),
 }
+#: of the patches 1, 2 and 3 of a region: what it votes for, and its probability of each type
+PATCH_VOTE = tuple(_private(f"vote-{n}", f"Vote of patch {n}") for n in (1, 2, 3))
+PATCH_PROBABILITY: Mapping[str, tuple[Code, ...]] = {
+    "covid19": tuple(_private(f"p{n}-covid19", f"Patch {n}: probability of COVID-19") for n in (1, 2, 3)),
+    "iavp": tuple(
+        _private(f"p{n}-iavp", f"Patch {n}: probability of influenza A pneumonia") for n in (1, 2, 3)
+    ),
+    IRRELEVANT: tuple(
+        _private(f"p{n}-irrelevant", f"Patch {n}: probability of irrelevant to infection") for n in (1, 2, 3)
+    ),
+}
+VOTE = _private("vote", "Vote of three patches")
 
 # Units (UCUM, CID 7181 and CID 7461)
 CUBIC_CENTIMETRE = _code("cm3", "UCUM", "Cubic centimeter")  # pydicom
@@ -91,6 +114,7 @@ PROCESSING_EQUIPMENT = _code("109102", "DCM", "Processing Equipment")  # CID 700
 SOURCE_IMAGE = _code("121322", "DCM", "Source image for image processing operation")  # CID 7202; pydicom
 VOLUME_RENDERING = _code("113074", "DCM", "Volume rendering")  # CID 7203; pydicom
 SURFACE_RENDERING = _code("113075", "DCM", "Surface rendering")  # CID 7203; pydicom
+PIXEL_BY_PIXEL_SUBTRACTION = _code("113062", "DCM", "Pixel by pixel subtraction")  # CID 7203; pydicom
 MULTIPLANAR_REFORMATTING = _code("113072", "DCM", "Multiplanar reformatting")  # CID 7203; pydicom
 
 # Report structure (TID 1500, 1600, 1602); pydicom

@@ -49,6 +49,7 @@ SERIES_TYPES: Mapping[str, SeriesType] = {
         SeriesType("segmentation", "SEG", 9903, "AI lung and lesion segmentation"),
         SeriesType("rotation", "OT", 9904, "AI 3D rotation"),
         SeriesType("montage", "OT", 9905, "AI montage (3D rendering unavailable)"),
+        SeriesType("inpainted", "OT", 9906, "AI key slices as if without lesions"),
     )
 }
 

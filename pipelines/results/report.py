@@ -3,7 +3,8 @@
 In: a Volume, its Findings, their Segmentation and a ResultContext.  Out: a highdicom Comprehensive3DSR with
 a TID 1411 group for each region, and one TID 1501 group for the case whose Noisy-OR probabilities can be
 computed again from the regions' groups alone: ``1 - product of (1 - p)`` over the groups whose Finding is
-the type, p being their Probability (122157, DCM).
+the type, p being their Probability (122157, DCM). A region's group has the three patches' votes and
+probabilities that p and the Finding come from (``infection.vote``).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pipelines.results.document import (
 from pipelines.results.identity import result_uid
 from pipelines.results.segmentation import region_tracking, segment_numbers
 from pipelines.results.sources import is_multiframe
-from pipelines.volume import FINDING_TYPES, Findings, Region, ResultContext, Volume
+from pipelines.volume import INFECTION_TYPES, Findings, Region, ResultContext, Volume
 
 #: Decimals of a printed probability. p has more than the Noisy-OR P that is computed from it, so that P can
 #: be computed again from printed values; Floating Point Value (0040,A161) has the unrounded double.
 REGION_DECIMALS = 10
 CASE_DECIMALS = 6
-_MODEL_OF = {"lung": "lungs", "lesion": "lesions"}
+_MODEL_OF = {"lung": "lungs", "lesion": "lesions", "vote": "infection_type"}
 
 
 def build_report(
@@ -51,6 +52,7 @@ def build_report(
         groups,
         evaluations=[
             code_item(codes.CASE_TYPE, codes.FINDING[findings.case_type]),
+            code_item(codes.SEVERITY, codes.SEVERITY_GRADE[findings.severity]),
             text_item(codes.CONCLUSION, conclusion(findings)),
         ],
         evidence=[evidence_item(segmentation, volume)],
@@ -71,25 +73,38 @@ def _region_group(
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     identifier, uid = region_tracking(volume, context, region.number)
     # TID 4019 is part of a measurement (TID 300), not of the group (TID 1411)
-    made_by = _algorithm_of("lesion", context) or pipeline_algorithm(context)
+    drawn_by = _algorithm_of("lesion", context) or pipeline_algorithm(context)
+    voted_by = _algorithm_of("vote", context) or pipeline_algorithm(context)
     measurements = [
-        measurement(codes.VOLUME, region.volume_ml, codes.CUBIC_CENTIMETRE, 3, algorithm_id=made_by),
+        measurement(codes.VOLUME, region.volume_ml, codes.CUBIC_CENTIMETRE, 3, algorithm_id=drawn_by),
         measurement(codes.MEAN_ATTENUATION, region.mean_hu, codes.HOUNSFIELD, 1),
+        *(
+            measurement(codes.HU_PERCENTILE[percentile], hu, codes.HOUNSFIELD, 1)
+            for percentile, hu in region.hu_percentiles.items()
+        ),
         measurement(codes.RELATIVE_DISTANCE, region.relative_distance_from_edge, codes.NO_UNITS, 4),
         measurement(
-            *(codes.PROBABILITY, region.probability, codes.NO_UNITS, REGION_DECIMALS), algorithm_id=made_by
+            *(codes.PROBABILITY, region.probability, codes.NO_UNITS, REGION_DECIMALS),
+            derivation=codes.VOTE,
+            algorithm_id=voted_by,
         ),
     ]
     measurements += [
-        measurement(codes.REGION_TYPE_PROBABILITY[name], p, codes.NO_UNITS, REGION_DECIMALS)
-        for name, p in region.type_probabilities.items()
+        measurement(codes.PATCH_PROBABILITY[name][n], p, codes.NO_UNITS, REGION_DECIMALS)
+        for n, patch in enumerate(region.votes)
+        for name, p in patch.probabilities.items()
+    ]
+    votes = [
+        hd.sr.QualitativeEvaluation(codes.PATCH_VOTE[n], codes.FINDING[patch.infection_type])
+        for n, patch in enumerate(region.votes)
     ]
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
         referenced_segment=_referenced_segment(volume, segmentation, numbers[str(uid)]),
-        finding_type=codes.FINDING[region.finding_type],
+        finding_type=codes.FINDING[region.infection_type],
         finding_sites=[site(region.laterality)],
         measurements=measurements,
+        qualitative_evaluations=votes,
     )
 
 
@@ -120,27 +135,25 @@ def _case_group(
     It refers to the lungs' segments, because validators take every group beside a TID 1411 group for one.
     """
     lung, lesion = _algorithm_of("lung", context), _algorithm_of("lesion", context)
-    measurements = [_noisy_or(name, findings, context) for name in FINDING_TYPES]
+    measurements = [_noisy_or(name, findings, context) for name in INFECTION_TYPES]
     measurements += [
         measurement(codes.NUMBER_OF_LESIONS, len(findings.regions), codes.NO_UNITS, 0),
         measurement(codes.PERCENT_INVOLVED, findings.involved_percent, codes.PERCENT, 3, algorithm_id=lesion),
+        measurement(
+            *(codes.PERCENT_PERIPHERAL, findings.peripheral_percent, codes.PERCENT, 1), algorithm_id=lesion
+        ),
     ]
-    for side, volume_ml in findings.lung_volume_ml.items():
-        measurements.append(
-            measurement(
-                *(codes.VOLUME, volume_ml, codes.CUBIC_CENTIMETRE, 1),
-                finding_sites=[site(side)],
-                algorithm_id=lung,
+    for side, lung_measures in findings.measures.items():
+        measurements += [
+            measurement(*quantity, finding_sites=[site(side)], algorithm_id=made_by)
+            for quantity, made_by in (
+                ((codes.VOLUME, lung_measures.volume_ml, codes.CUBIC_CENTIMETRE, 1), lung),
+                ((codes.LESION_VOLUME, lung_measures.lesions_ml, codes.CUBIC_CENTIMETRE, 3), lesion),
+                ((codes.PERCENT_INVOLVED, lung_measures.involved_percent, codes.PERCENT, 3), lesion),
+                ((codes.PERCENT_PERIPHERAL, lung_measures.peripheral_percent, codes.PERCENT, 1), lesion),
+                ((codes.MEAN_ATTENUATION, lung_measures.mean_hu, codes.HOUNSFIELD, 1), lung),
             )
-        )
-    for side, volume_ml in findings.lesion_volume_ml.items():
-        measurements.append(
-            measurement(
-                *(codes.LESION_VOLUME, volume_ml, codes.CUBIC_CENTIMETRE, 3),
-                finding_sites=[site(side)],
-                algorithm_id=lesion,
-            )
-        )
+        ]
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=result_uid(volume, context, "case/tracking"), identifier="Case"
@@ -163,21 +176,21 @@ def _case_group(
 def conclusion(findings: Findings) -> str:
     """The case in one or two sentences of plain ASCII, which any character set of the input can hold."""
     if not findings.regions:
-        return "No infection found: no region of ground glass opacity or consolidation in the lungs."
+        return "No infection found: no candidate region was voted an infection."
     parts = []
-    for name in FINDING_TYPES:
-        count = sum(region.finding_type == name for region in findings.regions)
-        words = codes.FINDING[name].meaning.lower()
+    for name in INFECTION_TYPES:
+        count = sum(region.infection_type == name for region in findings.regions)
+        words = codes.FINDING[name].meaning
         regions = "1 region" if count == 1 else f"{count} regions"
         parts.append(f"{words} P = {findings.noisy_or[name]:.3f} ({regions})")
     return (
         f"{codes.FINDING[findings.case_type].meaning}. Noisy-OR: {'; '.join(parts)}. "
-        f"{findings.involved_percent:.1f} % of the lungs involved."
+        f"{findings.involved_percent:.1f} % of the lungs involved ({findings.severity})."
     )
 
 
 def _noisy_or(name: str, findings: Findings, context: ResultContext) -> hd.sr.Measurement:
-    inputs = [r for r in findings.regions if r.finding_type == name]
+    inputs = [r for r in findings.regions if r.infection_type == name]
     listed = ", ".join(f"Region {r.number} p={r.probability:.{REGION_DECIMALS}f}" for r in inputs)
     return measurement(
         *(codes.CASE_TYPE_PROBABILITY[name], findings.noisy_or[name], codes.NO_UNITS, CASE_DECIMALS),

@@ -21,7 +21,7 @@ from pipelines.errors import SeriesRefused
 from pipelines.results import codes
 from pipelines.results.identity import MANUFACTURER, SERIES_TYPES, result_uid, stamp
 from pipelines.results.sources import clean_headers, frame_of_reference_uid, is_multiframe
-from pipelines.volume import FINDING_TYPES, Findings, Lung, ResultContext, Volume
+from pipelines.volume import LESION_TYPES, Findings, Lung, ResultContext, Volume
 
 # One number a voxel says everything about it: bits 0-1 lung, bits 2-3 lesion, the rest region number.
 _LUNG_BITS, _LESION_BITS, _REGION_BITS = (0, 0x3), (2, 0x3), (4, 0xFFFF)
@@ -152,10 +152,10 @@ def _segments(findings: Findings) -> list[_Segment]:
             f"segment/{name}",
             *(abnormal, codes.LESION[lesion], palette.LESION[lesion], "lesions", _LESION_BITS, int(lesion)),
         )
-        for name, lesion in FINDING_TYPES.items()
+        for name, lesion in LESION_TYPES.items()
     ]
     for region in findings.regions:
-        lesion = FINDING_TYPES[region.finding_type]
+        lesion = LESION_TYPES[region.lesion_type]
         segments.append(
             _Segment(
                 f"Region {region.number}",
