@@ -31,10 +31,14 @@ class KeySlice:
 
 
 def key_slices(volume: Volume, findings: Findings, *, count: int = 4, width: int = 488) -> list[KeySlice]:
-    """The slices that show the largest regions; without regions, slices spread over the lungs."""
+    """The slices that show the largest regions; others spread over the lungs make their number even, and are
+    all where there are no regions."""
     chest = findings.lungs > 0
     grid = axial_grid(volume, chest, columns=width)
-    levels = _levels(volume, findings, count) or _spread(volume, chest, count)
+    levels = _levels(volume, findings, count)
+    for z in _spread(volume, chest, count):
+        if (not levels or len(levels) % 2 or not findings.regions) and _is_apart(z, levels):
+            levels.append(z)
     slices = []
     for z in sorted(levels, reverse=True):
         picture = Image.fromarray(slice_picture(volume, findings, grid, z))
@@ -48,11 +52,15 @@ def _levels(volume: Volume, findings: Findings, count: int) -> list[float]:
     levels: list[float] = []
     for region in sorted(findings.regions, key=lambda r: -r.volume_ml):
         z = _level_of(volume, findings, region)
-        if all(abs(z - other) >= _APART_MM for other in levels):
+        if _is_apart(z, levels):
             levels.append(z)
         if len(levels) == count:
             break
     return levels
+
+
+def _is_apart(z: float, levels: list[float]) -> bool:
+    return all(abs(z - other) >= _APART_MM for other in levels)
 
 
 def _level_of(volume: Volume, findings: Findings, region: Region) -> float:

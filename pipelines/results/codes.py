@@ -69,7 +69,7 @@ PERCENT_INVOLVED = _private("percent-involved", "Percentage of lung involved")
 PERCENT_PERIPHERAL = _private("percent-periph", "Percentage of lesions within 20 mm of the edge of the lung")
 SEVERITY = _private("severity", "Severity by share of lung involved")  # Bernheim et al. 2020
 SEVERITY_GRADE: Mapping[str, Code] = {
-    grade: _private(f"severity-{grade}", f"{grade.capitalize()}") for grade in quantify.SEVERITY
+    grade: _private(f"grade-{grade}", grade.capitalize()) for grade in quantify.SEVERITY
 }
 #: percentile -> the Hounsfield units below which so many percent of the voxels are
 HU_PERCENTILE: Mapping[int, Code] = {
@@ -83,8 +83,7 @@ CASE_TYPE_PROBABILITY: Mapping[str, Code] = {
     "covid19": _private("noisy-or-covid19", "Noisy-OR probability of COVID-19"),
     "iavp": _private("noisy-or-iavp", "Noisy-OR probability of influenza A pneumonia"),
 }
-#: of the patches 1, 2 and 3 of a region: what it votes for, and its probability of each type
-PATCH_VOTE = tuple(_private(f"vote-{n}", f"Vote of patch {n}") for n in (1, 2, 3))
+#: type -> its probability in the patches 1, 2 and 3 of a region
 PATCH_PROBABILITY: Mapping[str, tuple[Code, ...]] = {
     "covid19": tuple(_private(f"p{n}-covid19", f"Patch {n}: probability of COVID-19") for n in (1, 2, 3)),
     "iavp": tuple(

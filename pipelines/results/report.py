@@ -26,7 +26,7 @@ from pipelines.results.document import (
 from pipelines.results.identity import result_uid
 from pipelines.results.segmentation import region_tracking, segment_numbers
 from pipelines.results.sources import is_multiframe
-from pipelines.volume import INFECTION_TYPES, Findings, Region, ResultContext, Volume
+from pipelines.volume import INFECTION_TYPES, Findings, ModelIdentity, Region, ResultContext, Volume
 
 #: Decimals of a printed probability. p has more than the Noisy-OR P that is computed from it, so that P can
 #: be computed again from printed values; Floating Point Value (0040,A161) has the unrounded double.
@@ -45,7 +45,11 @@ def build_report(
     """
     numbers = segment_numbers(segmentation)
     groups = [_case_group(volume, findings, segmentation, context)]
-    groups += [_region_group(region, volume, segmentation, numbers, context) for region in findings.regions]
+    for region in findings.regions:
+        reference = _referenced_segment(
+            volume, segmentation, numbers[str(region_tracking(volume, context, region.number)[1])]
+        )
+        groups.append(_region_group(region, volume, findings, reference, context))
     return build_document(
         volume,
         context,
@@ -59,22 +63,25 @@ def build_report(
     )
 
 
+def _model_of(stage: str, context: ResultContext) -> ModelIdentity | None:
+    return next((m for m in context.models if m.name == _MODEL_OF[stage]), None)
+
+
 def _algorithm_of(stage: str, context: ResultContext) -> hd.sr.AlgorithmIdentification | None:
-    model = next((m for m in context.models if m.name == _MODEL_OF[stage]), None)
+    model = _model_of(stage, context)
     return None if model is None else algorithm(model)
 
 
 def _region_group(
     region: Region,
     volume: Volume,
-    segmentation: Dataset,
-    numbers: dict[str, int],
+    findings: Findings,
+    reference: hd.sr.ReferencedSegment,
     context: ResultContext,
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     identifier, uid = region_tracking(volume, context, region.number)
     # TID 4019 is part of a measurement (TID 300), not of the group (TID 1411)
     drawn_by = _algorithm_of("lesion", context) or pipeline_algorithm(context)
-    voted_by = _algorithm_of("vote", context) or pipeline_algorithm(context)
     measurements = [
         measurement(codes.VOLUME, region.volume_ml, codes.CUBIC_CENTIMETRE, 3, algorithm_id=drawn_by),
         measurement(codes.MEAN_ATTENUATION, region.mean_hu, codes.HOUNSFIELD, 1),
@@ -86,7 +93,7 @@ def _region_group(
         measurement(
             *(codes.PROBABILITY, region.probability, codes.NO_UNITS, REGION_DECIMALS),
             derivation=codes.VOTE,
-            algorithm_id=voted_by,
+            algorithm_id=_vote(region, findings, context),
         ),
     ]
     measurements += [
@@ -94,17 +101,31 @@ def _region_group(
         for n, patch in enumerate(region.votes)
         for name, p in patch.probabilities.items()
     ]
-    votes = [
-        hd.sr.QualitativeEvaluation(codes.PATCH_VOTE[n], codes.FINDING[patch.infection_type])
-        for n, patch in enumerate(region.votes)
-    ]
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
-        referenced_segment=_referenced_segment(volume, segmentation, numbers[str(uid)]),
+        referenced_segment=reference,
         finding_type=codes.FINDING[region.infection_type],
         finding_sites=[site(region.laterality)],
         measurements=measurements,
-        qualitative_evaluations=votes,
+    )
+
+
+def _vote(region: Region, findings: Findings, context: ResultContext) -> hd.sr.AlgorithmIdentification:
+    """The model that voted, how the vote goes, and the three votes in words; all numbers stand beside it."""
+    voted_by = _model_of("vote", context)
+    listed = "; ".join(
+        f"patch {n} {codes.FINDING[patch.infection_type].meaning} {patch.confidence:.{REGION_DECIMALS}f}"
+        for n, patch in enumerate(region.votes, start=1)
+    )
+    return hd.sr.AlgorithmIdentification(
+        name=voted_by.name if voted_by else context.pipeline,
+        version=voted_by.version if voted_by else context.pipeline_version,
+        parameters=[
+            *([f"sha256={voted_by.sha256}"] if voted_by else []),
+            f"p: {findings.probability_method}",
+            f"votes: {listed}",
+        ],
+        family=codes.ARTIFICIAL_INTELLIGENCE,
     )
 
 

@@ -10,17 +10,41 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
-from pipelines.volume import Lung, ModelIdentity, Region, Volume
+from pipelines.volume import (
+    INFECTION_TYPES,
+    IRRELEVANT,
+    Lung,
+    ModelIdentity,
+    PatchVote,
+    Region,
+    Volume,
+)
 
 
-def region(number: int, finding_type: str, probability: float) -> Region:
+def votes(infection_type: str, probability: float) -> tuple[PatchVote, ...]:
+    """Three patches that agree, the second with ``probability``, the others with less."""
+    return tuple(
+        PatchVote((n, 10.0, 20.0), 0.05 + n / 100, _probabilities(infection_type, share * probability))
+        for n, share in enumerate((0.95, 1.0, 0.9))
+    )
+
+
+def _probabilities(infection_type: str, p: float) -> dict[str, float]:
+    return {name: p if name == infection_type else (1 - p) / 2 for name in (*INFECTION_TYPES, IRRELEVANT)}
+
+
+def region(number: int, infection_type: str, probability: float) -> Region:
     return Region(
         number=number,
-        finding_type=finding_type,
+        infection_type=infection_type,
         probability=probability,
-        type_probabilities={finding_type: probability},
+        votes=votes(infection_type, probability),
+        candidate_score=0.5,
+        lesion_type="ground_glass",
+        lesion_volume_ml={"ground_glass": 1.0, "consolidation": 0.0},
         volume_ml=1.0,
         mean_hu=-600.0,
+        hu_percentiles={5: -700.0, 50: -600.0, 95: -500.0},
         laterality=Lung.RIGHT,
         relative_distance_from_edge=0.1,
         bounding_box=((0, 1), (0, 1), (0, 1)),
@@ -50,11 +74,17 @@ def axial_affine(spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)) -> ND
 class ByRule:
     """An ``Inference`` that computes outputs by a rule on HU: the stages' own work is what is tested.
 
-    The models' behaviour behind a real Triton is tested in tests/integration.
+    others: rules on all inputs of models by name; ``rule`` answers for all else. The models' behaviour behind
+    a real Triton is tested in tests/integration.
     """
 
-    def __init__(self, rule: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]) -> None:
+    def __init__(
+        self,
+        rule: Callable[[NDArray[Any]], dict[str, NDArray[Any]]],
+        **others: Callable[[Arrays], dict[str, NDArray[Any]]],
+    ) -> None:
         self._rule = rule
+        self._others = others
         self.slices_sent = 0
 
     def check(self, spec: ModelSpec) -> ServedModel:
@@ -63,5 +93,7 @@ class ByRule:
     def run(
         self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
     ) -> dict[str, NDArray[Any]]:
+        if model.spec.name in self._others:
+            return self._others[model.spec.name](inputs)
         self.slices_sent += len(inputs["HU"])
         return self._rule(inputs["HU"])

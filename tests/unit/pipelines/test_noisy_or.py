@@ -43,16 +43,16 @@ def test_refuses_what_is_no_probability(wrong: float) -> None:
 
 def test_types_are_combined_apart() -> None:
     regions = [
-        region(1, "ground_glass", 0.5),
-        region(2, "ground_glass", 0.5),
-        region(3, "consolidation", 0.9),
+        region(1, "covid19", 0.5),
+        region(2, "covid19", 0.5),
+        region(3, "iavp", 0.9),
     ]
     by_type = noisy_or_by_type(regions)
-    assert by_type == {"ground_glass": 0.75, "consolidation": pytest.approx(0.9)}
-    assert case_type(by_type) == "consolidation"
+    assert by_type == {"covid19": 0.75, "iavp": pytest.approx(0.9)}
+    assert case_type(by_type) == "iavp"
 
 
 def test_a_case_without_regions() -> None:
     by_type = noisy_or_by_type([])
-    assert by_type == {"ground_glass": 0.0, "consolidation": 0.0}
+    assert by_type == {"covid19": 0.0, "iavp": 0.0}
     assert case_type(by_type) == NO_FINDING

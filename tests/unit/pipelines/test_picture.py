@@ -72,7 +72,7 @@ def test_the_page_says_what_was_found_and_by_what(written: list[str]) -> None:
     assert 1200 < page.shape[0] < 2300
     drawn = "\n".join(written)
     for words in (
-        *("Ground glass opacity", "Consolidation", "P = 0.955", "P = 0.873", "2 regions", "1 region"),
+        *("COVID-19", "Influenza A pneumonia", "P = 0.955", "P = 0.873", "2 regions", "1 region"),
         *("NOT FOR CLINICAL USE", "#1  0.91", "Image 15", "sha256 b2b2b2b2b2b2", "chest_ct_pneumonia 1.0"),
         *("Right lung", "Left lung", f"{findings.involved_percent:.1f} %"),
     ):
@@ -128,7 +128,7 @@ def test_long_text_is_shortened_to_its_width() -> None:
 )
 def test_nothing_is_shown_as_certain(value: float, shown: str, written: list[str]) -> None:
     volume, findings = chest()
-    noisy_or = {**findings.noisy_or, "ground_glass": value}
+    noisy_or = {**findings.noisy_or, "covid19": value}
     result_picture(volume, dataclasses.replace(findings, noisy_or=noisy_or), context())
     assert shown in written
     assert "P = 1.000" not in written

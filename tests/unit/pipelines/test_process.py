@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from scipy import ndimage
 
 from pipelines import results
 from pipelines.chest_ct_pneumonia import PIPELINE
@@ -23,12 +24,16 @@ from pipelines.pipeline import Stages
 from pipelines.process import process
 from pipelines.registry import find_pipeline
 from pipelines.request import SUMMARY, Request
+from pipelines.triton import Arrays
 from pipelines.volume import Findings, Lesion, Lung, Volume
 from tests.unit.pipelines.examples import ByRule
 from tests.unit.pipelines.results.synthetic import chest
 
-PROBABILITY = {"ground_glass": 204 / 255, "consolidation": 153 / 255}
-STAGES = ["check", "load", "lungs", "lesions", "regions", "results"]
+MODELS = ("lungs", "lesions", "candidates", "infection_type", "inpaint")
+STAGES = [
+    *("check", "load", "lungs", "lesions", "candidates", "infection_type", "regions", "inpaint"),
+    "results",
+]
 
 
 def thresholds(hu: NDArray[np.int16]) -> dict[str, NDArray[Any]]:
@@ -43,6 +48,36 @@ def thresholds(hu: NDArray[np.int16]) -> dict[str, NDArray[Any]]:
         "LABELS": labels.astype(np.uint8),
         "PROBABILITIES": np.stack([ground_glass * 204, consolidation * 153], axis=1).astype(np.uint8),
     }
+
+
+def boxes(inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """A box around each component of ground glass and of consolidation, as ``candidates`` answers."""
+    hu = inputs["HU"][0]
+    components, _ = ndimage.label(thresholds(hu)["LABELS"], np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())[1:]
+    found = [
+        [part.start for part in box] + [part.stop for part in box]
+        for box, size in zip(ndimage.find_objects(components), sizes, strict=True)
+        if size > 50
+    ]
+    answer = np.zeros((1, 64, 6), np.float32)
+    answer[0, : len(found)] = found
+    return {"BOXES": answer, "SCORES": (np.arange(64) < len(found))[None].astype(np.float32) * 0.5}
+
+
+def types(inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """COVID-19 at 0.8 where the patch's centre is ground glass, influenza A at 0.6 where consolidation."""
+    centres = inputs["HU"][:, 32, 32]
+    known = np.array([[0.8, 0.15, 0.05], [0.3, 0.6, 0.1], [0.05, 0.05, 0.9]], np.float32)
+    return {"PROBABILITIES": known[np.where(centres > -100, 1, np.where(centres > -700, 0, 2))]}
+
+
+def healed(inputs: Arrays) -> dict[str, NDArray[Any]]:
+    return {"INPAINTED": np.where(inputs["MASK"] > 0, np.int16(-850), inputs["HU"])}
+
+
+def models() -> ByRule:
+    return ByRule(thresholds, candidates=boxes, infection_type=types, inpaint=healed)
 
 
 def write(volume: Volume, folder: Path) -> tuple[Path, ...]:
@@ -87,14 +122,14 @@ def request_(tmp_path: Path, expected: tuple[Volume, Findings]) -> Request:
 
 
 def test_the_summary_has_the_documented_structure(request_: Request) -> None:
-    summary = process(request_, ByRule(thresholds))
+    summary = process(request_, models())
     assert summary == json.loads((request_.out / SUMMARY).read_text(encoding="utf-8"))
     assert summary["pipeline"] == "chest_ct_pneumonia"
     assert summary["software_version"] == "9.9.9"
-    assert summary["models"] == {name: {"version": "1", "sha256": "00"} for name in ("lungs", "lesions")}
+    assert summary["models"] == {name: {"version": "1", "sha256": "00"} for name in MODELS}
     assert list(summary["timings_seconds"]) == STAGES
     assert all(seconds >= 0 for seconds in summary["timings_seconds"].values())
-    assert [result["modality"] for result in summary["results"]] == ["SEG", "SR", "OT", "OT"]
+    assert [result["modality"] for result in summary["results"]] == ["SEG", "SR", "OT", "OT", "OT"]
     for result in summary["results"]:
         written = dcmread(request_.out / result["path"])
         assert written.SOPInstanceUID == result["sop_instance_uid"]
@@ -107,42 +142,43 @@ def test_the_summary_has_the_documented_structure(request_: Request) -> None:
 
 def test_the_findings_are_what_is_in_the_volume(request_: Request, expected: tuple[Volume, Findings]) -> None:
     volume, findings = expected
-    summary = process(request_, ByRule(thresholds))
+    summary = process(request_, models())
     assert summary["series_instance_uid"] == volume.series_instance_uid
-    assert sorted(f["type"] for f in summary["findings"]) == ["consolidation", "ground_glass", "ground_glass"]
+    assert sorted(f["type"] for f in summary["findings"]) == ["covid19", "covid19", "iavp"]
     for found in summary["findings"]:
         region = min(findings.regions, key=lambda r: abs(r.volume_ml - found["volume_ml"]))
         assert found["volume_ml"] == pytest.approx(region.volume_ml)
-        assert found["type"] == region.finding_type
+        assert (found["type"], found["lesion_type"]) == (region.infection_type, region.lesion_type)
         assert found["laterality"] == region.laterality.name.lower()
         assert found["centroid_lps_mm"] == pytest.approx(region.centroid_lps_mm, abs=1e-3)
         assert found["bounding_box"] == [list(limits) for limits in region.bounding_box]
         assert found["mean_hu"] == pytest.approx(region.mean_hu)
-        assert found["probability"] == pytest.approx(
-            {"ground_glass": 0.8, "consolidation": 0.6}[found["type"]]
-        )
+        assert found["hu_percentiles"]["50"] == pytest.approx(region.hu_percentiles[50])
+        assert found["probability"] == pytest.approx({"covid19": 0.8, "iavp": 0.6}[found["type"]])
+        assert [vote["type"] for vote in found["votes"]] == [found["type"]] * 3
+        assert found["probability"] == max(vote["confidence"] for vote in found["votes"])
     assert not any("tilt" in note for note in summary["notes"])
     for lung in Lung:
         name = lung.name.lower()
-        assert summary["lung_volume_ml"][name] == pytest.approx(findings.lung_volume_ml[lung])
-        assert summary["lesion_volume_ml"][name] == pytest.approx(findings.lesion_volume_ml[lung])
+        assert summary["lung_volume_ml"][name] == pytest.approx(findings.measures[lung].volume_ml)
+        assert summary["lesion_volume_ml"][name] == pytest.approx(findings.measures[lung].lesions_ml)
     assert summary["involved_percent"] == pytest.approx(findings.involved_percent)
 
 
 def test_the_probabilities_can_be_recomputed_from_the_findings(request_: Request) -> None:
-    summary = process(request_, ByRule(thresholds))
-    for finding_type, probability in summary["noisy_or"].items():
-        inputs = [f["probability"] for f in summary["findings"] if f["type"] == finding_type]
+    summary = process(request_, models())
+    for infection_type, probability in summary["noisy_or"].items():
+        inputs = [f["probability"] for f in summary["findings"] if f["type"] == infection_type]
         assert inputs
         assert probability == pytest.approx(noisy_or(inputs))
-    assert summary["noisy_or"]["ground_glass"] == pytest.approx(1 - 0.2 * 0.2)
-    assert summary["case_type"] == case_type(summary["noisy_or"]) == "ground_glass"
+    assert summary["noisy_or"]["covid19"] == pytest.approx(1 - 0.2 * 0.2)
+    assert summary["case_type"] == case_type(summary["noisy_or"]) == "covid19"
 
 
 def test_a_run_again_gives_the_same_bytes(request_: Request, tmp_path: Path) -> None:
     again = replace(request_, out=tmp_path / "again", paths=request_.paths[::-1])
     again.out.mkdir()
-    first, second = (process(request, ByRule(thresholds)) for request in (request_, again))
+    first, second = (process(request, models()) for request in (request_, again))
     for result in first["results"]:
         assert (again.out / result["path"]).read_bytes() == (request_.out / result["path"]).read_bytes()
     for summary in (first, second):
@@ -152,14 +188,14 @@ def test_a_run_again_gives_the_same_bytes(request_: Request, tmp_path: Path) -> 
 
 def test_progress_names_each_stage_and_how_far_it_is(request_: Request) -> None:
     reported: list[tuple[str, int, int]] = []
-    process(request_, ByRule(thresholds), lambda *event: reported.append(event))
+    process(request_, models(), lambda *event: reported.append(event))
     assert [stage for stage, _, total in reported if total == 0] == STAGES
     assert [event for event in reported if event[0] == "load"][-1] == ("load", 24, 24)
 
 
 def test_a_refused_series_leaves_no_summary(request_: Request) -> None:
     with pytest.raises(SeriesRefused) as raised:
-        process(replace(request_, paths=()), ByRule(thresholds))
+        process(replace(request_, paths=()), models())
     assert raised.value.code == "no_instances"
     nothing = ByRule(lambda hu: {"LUNGS": np.zeros(hu.shape, np.uint8)})
     with pytest.raises(SeriesRefused) as raised:
@@ -186,7 +222,7 @@ def test_a_tilted_gantry_moves_nothing(request_: Request, tmp_path: Path) -> Non
     """Each region is where it is in the patient, and as large, as if the gantry had been upright."""
     _, upright = chest()
     tilted, _ = chest("tilted")
-    summary = process(replace(request_, paths=write(tilted, tmp_path / "tilted")), ByRule(thresholds))
+    summary = process(replace(request_, paths=write(tilted, tmp_path / "tilted")), models())
     assert "The slices are tilted by 20.0 degrees (gantry tilt)." in summary["notes"]
     assert len(summary["findings"]) == len(upright.regions)
     for region in upright.regions:
@@ -196,4 +232,4 @@ def test_a_tilted_gantry_moves_nothing(request_: Request, tmp_path: Path) -> Non
         )
         assert found["centroid_lps_mm"] == pytest.approx(region.centroid_lps_mm, abs=2.5)
         assert found["volume_ml"] == pytest.approx(region.volume_ml, rel=0.1)
-        assert (found["type"], found["laterality"]) == (region.finding_type, region.laterality.name.lower())
+        assert (found["type"], found["laterality"]) == (region.infection_type, region.laterality.name.lower())

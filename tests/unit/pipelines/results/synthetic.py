@@ -13,17 +13,23 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, generate_uid
 
+from pipelines.infection import PROBABILITY_METHOD
+from pipelines.quantify import hu_percentiles
 from pipelines.volume import (
-    FINDING_TYPES,
+    INFECTION_TYPES,
+    LESION_TYPES,
     NO_FINDING,
     Findings,
+    InpaintedSlice,
     Lesion,
     Lung,
+    LungMeasures,
     ModelIdentity,
     Region,
     ResultContext,
     Volume,
 )
+from tests.unit.pipelines.examples import votes
 
 #: name -> (slice step, row step, column step) as LPS unit vectors; a row step goes one row down
 _TILT = np.deg2rad(20.0)
@@ -184,14 +190,14 @@ def chest(
     lungs[_ball(grid, (-58, 0, 0), (42, 62, 84))] = Lung.RIGHT
     lungs[_ball(grid, (58, 0, 0), (40, 62, 84))] = Lung.LEFT
     blobs = {
-        1: (_ball(grid, (-60, 30, 20), (26, 22, 26)), "ground_glass", 0.91),
-        2: (_ball(grid, (52, 26, -30), (18, 18, 22)), "consolidation", 0.873456789012),
-        3: (_ball(grid, (-50, -28, -36), (13, 13, 18)), "ground_glass", 0.5),
+        1: (_ball(grid, (-60, 30, 20), (26, 22, 26)), "ground_glass", "covid19", 0.91),
+        2: (_ball(grid, (52, 26, -30), (18, 18, 22)), "consolidation", "iavp", 0.873456789012),
+        3: (_ball(grid, (-50, -28, -36), (13, 13, 18)), "ground_glass", "covid19", 0.5),
     }
     labels, kinds = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
-    for number, (mask, kind, _) in blobs.items() if lesions else ():
+    for number, (mask, kind, _, _) in blobs.items() if lesions else ():
         inside = mask & (lungs > 0)
-        labels[inside], kinds[inside] = number, FINDING_TYPES[kind]
+        labels[inside], kinds[inside] = number, LESION_TYPES[kind]
     hu = volume.hu
     hu[body] = 40
     hu[lungs > 0] = -850
@@ -199,27 +205,37 @@ def chest(
     hu[kinds == Lesion.GROUND_GLASS], hu[kinds == Lesion.CONSOLIDATION] = -550, 10
     hu += np.random.default_rng(0).integers(-15, 15, shape).astype(np.int16)
     regions = tuple(
-        _region(volume, labels, lungs, number, kind, p) for number, (_, kind, p) in blobs.items() if lesions
+        _region(volume, labels, lungs, number, *what) for number, (_, *what) in blobs.items() if lesions
     )
     return volume, _findings(volume, lungs, kinds, labels, regions)
 
 
 def _region(  # noqa: PLR0917
-    volume: Volume, labels: NDArray[np.uint16], lungs: NDArray[np.uint8], number: int, kind: str, p: float
+    volume: Volume,
+    labels: NDArray[np.uint16],
+    lungs: NDArray[np.uint8],
+    number: int,
+    lesion_type: str,
+    infection_type: str,
+    p: float,
 ) -> Region:
     mask = labels == number
     where = np.argwhere(mask)
     box = tuple((int(a), int(b) + 1) for a, b in zip(where.min(0), where.max(0), strict=True))
-    other = next(name for name in FINDING_TYPES if name != kind)
+    ml = float(mask.sum() * volume.voxel_volume_ml)
     return Region(
         number=number,
-        finding_type=kind,
+        infection_type=infection_type,
         probability=p,
-        type_probabilities={kind: p, other: (1 - p) / 3},
-        volume_ml=float(mask.sum() * volume.voxel_volume_ml),
+        votes=votes(infection_type, p),
+        candidate_score=0.4,
+        lesion_type=lesion_type,
+        lesion_volume_ml={name: ml * (name == lesion_type) for name in LESION_TYPES},
+        volume_ml=ml,
         mean_hu=float(volume.hu[mask].mean()),
+        hu_percentiles=hu_percentiles(volume.hu[mask]),
         laterality=Lung(int(np.bincount(lungs[mask]).argmax())),
-        relative_distance_from_edge=0.0625,
+        relative_distance_from_edge=0.06,
         bounding_box=(box[0], box[1], box[2]),
         centroid_lps_mm=tuple(volume.to_patient(where.astype(np.float64)).mean(0)),
         key_slice=int(mask.sum(axis=(1, 2)).argmax()),
@@ -234,10 +250,9 @@ def _findings(
     regions: tuple[Region, ...],
 ) -> Findings:
     noisy_or = {
-        kind: 1.0 - float(np.prod([1.0 - r.probability for r in regions if r.finding_type == kind]))
-        for kind in FINDING_TYPES
+        kind: 1.0 - float(np.prod([1.0 - r.probability for r in regions if r.infection_type == kind]))
+        for kind in INFECTION_TYPES
     }
-    ml = volume.voxel_volume_ml
     return Findings(
         lungs=lungs,
         lesions=kinds,
@@ -245,7 +260,29 @@ def _findings(
         regions=regions,
         noisy_or=noisy_or,
         case_type=max(noisy_or, key=lambda kind: noisy_or[kind]) if regions else NO_FINDING,
-        lung_volume_ml={lung: float((lungs == lung).sum() * ml) for lung in Lung},
-        lesion_volume_ml={lung: float(((lungs == lung) & (kinds > 0)).sum() * ml) for lung in Lung},
-        probability_method="mean softmax of the lesions model over the region's voxels",
+        measures={lung: _measures(volume, lungs == lung, kinds) for lung in Lung},
+        severity="mild" if regions else "none",
+        probability_method=PROBABILITY_METHOD,
+        inpainted=_inpainted(volume, labels) if regions else (),
     )
+
+
+def _measures(volume: Volume, lung: NDArray[np.bool_], kinds: NDArray[np.uint8]) -> LungMeasures:
+    ml = volume.voxel_volume_ml
+    return LungMeasures(
+        volume_ml=float(lung.sum() * ml),
+        lesion_volume_ml={
+            name: float((lung & (kinds == label)).sum() * ml) for name, label in LESION_TYPES.items()
+        },
+        mean_hu=float(volume.hu[lung].mean()),
+        hu_percentiles=hu_percentiles(volume.hu[lung]),
+        peripheral_percent=40.0,
+    )
+
+
+def _inpainted(volume: Volume, labels: NDArray[np.uint16]) -> tuple[InpaintedSlice, ...]:
+    """The slice of the volume that has most of region 1, filled with lung."""
+    index = int((labels == 1).sum(axis=(1, 2)).argmax())
+    side = min(volume.hu.shape[1:])
+    original, mask = volume.hu[index, :side, :side].copy(), labels[index, :side, :side] > 0
+    return (InpaintedSlice(index, original, np.where(mask, np.int16(-850), original), mask),)

@@ -8,13 +8,18 @@ from pydicom.sr.coding import Code
 from pipelines.results import codes
 
 #: not in pydicom's dictionary; where they were looked up is said in codes.py
-_ELSEWHERE = {"CONSOLIDATION", "PIXELS", "ENGLISH_US", "QUALITATIVE_EVALUATIONS"}
+_ELSEWHERE = {
+    *("CONSOLIDATION", "PIXELS", "ENGLISH_US", "QUALITATIVE_EVALUATIONS"),
+    *("COVID19", "FINDING/covid19", "INFLUENZA_A_PNEUMONIA", "FINDING/iavp"),
+}
 
 
 def all_codes() -> dict[str, Code]:
     found = {name: value for name, value in vars(codes).items() if isinstance(value, Code)}
-    for name in ("REGION_TYPE_PROBABILITY", "CASE_TYPE_PROBABILITY"):
-        found.update({f"{name}/{key}": value for key, value in vars(codes)[name].items()})
+    for name in ("CASE_TYPE_PROBABILITY", "FINDING", "HU_PERCENTILE", "SEVERITY_GRADE"):
+        found |= {f"{name}/{key}": value for key, value in vars(codes)[name].items()}
+    for key, several in codes.PATCH_PROBABILITY.items():
+        found |= {f"PATCH_PROBABILITY/{key}/{number}": value for number, value in enumerate(several)}
     return found
 
 
@@ -37,8 +42,8 @@ def test_codes_fit_their_value_representations() -> None:
 
 
 def test_private_codes_are_unique() -> None:
-    private = [c.value for c in all_codes().values() if c.scheme_designator == codes.PRIVATE_DESIGNATOR]
-    assert len(set(private)) == len(private)
+    private = {c for c in all_codes().values() if c.scheme_designator == codes.PRIVATE_DESIGNATOR}
+    assert len({c.value for c in private}) == len({c.meaning for c in private}) == len(private)
 
 
 def test_a_concept_is_always_a_new_item() -> None:

@@ -12,10 +12,11 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
+from pipelines.infection import vote
 from pipelines.results import codes
 from pipelines.results.report import CASE_DECIMALS, build_report, conclusion
 from pipelines.results.segmentation import build_segmentation
-from pipelines.volume import Findings, Volume
+from pipelines.volume import Findings, PatchVote, Volume
 from tests.unit.pipelines.results.synthetic import chest, context
 
 
@@ -68,13 +69,41 @@ def test_the_noisy_or_can_be_computed_again_from_the_report_alone(tmp_path: Path
 def test_the_derivation_says_formula_and_inputs(tmp_path: Path) -> None:
     report, _, findings = make(tmp_path)
     (case,) = groups(report, "1501")
-    measured = next(items(case, codes.CASE_TYPE_PROBABILITY["ground_glass"].value))
+    measured = next(items(case, codes.CASE_TYPE_PROBABILITY["covid19"].value))
     parameters = [item.TextValue for item in items(measured, "111002")]
     assert parameters[0].startswith("P = 1 - product of (1 - p)")
     assert findings.probability_method in parameters[1]
     assert parameters[2] == "inputs: Region 1 p=0.9100000000, Region 3 p=0.5000000000"
     derivation = next(items(measured, "121401")).ConceptCodeSequence[0]
     assert (derivation.CodeValue, derivation.CodingSchemeDesignator) == ("noisy-or", "99PACSNODE")
+
+
+def test_the_vote_can_be_taken_again_from_the_report_alone(tmp_path: Path) -> None:
+    """Each region's type and p follow from its nine patch probabilities by the rule of Xu et al. 2020."""
+    report, _, findings = make(tmp_path)
+    regions = groups(report, "1411")
+    assert len(regions) == len(findings.regions)
+    for group in regions:
+        patches = [
+            PatchVote(
+                *((n, 0.0, 0.0), 0.0),
+                {
+                    kind: number(group, named[n].value, exact=True)
+                    for kind, named in codes.PATCH_PROBABILITY.items()
+                },
+            )
+            for n in range(3)
+        ]
+        infection_type, p = vote(patches)
+        assert (
+            next(items(group, "121071")).ConceptCodeSequence[0].CodeValue
+            == codes.FINDING[infection_type].value
+        )
+        assert number(group, codes.PROBABILITY.value, exact=True) == p
+        measured = next(items(group, codes.PROBABILITY.value))
+        parameters = [item.TextValue for item in items(measured, "111002")]
+        assert parameters[-1].startswith("votes: patch 1 ")
+        assert parameters[-1].count(codes.FINDING[infection_type].meaning) == 3
 
 
 def test_each_region_refers_to_its_segment_by_number_and_tracking_uid(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pipelines.errors import RenderingUnavailable
 from pipelines.results import build_result_set, write_result_set
 from tests.unit.pipelines.results.synthetic import chest, context
 
+ROLES = ["segmentation", "report", "rotation", "picture", "inpainted"]
+
 
 @pytest.fixture
 def quick_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +28,7 @@ def test_files_are_byte_identical_when_made_again(tmp_path: Path) -> None:
         entries = write_result_set(build_result_set(volume, findings, context()), tmp_path / name)
         written.append({entry.path.name: entry.path.read_bytes() for entry in entries})
     assert written[0] == written[1]
-    assert sorted(written[0]) == ["picture.dcm", "report.dcm", "rotation.dcm", "segmentation.dcm"]
+    assert sorted(written[0]) == [f"{role}.dcm" for role in sorted(ROLES)]
 
 
 @pytest.mark.usefixtures("quick_rotation")
@@ -34,14 +36,14 @@ def test_each_result_is_in_the_study_and_in_its_own_series(tmp_path: Path) -> No
     volume, findings = chest()
     steps: list[str] = []
     result_set = build_result_set(volume, findings, context(), progress=steps.append)
-    assert steps == ["segmentation", "report", "rotation", "picture"]
+    assert steps == ROLES
     objects = [dataset for _, dataset in result_set.objects]
     assert {o.StudyInstanceUID for o in objects} == {volume.sources[0].StudyInstanceUID}
     series = {o.SeriesInstanceUID for o in objects} | {volume.series_instance_uid}
     assert len(series) == len(objects) + 1
     assert len({o.SOPInstanceUID for o in objects}) == len(objects)
     entries = write_result_set(result_set, tmp_path)
-    assert [entry.modality for entry in entries] == ["SEG", "SR", "OT", "OT"]
+    assert [entry.modality for entry in entries] == ["SEG", "SR", "OT", "OT", "OT"]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -52,5 +54,7 @@ def test_without_3d_the_set_has_a_montage_and_says_so(monkeypatch: pytest.Monkey
     monkeypatch.setattr(results, "render_rotation", unavailable)
     volume, findings = chest()
     result_set = build_result_set(volume, findings, context())
-    assert [role for role, _ in result_set.objects] == ["segmentation", "report", "montage", "picture"]
+    assert [role for role, _ in result_set.objects] == [
+        *("segmentation", "report", "montage", "picture", "inpainted")
+    ]
     assert "no EGL here" in result_set.notes[0]

@@ -19,7 +19,7 @@ from pydicom import dcmread
 from pipelines.errors import SeriesRefused
 from pipelines.results import codes
 from pipelines.results.segmentation import build_segmentation, region_tracking, segment_numbers
-from pipelines.volume import FINDING_TYPES, Findings, Volume
+from pipelines.volume import LESION_TYPES, Findings, Volume
 from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest, context
 
 READER = shutil.which("segimage2itkimage", path=f"{sysconfig.get_path('scripts')}:/usr/bin")
@@ -165,7 +165,7 @@ def test_segments_are_coded_tracked_and_name_their_model() -> None:
         identifier, uid = region_tracking(volume, context(), region.number)
         item = segmentation.SegmentSequence[numbers[uid] - 1]
         assert item.TrackingID == identifier
-        kind = codes.LESION[FINDING_TYPES[region.finding_type]]
+        kind = codes.LESION[LESION_TYPES[region.lesion_type]]
         assert item.SegmentedPropertyTypeCodeSequence[0].CodeValue == kind.value
     right = segmentation.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
     assert right.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Right"
