@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 from pydicom import Dataset
 from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, SecondaryCaptureImageStorage
 
+from pipelines.results.identity import SERIES_TYPES
+
+#: role of a capture -> what it is called for people, and its file
+_PICTURES: Mapping[str, tuple[str, str]] = {
+    "picture": ("result picture", "result_picture.png"),
+    "rotation": ("rendering, first view", "rendering.png"),
+    "montage": ("slices", "montage.png"),
+    "inpainted": ("as if without lesions", "inpainted.png"),
+}
+
 
 def save_pictures(datasets: Sequence[Dataset], folder: Path) -> dict[str, Path]:
-    """Write the result picture and the first frame of the rendering; returns label -> path."""
+    """Write the secondary captures, of a loop its first frame; returns label -> path."""
+    roles = {series.number: role for role, series in SERIES_TYPES.items()}
     written = {}
     for dataset in datasets:
-        if dataset.SOPClassUID == SecondaryCaptureImageStorage:
-            written["result picture"] = _save(dataset, folder / "result_picture.png")
-        elif dataset.SOPClassUID == MultiFrameTrueColorSecondaryCaptureImageStorage:
-            written["rendering, first view"] = _save(dataset, folder / "rendering.png")
+        if dataset.SOPClassUID in {
+            SecondaryCaptureImageStorage,
+            MultiFrameTrueColorSecondaryCaptureImageStorage,
+        }:
+            label, name = _PICTURES[roles[int(dataset.SeriesNumber)]]
+            written[label] = _save(dataset, folder / name)
     return written
 
 

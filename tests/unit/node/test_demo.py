@@ -183,11 +183,15 @@ def test_pictures_are_the_captures_first_frames(tmp_path: Path) -> None:
     captures = [
         build_capture(page, volume, context(), role="picture"),
         build_capture(loop, volume, context(), role="rotation"),
+        build_capture(page[:, ::-1], volume, context(), role="inpainted"),
     ]
     written = save_pictures([*captures, volume.sources[0]], tmp_path)
     assert written == {
         "result picture": tmp_path / "result_picture.png",
         "rendering, first view": tmp_path / "rendering.png",
+        "as if without lesions": tmp_path / "inpainted.png",
     }
     np.testing.assert_array_equal(np.asarray(Image.open(written["result picture"])), page)
+    inpainted = np.asarray(Image.open(written["as if without lesions"]))
+    np.testing.assert_array_equal(inpainted, page[:, ::-1])
     np.testing.assert_array_equal(np.asarray(Image.open(written["rendering, first view"])), loop[0])
