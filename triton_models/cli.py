@@ -24,6 +24,12 @@ app = typer.Typer(help="List, train, export and evaluate the served models.", no
 Name = Annotated[str, typer.Argument(help="Model name, see `list`.")]
 Variant = Annotated[str, typer.Option(help="The model itself or one of its baselines.")]
 Cache = Annotated[Path | None, typer.Option(help="Keep generated phantoms here between runs.")]
+Networks = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=16, help="Train so many from other seeds and average them, if not the model's own number."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="The same seed and data, the same weights.")]
 Weights = Annotated[
     Path | None, typer.Option(help="A model.onnx or checkpoint.pt instead of the repository's.")
@@ -113,6 +119,7 @@ def train(
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop after that long at most.")] = None,
     seed: Seed = SEED,
+    networks: Networks = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
 ) -> None:
     """Train a model: on generated phantoms, with --data on real series too, or on labelled pictures alone."""
@@ -128,6 +135,7 @@ def train(
         minutes=minutes,
         variant=variant,
         seed=seed,
+        networks=networks,
     )
     try:
         typer.echo(run(entry, settings, resume=resume))
@@ -152,6 +160,7 @@ def cross_validate(
         int | None, typer.Option(min=1, help="Optimiser steps a part, if not the model's own number.")
     ] = None,
     seed: Seed = SEED,
+    networks: Networks = None,
     as_json: AsJson = False,
 ) -> None:
     """Train on all parts of labelled pictures but one and measure on that one, for each part.
@@ -162,7 +171,15 @@ def cross_validate(
     _need_torch()
     from triton_models.crossvalidate import cross_validate as run  # noqa: PLC0415 - torch only when needed
 
-    settings = TrainSettings(out=out, data=tuple(data), cache=cache, steps=steps, variant=variant, seed=seed)
+    settings = TrainSettings(
+        out=out,
+        data=tuple(data),
+        cache=cache,
+        steps=steps,
+        variant=variant,
+        seed=seed,
+        networks=networks,
+    )
     try:
         result = run(entry, settings, parts=folds)
     except (FileNotFoundError, ValueError) as error:

@@ -59,7 +59,7 @@ def _measured(folders: Sequence[Path]) -> Path:
 def _train(entry: ModelEntry, one: TrainSettings, whole: TrainSettings) -> None:
     """Train for one part; what doesn't depend on the part is trained once, in ``whole.out``/all."""
     if recipe_for(entry, one).sees_fold:
-        train(entry, one, resume=(one.out / CHECKPOINT).is_file())
+        train(entry, one, resume=any(one.out.rglob(CHECKPOINT)))
         return
     # its validation looks at pictures of all parts, but chooses nothing
     everything = replace(whole, out=whole.out / "all")

@@ -43,6 +43,7 @@ class ModelEntry:
     served: module and class under ``triton_models.served``, the graph around the network.
     recipe: module and class under ``triton_models.training.recipes``.
     classes: what each output channel of the network means, in order.
+    network_size: pixels a side of what the network sees.  asked_sizes: where several are asked and averaged.
     half_weights: large weights are stored in half precision and widened when the file is loaded.
     """
 
@@ -60,6 +61,7 @@ class ModelEntry:
     weights_licence: str
     version: str = "1"
     network_size: int = NETWORK_SIZE
+    asked_sizes: tuple[int, ...] = ()
     max_batch_size: int = MAX_BATCH_SIZE
     half_weights: bool = False
     baselines: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -26,15 +26,20 @@ class ServedSegmentation(Served):
         return logits
 
     def logits(self, hu: Tensor) -> Tensor:
-        """(n, rows, columns) int16 -> (n, channels, rows, columns)."""
+        """(n, rows, columns) int16 -> (n, channels, rows, columns): the mean over the sizes asked."""
         rows, columns = hu.shape[1], hu.shape[2]
         clipped = hu.to(torch.float32).clamp(float(HU_RANGE[0]), float(HU_RANGE[1])).unsqueeze(1)
-        answer = self.answer(self.resized(clipped))
-        return functional.interpolate(answer, size=(rows, columns), mode="bilinear")
+        first, *others = [
+            functional.interpolate(
+                self.answer(self.resized(clipped, size)), size=(rows, columns), mode="bilinear"
+            )
+            for size in self.sizes
+        ]
+        return sum(others, first) / len(self.sizes) if others else first
 
-    def resized(self, hu: Tensor) -> Tensor:
+    def resized(self, hu: Tensor, size: int) -> Tensor:
         """(n, 1, rows, columns) -> (n, 1, size, size). Half of 512 pixels is their mean in twos."""
-        return functional.interpolate(hu, size=(self.size, self.size), mode="bilinear")
+        return functional.interpolate(hu, size=(size, size), mode="bilinear")
 
 
 class ServedLungs(ServedSegmentation):
@@ -49,8 +54,8 @@ class ServedLesions(ServedSegmentation):
     the two (a tie is consolidation), else 0.  PROBABILITIES: round(255 p) of each. The network answers the
     slice and its mirror image; what counts is the mean."""
 
-    def resized(self, hu: Tensor) -> Tensor:
-        return shrunk(hu, self.size)  # pictures have any size: none of their pixels is skipped
+    def resized(self, hu: Tensor, size: int) -> Tensor:
+        return shrunk(hu, size)  # pictures have any size: none of their pixels is skipped
 
     def answer(self, hu: Tensor) -> Tensor:
         logits: Tensor = self.network(torch.cat([hu, hu.flip(-1)]))

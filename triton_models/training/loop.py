@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from triton_models.architectures.build import build_network
 from triton_models.architectures.denormal import denormals_as_zeros
+from triton_models.architectures.several import MeanOfNetworks
 from triton_models.registry import ModelEntry
 from triton_models.training.curve import plot_history
 from triton_models.training.recipe import Random, Recipe, recipe_for
@@ -105,6 +106,7 @@ class _Run:
             "variant": self.recipe.settings.variant,
             "classes": list(self.recipe.classes),
             "network_size": self.recipe.entry.network_size,
+            "asked_sizes": list(self.recipe.entry.asked_sizes),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -144,6 +146,9 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
     settings.out.mkdir(parents=True, exist_ok=True)
     recipe = recipe_for(entry, settings)
     recipe.prepare()
+    networks = settings.networks or recipe.networks
+    if networks > 1:
+        return _train_several(entry, settings, networks, resume=resume)
     run = _Run.new(recipe)
     checkpoint = settings.out / CHECKPOINT
     if resume:
@@ -161,6 +166,24 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
                 plot_history(entry.title, recipe.curve, run.history, settings.out / "curve.png")
                 bar.set_postfix(run.history[-1])
     return checkpoint
+
+
+def _train_several(entry: ModelEntry, settings: TrainSettings, networks: int, *, resume: bool) -> Path:
+    """Train one after the other in ``settings.out``/network-0, 1, … and join them to one checkpoint.
+
+    resume: those that are finished are kept, one that was broken off goes on.
+    """
+    members = []
+    for number in range(networks):
+        out = settings.out / f"network-{number}"
+        one = replace(settings, out=out, seed=settings.seed + number, networks=1)
+        if not (resume and finished(out / CHECKPOINT)):
+            train(entry, one, resume=resume and (out / CHECKPOINT).is_file())
+        members.append(_read(out / CHECKPOINT, entry))
+    kept = ("model", "variant", "classes", "network_size", "asked_sizes", "finished")
+    joined = {name: members[0][name] for name in kept} | {"members": [one["average"] for one in members]}
+    torch.save(joined, settings.out / CHECKPOINT)
+    return settings.out / CHECKPOINT
 
 
 def settle_again(entry: ModelEntry, settings: TrainSettings, checkpoint: Path) -> Path:
@@ -204,8 +227,15 @@ def load_trained(entry: ModelEntry, checkpoint: Path) -> Trained:
     """Read a checkpoint. Raises FileNotFoundError, or ValueError for another model's."""
     state = _read(checkpoint, entry)
     classes = tuple(state["classes"])
-    entry = replace(entry, network_size=state.get("network_size", entry.network_size))
-    average = AveragedModel(build_network(entry, state["variant"], classes), use_buffers=True)
-    average.load_state_dict(state["average"])
-    network: nn.Module = average.module
+    entry = replace(
+        entry,
+        network_size=state.get("network_size", entry.network_size),
+        asked_sizes=tuple(state.get("asked_sizes", entry.asked_sizes)),
+    )
+    networks = []
+    for average in state.get("members") or [state["average"]]:
+        averaged = AveragedModel(build_network(entry, state["variant"], classes), use_buffers=True)
+        averaged.load_state_dict(average)
+        networks.append(averaged.module)
+    network = networks[0] if len(networks) == 1 else MeanOfNetworks(networks)
     return Trained(entry, network.eval(), state["variant"], classes)

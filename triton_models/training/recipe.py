@@ -26,7 +26,8 @@ class Recipe(ABC, Generic[Batch]):
     """Supervised training with one optimiser; what needs more (a GAN) overrides ``optimisers`` and ``step``.
 
     steps, learning_rate, weight_decay, average_decay (of the moving average that is validated and exported),
-    validate_every (steps): defaults that a recipe changes.
+    validate_every (steps), networks (that are trained one after the other and averaged): defaults that a
+    recipe changes.
     """
 
     steps: int = 1500
@@ -35,6 +36,7 @@ class Recipe(ABC, Generic[Batch]):
     average_decay: float = 0.99
     validate_every: int = 100
     gradient_norm: float = 5.0
+    networks: int = 1
     #: whether the steps depend on the part that is left out; if not, cross-validation repeats ``settle`` only
     sees_fold: ClassVar[bool] = True
     #: what of the validation's figures the curve shows, and its axis

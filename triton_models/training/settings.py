@@ -21,6 +21,7 @@ class TrainSettings:
     minutes: stop the run after that long even if steps are left; the schedule then spans the time.
     variant: the model itself or one of its baselines.
     bf16: bfloat16 autocast, fast on CPUs that have it.
+    networks: train so many, from other seeds, whose answers are averaged; None for the recipe's own number.
     fold: of labelled pictures, train on all but this part and validate on it.
     """
 
@@ -32,4 +33,5 @@ class TrainSettings:
     variant: str = MAIN
     seed: int = SEED
     bf16: bool = True
+    networks: int | None = None
     fold: Fold | None = None

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from triton_models.cli import app
 from triton_models.data.folds import inside
 from triton_models.evaluation.predictor import predictor_for
+from triton_models.export import export_onnx
 from triton_models.registry import MODELS
+from triton_models.training.loop import load_trained, train
 from triton_models.training.recipes.lesions import LesionsRecipe
 from triton_models.training.settings import TrainSettings
 
@@ -49,6 +52,28 @@ def test_every_picture_is_measured_once(pictures: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in written} == written, "finished parts aren't done again"
 
 
+def test_networks_from_other_seeds_answer_together(pictures: Path, tmp_path: Path) -> None:
+    """What was broken off between two networks goes on there, and the mean of both is what is measured."""
+    entry = MODELS["lesions"]
+    settings = TrainSettings(out=tmp_path / "run", data=(pictures,), steps=1, bf16=False)
+    checkpoint = train(entry, settings)
+    assert {path.parent.name for path in settings.out.rglob("checkpoint.pt")} == {
+        *("run", "network-0", "network-1"),
+    }
+    first = (settings.out / "network-0" / "checkpoint.pt").stat().st_mtime_ns
+    (settings.out / "network-1" / "checkpoint.pt").unlink()
+    assert train(entry, settings, resume=True) == checkpoint
+    assert (settings.out / "network-0" / "checkpoint.pt").stat().st_mtime_ns == first
+    together = load_trained(entry, checkpoint)
+    alone = [load_trained(entry, settings.out / f"network-{n}" / "checkpoint.pt").network for n in (0, 1)]
+    hu = torch.rand(1, 1, 192, 192) * 1000 - 1000
+    with torch.inference_mode():
+        one, other = (network(hu) for network in alone)
+        torch.testing.assert_close(together.network(hu), (one + other) / 2)
+    assert not torch.equal(one, other)
+    assert together.entry.asked_sizes == (160, 192, 224)
+
+
 def test_a_part_is_left_out_of_training(pictures: Path, tmp_path: Path) -> None:
     settings = TrainSettings(out=tmp_path / "run", data=(pictures,), fold=(1, 5))
     recipe = LesionsRecipe(MODELS["lesions"], settings)
@@ -69,9 +94,6 @@ def test_pictures_are_of_lesions_only(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_and_its_export_answer_alike(pictures: Path, tmp_path: Path) -> None:
-    from triton_models.export import export_onnx
-    from triton_models.training.loop import load_trained, train
-
     entry = MODELS["lesions"]
     checkpoint = train(entry, TrainSettings(out=tmp_path / "run", data=(pictures,), steps=1, bf16=False))
     trained = load_trained(entry, checkpoint)

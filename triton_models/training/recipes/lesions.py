@@ -31,6 +31,9 @@ CROP = 192  # pixels a side of the window that is learned from: half of the work
 #: pixels a side that pictures are kept with, about their own, and that the network sees of them: they show
 #: the lungs and little else, so that its pixels are then as large as those of a whole slice
 PICTURE_SIZE, PICTURE_NETWORK_SIZE = 320, 192
+#: pictures are of any scale, so that answers at several sizes are averaged; and those of several networks,
+#: since there are few pictures to learn from
+PICTURE_ASKED_SIZES, PICTURE_NETWORKS = (160, 192, 224), 2
 BATCH_SIZE = 4  # more and smaller steps do better than fewer and larger ones
 AUXILIARY_WEIGHT, LUNGS_WEIGHT = 0.25, 0.5
 DICE_SMOOTHING = 50.0  # pixels
@@ -117,7 +120,8 @@ class LesionsRecipe(SegmentationRecipe):
         if not any(is_labelled_2d(folder) for folder in self.settings.data):
             super().prepare()
             return
-        self.entry = replace(self.entry, network_size=PICTURE_NETWORK_SIZE)
+        self.entry = replace(self.entry, network_size=PICTURE_NETWORK_SIZE, asked_sizes=PICTURE_ASKED_SIZES)
+        self.networks = PICTURE_NETWORKS
         slices, names = picture_slices(self.settings.data, PICTURE_SIZE)
         held_out = inside(names, self.settings.fold or validation_fold(names))
         self._mixture = Mixture(self.entry, (subset(slices, ~held_out),), (1.0,))
