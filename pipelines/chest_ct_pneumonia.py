@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import lesions, lungs
 from pipelines.findings_summary import summarise
@@ -18,7 +17,7 @@ from pipelines.pipeline import Pipeline, Stages
 from pipelines.regions import PROBABILITY_METHOD, find_regions
 from pipelines.results import build_result_set
 from pipelines.triton import Inference, ServedModel
-from pipelines.volume import Findings, Lung, Volume
+from pipelines.volume import Findings, Volume
 
 
 def analyse(
@@ -41,15 +40,11 @@ def analyse(
             regions=found.regions,
             noisy_or=by_type,
             case_type=case_type(by_type),
-            lung_volume_ml=_volume_by_lung(lung_labels, volume),
-            lesion_volume_ml=_volume_by_lung(np.where(maps.labels > 0, lung_labels, 0), volume),
+            lung_volume_ml=volume.by_lung_ml(lung_labels),
+            lesion_volume_ml=volume.by_lung_ml(np.where(maps.labels > 0, lung_labels, 0)),
             probability_method=PROBABILITY_METHOD,
             notes=found.notes,
         )
-
-
-def _volume_by_lung(labels: NDArray[np.uint8], volume: Volume) -> dict[Lung, float]:
-    return {lung: float(np.count_nonzero(labels == lung)) * volume.voxel_volume_ml for lung in Lung}
 
 
 PIPELINE = Pipeline(

@@ -14,7 +14,12 @@ from pipelines.errors import PipelineError
 from pipelines.pipeline import Pipeline
 
 #: name -> the module that has it as ``PIPELINE``
-PIPELINES: Mapping[str, str] = MappingProxyType({"chest_ct_pneumonia": "pipelines.chest_ct_pneumonia"})
+PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "chest_ct_pneumonia": "pipelines.chest_ct_pneumonia",
+        "chest_ct_triage": "pipelines.chest_ct_triage",
+    }
+)
 
 
 def find_pipeline(name: str) -> Pipeline[Any]:

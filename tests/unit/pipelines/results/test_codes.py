@@ -8,12 +8,15 @@ from pydicom.sr.coding import Code
 from pipelines.results import codes
 
 #: not in pydicom's dictionary; where they were looked up is said in codes.py
-_ELSEWHERE = {"CONSOLIDATION", "PIXELS", "ENGLISH_US", "QUALITATIVE_EVALUATIONS"}
+_ELSEWHERE = {
+    *("CONSOLIDATION", "PIXELS", "ENGLISH_US", "QUALITATIVE_EVALUATIONS"),
+    *("BACTERIAL_PNEUMONIA", "VIRAL_PNEUMONIA"),
+}
 
 
 def all_codes() -> dict[str, Code]:
     found = {name: value for name, value in vars(codes).items() if isinstance(value, Code)}
-    for name in ("REGION_TYPE_PROBABILITY", "CASE_TYPE_PROBABILITY"):
+    for name in ("REGION_TYPE_PROBABILITY", "CASE_TYPE_PROBABILITY", "CLASS_PROBABILITY", "PREDICTED_CLASS"):
         found.update({f"{name}/{key}": value for key, value in vars(codes)[name].items()})
     return found
 
