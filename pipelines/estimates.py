@@ -86,8 +86,10 @@ def conclusion(estimates: Estimates) -> str:
     parts = []
     for one in estimates.by_model:
         listed = ", ".join(f"{name} {p:.3f} ({one.votes[name]})" for name, p in one.case.items())
-        worth = " (random weights: means nothing)" if one.model.is_random else ""
-        parts.append(f"{one.model.name}{worth}: {one.predicted}; {listed}.")
+        if one.model.is_random:
+            parts.append(f"{one.model.name} has random weights, its estimates mean nothing: {listed}.")
+        else:
+            parts.append(f"{one.model.name}: {one.predicted}; {listed}.")
     slices = "1 key slice" if count == 1 else f"{count} key slices"
     return f"{' '.join(parts)} Means over {slices}; in brackets, how many of them have most of the class."
 

@@ -52,21 +52,18 @@ def triage_picture(volume: Volume, estimates: Estimates, context: ResultContext)
 def _case(page: Page, estimate: Estimate, *, main: bool) -> None:
     """A model's predicted class in words; for each class a bar, and how many slices are most likely of it."""
     slices = len(estimate.by_slice)
-    heading = 88 if main else 66
+    heading = 88 if main else 80
     height = heading + 22 + 74 * len(estimate.classes) + 8
     page.panel(MARGIN, INNER, height)
     words, color = CLASSES[estimate.predicted]
-    if estimate.model.is_random:
-        color = palette.MUTED
+    if estimate.model.is_random:  # never a class in large letters that nothing was learned of
+        words, color = "Means nothing: random weights", palette.WARNING
     page.draw.rounded_rectangle([MARGIN, page.y, MARGIN + 10, page.y + height], 5, fill=color)
     left, right, top = MARGIN + 28, WIDTH - MARGIN - 28, page.y + 22
-    page.text(left, top, words, 52 if main else 38, fill=color, width=INNER - 400)
-    page.text(right, top, estimate.model.name, 26, fill=palette.TEXT, anchor="ra", width=340)
     meaning = f"mean of {slices} key slices" if slices != 1 else "1 key slice"
-    if estimate.model.is_random:
-        page.text(right, top + 34, "random weights: means nothing", 24, fill=palette.WARNING, anchor="ra")
-    else:
-        page.text(right, top + 34, meaning, 24, fill=palette.MUTED, anchor="ra")
+    page.text(left, top, words, 52 if main else 38, fill=color, width=INNER - 400)
+    page.text(right, top, estimate.model.name, 26, anchor="ra", width=340)
+    page.text(right, top + 34, meaning, 24, fill=palette.MUTED, anchor="ra")
     votes = estimate.votes
     y = page.y + 22 + heading
     for name, p in estimate.case.items():
@@ -94,8 +91,8 @@ def _key_slices(page: Page, volume: Volume, estimates: Estimates) -> None:
     page.heading("Key slices, head first, as the classifiers saw them, each with its own estimates")
     pictures = _pictures(volume, estimates)
     tallest = max(picture.height for picture in pictures)
-    lines = len(estimates.by_model)
-    step = tallest + 12 + 50 * lines + _TILE_GAP
+    shown = [estimate for estimate in estimates.by_model if not estimate.model.is_random]
+    step = tallest + 12 + 50 * len(shown) + _TILE_GAP
     rows = list(enumerate(estimates.key_slices))[::-1]
     for place, (row, key) in enumerate(rows):
         x = MARGIN + (place % _ACROSS) * (_TILE + _TILE_GAP)
@@ -103,7 +100,7 @@ def _key_slices(page: Page, volume: Volume, estimates: Estimates) -> None:
         picture = pictures[row]
         page.image.paste(picture, (x + (_TILE - picture.width) // 2, y + (tallest - picture.height) // 2))
         _letters(page, (x, y, x + _TILE, y + tallest), _caption(volume, key))
-        for number, estimate in enumerate(estimates.by_model):
+        for number, estimate in enumerate(shown):
             _slice_estimate(page, x, y + tallest + 8 + 50 * number, estimate, row)
     page.y += step * ((len(rows) - 1) // _ACROSS + 1) + GAP - _TILE_GAP
 
@@ -159,14 +156,12 @@ def _slice_estimate(page: Page, x: float, y: float, estimate: Estimate, row: int
     """The class with the largest probability in words, and all of them as one bar."""
     values = estimate.by_slice[row]
     best = int(values.argmax())
-    random = estimate.model.is_random
     words, color = estimate.classes[best], CLASSES[estimate.classes[best]][1]
-    page.text(x, y, words, 26, fill=palette.MUTED if random else color, width=_TILE * 0.6)
+    page.text(x, y, words, 26, fill=color, width=_TILE * 0.6)
     page.text(x + _TILE, y, _probability(float(values[best])), 26, anchor="ra")
     left = x
     for name, p in zip(estimate.classes, values, strict=True):
         right = left + _TILE * float(p)
-        fill = palette.LINE if random else CLASSES[name][1]
         if right - left >= 1:
-            page.draw.rectangle((left, y + 34, right - 1, y + 41), fill=fill)
+            page.draw.rectangle((left, y + 34, right - 1, y + 41), fill=CLASSES[name][1])
         left = right

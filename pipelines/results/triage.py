@@ -48,6 +48,7 @@ def build_triage_report(
             *(
                 code_item(codes.PREDICTED_CLASS[one.model.name], codes.SLICE_CLASS[one.predicted])
                 for one in estimates.by_model
+                if not one.model.is_random
             ),
             text_item(codes.CONCLUSION, conclusion(estimates)),
             *(text_item(codes.COMMENT, note) for note in estimates.notes),
