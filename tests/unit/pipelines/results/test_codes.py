@@ -5,7 +5,9 @@ from __future__ import annotations
 from pydicom.sr import _concepts_dict
 from pydicom.sr.coding import Code
 
+from pipelines.classify import FUSION_SPEC, SPEC
 from pipelines.results import codes
+from pipelines.triage_picture import CLASSES
 
 #: not in pydicom's dictionary; where they were looked up is said in codes.py
 _ELSEWHERE = {
@@ -42,6 +44,13 @@ def test_codes_fit_their_value_representations() -> None:
 def test_private_codes_are_unique() -> None:
     private = [c.value for c in all_codes().values() if c.scheme_designator == codes.PRIVATE_DESIGNATOR]
     assert len(set(private)) == len(private)
+
+
+def test_every_class_of_a_slice_classifier_has_its_codes() -> None:
+    specs = (SPEC, FUSION_SPEC)
+    assert [name for spec in specs for name in spec.classes] == list(codes.SLICE_CLASS)
+    assert list(codes.SLICE_CLASS) == list(codes.CLASS_PROBABILITY) == list(CLASSES)
+    assert [spec.name for spec in specs] == list(codes.PREDICTED_CLASS)
 
 
 def test_a_concept_is_always_a_new_item() -> None:
