@@ -13,12 +13,13 @@ from typing import Any
 from pipelines.errors import PipelineError
 from pipelines.pipeline import Pipeline
 
-#: name -> module:attribute
+#: name -> the module that has it as ``PIPELINE``, or module:attribute
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
-        "chest_ct_pneumonia": "pipelines.chest_ct_pneumonia:PIPELINE",
+        "chest_ct_pneumonia": "pipelines.chest_ct_pneumonia",
         "chest_ct_pneumonia_slice_boxes": "pipelines.chest_ct_pneumonia:SLICE_BOXES_PIPELINE",
         "chest_ct_pneumonia_components": "pipelines.chest_ct_pneumonia:COMPONENTS_PIPELINE",
+        "chest_ct_triage": "pipelines.chest_ct_triage",
     }
 )
 
@@ -30,6 +31,6 @@ def find_pipeline(name: str) -> Pipeline[Any]:
             f"pipeline {name!r} isn't known; known are {', '.join(sorted(PIPELINES))}",
             code="unknown_pipeline",
         )
-    module, attribute = PIPELINES[name].split(":")
-    pipeline: Pipeline[Any] = getattr(import_module(module), attribute)
+    module, _, attribute = PIPELINES[name].partition(":")
+    pipeline: Pipeline[Any] = getattr(import_module(module), attribute or "PIPELINE")
     return pipeline

@@ -51,12 +51,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a stage expects to be served."""
+    """What a stage expects to be served.
+
+    classes: what a classifier's channels mean, in order; compared where the served configuration says it.
+    """
 
     name: str
     version: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,12 @@ class InferenceClient:
             served = {t.name: t for t in _tensors(metadata.get(side, []), batched=max_batch_size > 0)}
             _compare(spec, side, expected, served, self.url)
         parameters = {k: v.get("string_value", "") for k, v in config.get("parameters", {}).items()}
+        classes = parameters.get("classes", "")
+        if spec.classes and classes and classes != ", ".join(spec.classes):
+            raise ModelMismatch(
+                f"model {spec.name} version {spec.version} at {self.url}: the pipeline expects classes "
+                f"{', '.join(spec.classes)}; served are {classes}"
+            )
         identity = ModelIdentity(
             spec.name,
             spec.version,

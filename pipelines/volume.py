@@ -81,6 +81,10 @@ class Volume:
     def series_instance_uid(self) -> str:
         return str(self.sources[0].SeriesInstanceUID)
 
+    def by_lung_ml(self, labels: NDArray[np.uint8]) -> dict[Lung, float]:
+        """Millilitres of each ``Lung`` in labels (slices, rows, columns) on this grid."""
+        return {lung: float(np.count_nonzero(labels == lung)) * self.voxel_volume_ml for lung in Lung}
+
     def to_patient(self, index: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map (n, 3) voxel indices (slice, row, column) to (n, 3) LPS mm."""
         mapped: NDArray[np.float64] = index @ self.affine[:3, :3].T + self.affine[:3, 3]

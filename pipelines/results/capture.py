@@ -29,6 +29,7 @@ _DERIVATION = {
         (codes.PIXEL_BY_PIXEL_SUBTRACTION,),
     ),
     "montage": ("Slices with AI findings drawn on them", (codes.MULTIPLANAR_REFORMATTING,)),
+    "triage_picture": ("AI class estimates, key slices with their own", (codes.MULTIPLANAR_REFORMATTING,)),
 }
 FRAME_TIME_MS = 125.0
 
@@ -37,7 +38,7 @@ def build_capture(images: NDArray[np.uint8], volume: Volume, context: ResultCont
     """Wrap pictures in DICOM.
 
     images: uint8 RGB, (rows, columns, 3) for one image or (frames, rows, columns, 3) for a loop.
-    role: ``picture``, ``rotation``, ``montage`` or ``inpainted``; it names series, UID and derivation.
+    role: a key of _DERIVATION; it names series, UID and derivation.
     Raises ValueError for another shape or type.
     """
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:

@@ -95,8 +95,41 @@ PATCH_PROBABILITY: Mapping[str, tuple[Code, ...]] = {
 }
 VOTE = _private("vote", "Vote of three patches")
 
+# Slice classifiers (chest_ct_triage)
+MEAN = _code("373098007", "SCT", "Mean")  # CID 7464; pydicom
+POSITIVE = _code("10828004", "SCT", "Positive")  # CID 250; pydicom
+NEGATIVE = _code("260385009", "SCT", "Negative")  # CID 250; pydicom
+# SNOMED CT disorders; not in PS3.16's context groups
+BACTERIAL_PNEUMONIA = _code("53084003", "SCT", "Bacterial pneumonia")
+VIRAL_PNEUMONIA = _code("75570004", "SCT", "Viral pneumonia")
+LOOKS_NORMAL = _private("class-normal", "Normal, by the mean of the key slices")
+#: class of a slice classifier -> code
+SLICE_CLASS: Mapping[str, Code] = {
+    "normal": LOOKS_NORMAL,
+    "bacterial": BACTERIAL_PNEUMONIA,
+    "viral": VIRAL_PNEUMONIA,
+    "negative": NEGATIVE,
+    "positive": POSITIVE,
+}
+CLASS_PROBABILITY: Mapping[str, Code] = {
+    "normal": _private("p-normal", "Probability of a normal lung"),
+    "bacterial": _private("p-bacterial", "Probability of bacterial pneumonia"),
+    "viral": _private("p-viral", "Probability of viral pneumonia"),
+    "negative": _private("p-negative", "Probability of no COVID-19 pneumonia"),
+    "positive": _private("p-positive", "Probability of COVID-19 pneumonia"),
+}
+#: model -> what its predicted class answers
+PREDICTED_CLASS: Mapping[str, Code] = {
+    "pneumonia_class": _private("class", "Predicted class: normal, bacterial or viral pneumonia"),
+    "fusion": _private("covid-class", "Predicted class: COVID-19 pneumonia"),
+}
+NUMBER_OF_KEY_SLICES = _private("key-slices", "Number of key slices")
+LUNG_AREA = _private("lung-area", "Area of lung on the slice")
+COMMENT = _code("121106", "DCM", "Comment")  # pydicom
+
 # Units (UCUM, CID 7181 and CID 7461)
 CUBIC_CENTIMETRE = _code("cm3", "UCUM", "Cubic centimeter")  # pydicom
+SQUARE_CENTIMETRE = _code("cm2", "UCUM", "Square centimeter")  # pydicom
 HOUNSFIELD = _code("[hnsf'U]", "UCUM", "Hounsfield unit")  # pydicom
 PERCENT = _code("%", "UCUM", "Percent")  # pydicom
 NO_UNITS = _code("1", "UCUM", "no units")  # pydicom

@@ -172,12 +172,17 @@ def _predecessors(volume: Volume, context: ResultContext) -> list[Dataset]:
     return items
 
 
-def algorithm(model: ModelIdentity) -> hd.sr.AlgorithmIdentification:
-    """TID 4019 for a model: name, version, and the hash of the file that was served."""
+def algorithm(model: ModelIdentity, *parameters: str) -> hd.sr.AlgorithmIdentification:
+    """TID 4019 for a model: name, version, the hash of the file that was served, and how it was used."""
     return hd.sr.AlgorithmIdentification(
         name=model.name,
         version=model.version,
-        parameters=[f"sha256={model.sha256}", *([model.description] if model.description else [])],
+        parameters=[
+            f"sha256={model.sha256}",
+            *([model.description] if model.description else []),
+            *([f"weights: {model.weights}"] if model.weights else []),
+            *parameters,
+        ],
         family=codes.ARTIFICIAL_INTELLIGENCE,
     )
 

@@ -50,6 +50,8 @@ SERIES_TYPES: Mapping[str, SeriesType] = {
         SeriesType("rotation", "OT", 9904, "AI 3D rotation"),
         SeriesType("montage", "OT", 9905, "AI montage (3D rendering unavailable)"),
         SeriesType("inpainted", "OT", 9906, "AI key slices as if without lesions"),
+        SeriesType("triage_picture", "OT", 9911, "AI triage picture"),
+        SeriesType("triage_report", "SR", 9912, "AI triage report"),
     )
 }
 

@@ -11,7 +11,9 @@ from pipelines import results
 from pipelines.errors import RenderingUnavailable
 from pipelines.render import check_rendering, render_rotation
 from pipelines.results import build_result_set, write_result_set
+from pipelines.results.triage import build_triage_results
 from pipelines.results.validation import Validation, _find, _jars, validate
+from tests.unit.pipelines.estimates import FUSION, estimates_of
 from tests.unit.pipelines.results.synthetic import chest, context
 
 pytestmark = pytest.mark.integration
@@ -83,6 +85,17 @@ def test_the_3d_view_is_there_where_it_can_be(validated: dict[str, list[Validati
         assert "montage" in validated
     else:
         assert "rotation" in validated
+
+
+@pytest.mark.parametrize("case", [{"fusion": FUSION}, {"enhanced": True, "orientation": "oblique"}])
+def test_triage_passes_without_unknown_warnings(case: dict[str, object], tmp_path: Path) -> None:
+    volume, estimates = estimates_of(PatientName="Test^Anna", notes=("a note",), **case)  # type: ignore[arg-type]
+    models = (*context().models[:1], *(one.model for one in estimates.by_model))
+    made_by = context(pipeline="chest_ct_triage", models=models)
+    for entry in write_result_set(build_triage_results(volume, estimates, made_by), tmp_path):
+        for said in validate(entry.path):
+            assert said.ok, said
+            assert all(any(known in line for known in _EXPECTED_WARNINGS) for line in said.messages), said
 
 
 def test_dicom_of_others_passes_too() -> None:

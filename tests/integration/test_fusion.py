@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydicom import dcmread
 from tritonclient.grpc import InferenceServerClient, InferInput
 from typer.testing import CliRunner
 
-from node.triton_server import EmbeddedTriton
+from node.triton_server import DEFAULT_REPOSITORY, EmbeddedTriton
+from tests.integration.triaging import check_means, triage_twice
 from triton_models.architectures.lung_pooled import SmallFusion
 from triton_models.cli import app
 from triton_models.fusion import SEEDED
@@ -31,21 +34,46 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_ensemble_answers_as_the_network(repository: Path) -> None:
+@pytest.fixture(scope="module")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
+    """A Triton with the ensemble and the models that triage needs beside it."""
+    folder = tmp_path_factory.mktemp("served")
+    shipped = [DEFAULT_REPOSITORY / name for name in ("lungs", "pneumonia_class")]
+    for model in (*repository.iterdir(), *shipped):
+        (folder / model.name).symlink_to(model)
+    with EmbeddedTriton(folder) as running:
+        yield running
+
+
+def test_the_ensemble_answers_as_the_network(server: EmbeddedTriton) -> None:
     entry = MODELS["fusion"]
     torch.manual_seed(SEED)
     network = SmallFusion(len(entry.classes), entry.network_size).eval()
     hu = np.random.default_rng(0).integers(-1050, 250, (2, 180, 210)).astype(np.int16)
     with torch.inference_mode():
         expected = build_served(entry, network).eval()(torch.from_numpy(hu)).numpy()
-    with EmbeddedTriton(repository) as server:
-        client = InferenceServerClient(server.url)
-        tensor = InferInput("HU", hu.shape, "INT16")
-        tensor.set_data_from_numpy(hu)
-        answer = client.infer("fusion", [tensor]).as_numpy("PROBABILITIES")
-        client.close()
+    client = InferenceServerClient(server.url)
+    tensor = InferInput("HU", hu.shape, "INT16")
+    tensor.set_data_from_numpy(hu)
+    answer = client.infer("fusion", [tensor]).as_numpy("PROBABILITIES")
+    client.close()
     assert np.allclose(answer, expected, atol=1e-4)
     assert np.allclose(answer.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_triage_uses_it_and_says_that_its_weights_are_random(server: EmbeddedTriton, tmp_path: Path) -> None:
+    summary = triage_twice(server.url, tmp_path)
+    check_means(summary)
+    assert set(summary["estimates"]) == set(summary["models"]) - {"lungs"} == {"pneumonia_class", "fusion"}
+    (note,) = summary["notes"]
+    assert note == f"The weights of model fusion are random ({SEEDED}): its estimates mean nothing."
+    report = dcmread(tmp_path / "second" / "triage_report.dcm")
+    texts = [element.value for element in report.iterall() if element.keyword == "TextValue"]
+    assert note in texts and f"weights: {SEEDED}" in texts
+    sha256 = summary["models"]["fusion"]["sha256"]
+    assert f"Model, sha256 {sha256}" in [
+        item.ContributionDescription for item in report.ContributingEquipmentSequence
+    ]
 
 
 def test_every_folder_says_that_its_weights_are_random(repository: Path) -> None:

@@ -15,8 +15,8 @@ from node.config import TritonConfig
 from node.metrics import Metrics
 from node.triton_server import DEFAULT_REPOSITORY, SHARED_MEMORY, EmbeddedTriton
 from node.triton_watch import TritonWatch
-from pipelines import lesions, lungs
-from pipelines.errors import InferenceFailed, InferenceUnavailable, ModelMismatch
+from pipelines import classify, lesions, lungs
+from pipelines.errors import InferenceFailed, InferenceUnavailable, ModelMismatch, ModelNotServed
 from pipelines.triton import InferenceClient, ModelSpec, TensorSpec
 from tests.integration.receiving import wait_for
 
@@ -51,6 +51,8 @@ output [
   { name: "N" data_type: TYPE_INT32 dims: [ 1 ] }
 ]
 parameters { key: "sha256" value { string_value: "abc" } }
+parameters { key: "weights" value { string_value: "seeded 1" } }
+parameters { key: "classes" value { string_value: "no, yes" } }
 """
 X, TWICE, N = (
     TensorSpec("X", "INT16", (-1,)),
@@ -114,10 +116,12 @@ def test_only_the_outputs_that_are_wanted_come_back(client: InferenceClient) -> 
 def test_who_is_served(client: InferenceClient) -> None:
     model = client.check(SPEC)
     assert (model.identity.name, model.identity.version, model.identity.sha256) == ("double", "1", "abc")
+    assert model.identity.is_random
     assert model.max_batch_size == 4
+    assert client.check(replace(SPEC, classes=("no", "yes"))).spec.classes == ("no", "yes")
 
 
-@pytest.mark.parametrize("spec", [lungs.SPEC, lesions.SPEC], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [lungs.SPEC, lesions.SPEC, classify.SPEC], ids=lambda spec: spec.name)
 def test_the_shipped_models_keep_the_pipelines_contract(triton: EmbeddedTriton, spec: ModelSpec) -> None:
     with InferenceClient(triton.url, timeout_seconds=30.0) as client:
         model = client.check(spec)
@@ -139,6 +143,7 @@ def test_the_shipped_models_keep_the_pipelines_contract(triton: EmbeddedTriton, 
             "served are TWICE INT16[-1], N INT32[1]",
         ),
         ({"inputs": ()}, "the pipeline sends nothing", "also needs X INT16[-1]"),
+        ({"classes": ("yes", "no")}, "expects classes yes, no", "served are no, yes"),
     ],
 )
 def test_a_difference_from_the_contract_names_both_sides(
@@ -150,6 +155,7 @@ def test_a_difference_from_the_contract_names_both_sides(
     assert served in str(raised.value)
     assert client.url in str(raised.value)
     assert not raised.value.retryable
+    assert isinstance(raised.value, ModelNotServed) == bool({"version", "name"} & set(changes))
 
 
 def test_what_the_model_refuses_is_not_tried_again(client: InferenceClient) -> None:

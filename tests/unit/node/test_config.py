@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from node.app import routes_of
 from node.config import (
     ClientTls,
     CommitmentConfig,
@@ -145,6 +146,15 @@ def test_it_loads_with_and_without_the_optional_parts() -> None:
 
 def test_the_shipped_route_is_the_examples() -> None:
     assert default_routes(["pacs"]) == load_config(EXAMPLE).routes
+
+
+def test_the_second_route_of_the_example_works() -> None:
+    before, route = TEXT.split("  #- name: chest_ct_triage")
+    text = before + "  - name: chest_ct_triage" + route.replace("\n  #", "\n  ")
+    config = parse_config(yaml.safe_load(text), source="both", base=Path("/srv"))
+    assert len(routes_of(config)) == 2
+    assert [r.pipeline for r in config.routes] == ["chest_ct_pneumonia", "chest_ct_triage"]
+    assert config.routes[0].when == config.routes[1].when
 
 
 def test_every_fact_and_operator_is_explained() -> None:
