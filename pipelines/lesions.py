@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.geometry import AxialView
+from pipelines.masks import bounding_box
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Volume
 
@@ -46,14 +47,13 @@ def segment_lesions(
 ) -> LesionMaps:
     """Segment ground glass and consolidation where ``within`` (uint8, the volume's grid) isn't 0."""
     view = AxialView.of(volume.affine)
-    axial_within = view.apply(within)
-    slices = np.flatnonzero(axial_within.any(axis=(1, 2)))
-    labels = np.zeros(axial_within.shape, np.uint8)
-    probabilities = np.zeros((2, *axial_within.shape), np.uint8)
-    if slices.size:
-        answer = inference.run(model, {"HU": view.apply(volume.hu)[slices]}, progress=progress)
-        inside = axial_within[slices] > 0
-        labels[slices] = answer["LABELS"] * inside
-        for channel in range(2):
-            probabilities[channel, slices] = answer["PROBABILITIES"][:, channel] * inside
-    return LesionMaps(view.restore(labels), np.stack([view.restore(channel) for channel in probabilities]))
+    maps = LesionMaps(np.zeros(within.shape, np.uint8), np.zeros((2, *within.shape), np.uint8))
+    slices = bounding_box(view.view(within))[0]
+    if slices.stop:
+        answer = inference.run(model, {"HU": view.view(volume.hu)[slices]}, progress=progress)
+        inside = view.view(within)[slices] > 0
+        np.multiply(answer["LABELS"], inside, out=view.view(maps.labels)[slices])
+        for channel, probabilities in enumerate(maps.probabilities):
+            axial = view.view(probabilities)
+            np.multiply(answer["PROBABILITIES"][:, channel], inside, out=axial[slices])
+    return maps

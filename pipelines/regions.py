@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from pipelines.geometry import AxialView
 from pipelines.lesions import LesionMaps
+from pipelines.masks import Box, bounding_box
 from pipelines.volume import FINDING_TYPES, Lung, Region, Volume
 
 #: a component smaller than this is left out of the Noisy-OR (and said so in the notes)
@@ -41,16 +42,19 @@ def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> 
 
     Ordered by descending volume; ties by position, so the numbering is reproducible.
     """
-    components, count = ndimage.label((maps.labels > 0) & (lungs > 0), np.ones((3, 3, 3)))
+    found = (maps.labels > 0) & (lungs > 0)
+    crop = bounding_box(found)
+    components, count = ndimage.label(found[crop], np.ones((3, 3, 3)))
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    boxes = ndimage.find_objects(components)
+    cropped_boxes = ndimage.find_objects(components)
+    boxes = [_moved(box, crop) for box in cropped_boxes]
     by_size = sorted(range(count), key=lambda i: (-int(sizes[i]), i))
     small = [i for i in by_size if sizes[i] * volume.voxel_volume_ml < MINIMUM_VOLUME_ML]
     labels = np.zeros(maps.labels.shape, np.uint16)
     regions: list[Region] = []
     unsure = domes = left_out = 0
     for i in by_size[: len(by_size) - len(small)]:
-        inside = components[boxes[i]] == i + 1
+        inside = components[cropped_boxes[i]] == i + 1
         probabilities = maps.probabilities[(slice(None), *boxes[i])][:, inside] / 255.0
         if _of_either_type(probabilities) < MINIMUM_PROBABILITY:
             unsure += 1
@@ -73,6 +77,12 @@ def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> 
         if n
     ]
     return FoundRegions(labels, tuple(regions), tuple(notes))
+
+
+def _moved(box: Box, crop: Box) -> Box:
+    """A box of the crop as one of the volume."""
+    sides = [slice(b.start + c.start, b.stop + c.start) for b, c in zip(box, crop, strict=True)]
+    return sides[0], sides[1], sides[2]
 
 
 @dataclass(frozen=True)
