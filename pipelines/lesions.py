@@ -52,7 +52,7 @@ def segment_lesions(
     if slices.stop:
         answer = inference.run(model, {"HU": view.view(volume.hu)[slices]}, progress=progress)
         inside = view.view(within)[slices] > 0
-        np.multiply(answer["LABELS"], inside, out=view.view(maps.labels)[slices])
+        np.multiply(answer.pop("LABELS"), inside, out=view.view(maps.labels)[slices])
         for channel, probabilities in enumerate(maps.probabilities):
             axial = view.view(probabilities)
             np.multiply(answer["PROBABILITIES"][:, channel], inside, out=axial[slices])

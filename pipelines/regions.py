@@ -42,9 +42,9 @@ def find_regions(volume: Volume, lungs: NDArray[np.uint8], maps: LesionMaps) -> 
 
     Ordered by descending volume; ties by position, so the numbering is reproducible.
     """
-    found = (maps.labels > 0) & (lungs > 0)
-    crop = bounding_box(found)
-    components, count = ndimage.label(found[crop], np.ones((3, 3, 3)))
+    crop = bounding_box(maps.labels)
+    found = (maps.labels[crop] > 0) & (lungs[crop] > 0)
+    components, count = ndimage.label(found, np.ones((3, 3, 3)))
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
     cropped_boxes = ndimage.find_objects(components)
     boxes = [_moved(box, crop) for box in cropped_boxes]

@@ -141,13 +141,15 @@ class Site:
         self.node, self.pacs = node, pacs
 
     def study(self, *folders: Path) -> tuple[float, dict[str, float]]:
-        """Send series, one after another; seconds from the last one's last C-STORE response until all results
-        are in the archive, and the seconds of the last one's stages."""
+        """Send series, one after another; seconds from the first one's last C-STORE response until all
+        results are in the archive, and the seconds of the last one's stages."""
         expected = self.pacs.count() + OBJECTS * len(folders)
+        responded = []
         for folder in folders:
             sent = storescu(self.node.port, folder)
             assert sent.returncode == 0, sent.stderr[-1000:]
-        started = time.perf_counter()
+            responded.append(time.perf_counter())
+        started = responded[0]
         while self.pacs.count() < expected:
             if time.perf_counter() - started > LONGEST_SECONDS:
                 raise SystemExit(f"no result after {LONGEST_SECONDS:.0f} s: {self.node.jobs()}")
@@ -175,7 +177,9 @@ def site(work: Path, *, workers: int = 1) -> Iterator[Site]:
     (work / "pacs").mkdir(parents=True)
     pacs = Pacs(orthanc_program(), work / "pacs")
     series = {"quiet_seconds": 30.0, "released_quiet_seconds": QUIET_SECONDS}
-    node = RunningNode(work / "node", triton_url=None, pacs_port=pacs.port, series=series, run={"workers": workers})
+    node = RunningNode(
+        work / "node", triton_url=None, pacs_port=pacs.port, series=series, run={"workers": workers}
+    )
     try:
         yield Site(node.start(), pacs)
     finally:
@@ -228,7 +232,10 @@ def measure_two(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
             for number in range(rounds + 1):
                 folders = [
                     make_series(
-                        volume, len(volume.hu), work / f"{workers}-{number}-{which}", name=f"{which} of {number}"
+                        volume,
+                        len(volume.hu),
+                        work / f"{workers}-{number}-{which}",
+                        name=f"{which} of {number}",
                     )
                     for which in ("first", "second")
                 ]
