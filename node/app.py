@@ -83,6 +83,7 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
 
     pool = WorkerPool(config.run.workers)
     stack.callback(pool.stop)
+    pool.start()
     deliverers = {
         name: make_deliverer(
             name, destination, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics

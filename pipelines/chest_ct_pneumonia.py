@@ -45,9 +45,11 @@ def analyse(
         lung_labels = lungs.segment_lungs(volume, inference, models["lungs"], progress=progress)
     with stages("lesions") as progress:
         within = lungs.closed_lungs(volume, lung_labels)
-        maps = lesions.segment_lesions(volume, within, inference, models["lesions"], progress=progress)
-        lung_labels = np.where(maps.labels > 0, within, lung_labels)  # lesions are part of the lungs
-    chest = Chest.of(volume, lung_labels, maps.labels)
+        lesion_labels = lesions.segment_lesions(
+            volume, within, inference, models["lesions"], progress=progress
+        )
+        lung_labels = np.where(lesion_labels > 0, within, lung_labels)  # lesions are part of the lungs
+    chest = Chest.of(volume, lung_labels, lesion_labels)
     with stages("candidates") as progress:
         candidates = find_candidates(source, chest, inference, models, progress=progress)
         drawn, left_out = draw(candidates, chest)
@@ -64,7 +66,7 @@ def analyse(
         )
     findings = Findings(
         lungs=lung_labels,
-        lesions=maps.labels,
+        lesions=lesion_labels,
         region_labels=found.labels,
         regions=found.regions,
         noisy_or=by_type,

@@ -206,9 +206,13 @@ class AxialView:
         )
         return cls(permutation, reversed_axes)
 
+    def view(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
+        """(slice, row, column) of the source -> (slice, row, column) of the axial view, the same memory."""
+        return np.flip(array.transpose(self.permutation), self.reversed_axes)
+
     def apply(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
-        """(slice, row, column) of the source -> contiguous (slice, row, column) of the axial view."""
-        return np.ascontiguousarray(np.flip(array.transpose(self.permutation), self.reversed_axes))
+        """The same, contiguous: a copy where the axes differ."""
+        return np.ascontiguousarray(self.view(array))
 
     def restore(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """The inverse of ``apply``."""

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from pipelines.errors import SeriesRefused
 from pipelines.geometry import AxialView
+from pipelines.masks import Box, bounding_box, grown
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Lung, Volume
 
@@ -75,7 +76,7 @@ def segment_lungs(
     Raises SeriesRefused (no_lungs_found) when less than MINIMUM_LUNG_ML is found.
     """
     view = AxialView.of(volume.affine)
-    mask = inference.run(model, {"HU": view.apply(volume.hu)}, progress=progress)["LUNGS"].astype(bool)
+    mask = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"] > 0
     spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
     labels = split_lungs(mask, spacing)  # type: ignore[arg-type]
     found_ml = float(np.count_nonzero(labels)) * volume.voxel_volume_ml
@@ -100,21 +101,43 @@ def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
     labels = view.apply(lungs)
     spacing = [volume.spacing_mm[axis] for axis in view.permutation]
     stride = tuple(max(1, round(WORKING_MM / mm)) for mm in spacing[1:])
-    sampling = tuple(mm * n for mm, n in zip(spacing[1:], stride, strict=True))
-    margin = tuple(int(CLOSING_MM / mm) + 2 for mm in sampling)
-    closed = np.zeros_like(labels)
-    for index in np.flatnonzero(labels.any(axis=(1, 2))):
-        for lung in Lung:
-            coarse = np.pad((labels[index] == lung)[:: stride[0], :: stride[1]], [(m, m) for m in margin])
-            if not coarse.any():
-                continue
-            grown = ndimage.distance_transform_edt(~coarse, sampling=sampling) <= CLOSING_MM
-            shrunk = ndimage.distance_transform_edt(grown, sampling=sampling) > CLOSING_MM
-            filled = ndimage.binary_fill_holes(shrunk)[margin[0] : -margin[0], margin[1] : -margin[1]]
-            fine = filled.repeat(stride[0], axis=0).repeat(stride[1], axis=1)
-            rows, columns = labels.shape[1:]
-            closed[index][fine[:rows, :columns] & (closed[index] == 0)] = lung
-    return view.restore(np.where(labels > 0, labels, closed))
+    coarse = labels[:, :: stride[0], :: stride[1]]
+    disc = _disc(tuple(mm * n for mm, n in zip(spacing[1:], stride, strict=True)))
+    closed = np.zeros_like(coarse)
+    for lung in reversed(Lung):  # where both close, the first stays
+        box = bounding_box(coarse == lung)
+        if box[0].stop:
+            closed[box][_closed(coarse[box] == lung, disc)] = lung
+    fine = closed.repeat(stride[0], axis=1)[:, : labels.shape[1]]
+    fine = fine.repeat(stride[1], axis=2)[:, :, : labels.shape[2]]
+    np.copyto(fine, labels, where=labels > 0)
+    return view.restore(fine)
+
+
+def _disc(spacing_mm: tuple[float, ...]) -> list[tuple[int, int]]:
+    """Steps (rows, columns) to the pixels of a disc of CLOSING_MM."""
+    reach = [int(CLOSING_MM / mm) for mm in spacing_mm]
+    steps = np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1].reshape(2, -1)
+    inside = np.linalg.norm(steps.T * spacing_mm, axis=1) <= CLOSING_MM
+    return [(int(row), int(column)) for row, column in steps.T[inside]]
+
+
+def _closed(mask: Mask, disc: list[tuple[int, int]]) -> Mask:
+    """Each slice closed by a disc, its holes filled. mask: (slices, rows, columns), cropped to what is set:
+    no closing goes beyond that. All slices take a step of the disc at once, which beats a distance
+    transform of each slice tenfold."""
+    rows, columns = mask.shape[1:]
+    down, across = (max(step[axis] for step in disc) for axis in range(2))
+    around = ((0, 0), (down, down), (across, across))
+    twice = np.pad(mask, [(n * 2, m * 2) for n, m in around])
+    grown = np.zeros((len(mask), rows + 2 * down, columns + 2 * across), bool)
+    for row, column in disc:
+        grown |= twice[:, down + row :, across + column :][:, : grown.shape[1], : grown.shape[2]]
+    shrunk = np.ones(mask.shape, bool)
+    for row, column in disc:
+        shrunk &= grown[:, down + row :, across + column :][:, :rows, :columns]
+    filled: Mask = ndimage.binary_fill_holes(shrunk, ndimage.generate_binary_structure(2, 1)[None])
+    return filled
 
 
 def split_lungs(mask: Mask, spacing_mm: tuple[float, float, float]) -> Labels:
@@ -131,14 +154,16 @@ def split_lungs(mask: Mask, spacing_mm: tuple[float, float, float]) -> Labels:
         return np.zeros(mask.shape, np.uint8)
     lungs: Mask = np.isin(components, kept)
     seeds = _seeds(components, sizes, kept, coarse)
+    box = grown(bounding_box(lungs), lungs.shape)
+    near_lungs = ndimage.binary_dilation(lungs[box], np.ones((3, 3, 3)))
     # every coarse voxel takes the label of its nearest seed, so that the fine mask finds one everywhere
     nearest = ndimage.distance_transform_edt(
-        seeds == 0, sampling=coarse.spacing_mm, return_distances=False, return_indices=True
+        seeds[box] == 0, sampling=coarse.spacing_mm, return_distances=False, return_indices=True
     )
-    assigned = seeds[tuple(nearest)]
-    near_lungs = ndimage.binary_dilation(lungs, np.ones((3, 3, 3)))
-    labels: Labels = coarse.fine(np.where(near_lungs, assigned, 0).astype(np.uint8))
-    labels[~mask] = 0
+    assigned = np.zeros_like(seeds)
+    assigned[box] = seeds[box][tuple(nearest)] * near_lungs
+    labels = coarse.fine(assigned)
+    labels *= mask
     return labels
 
 
@@ -163,8 +188,10 @@ def _seeds(
 
 def _pull_apart(lungs: Mask, spacing_mm: tuple[float, float, float]) -> list[Mask]:
     """Erode until two parts are left; lungs that touch do so along thin junction lines."""
-    depth = ndimage.distance_transform_edt(lungs, sampling=spacing_mm)
-    width = np.ptp(np.nonzero(lungs)[2])
+    tight = bounding_box(lungs)
+    box = grown(tight, lungs.shape)  # with the tissue next to them, which depth is measured from
+    depth = ndimage.distance_transform_edt(lungs[box], sampling=spacing_mm)
+    width = tight[2].stop - tight[2].start - 1
     for radius_mm in np.arange(2.0, float(depth.max()), 2.0):
         components, count = ndimage.label(depth > radius_mm)
         sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
@@ -172,8 +199,14 @@ def _pull_apart(lungs: Mask, spacing_mm: tuple[float, float, float]) -> list[Mas
         centres = [float(np.mean(np.nonzero(components == i)[2])) for i in large]
         # parts above or below each other are lobes of one lung
         if len(large) >= 2 and max(centres) - min(centres) > SIDE_BY_SIDE * width:
-            return [components == i for i in large]
+            return [_placed(components == i, box, lungs.shape) for i in large]
     return [lungs]
+
+
+def _placed(part: Mask, box: Box, shape: tuple[int, ...]) -> Mask:
+    whole = np.zeros(shape, bool)
+    whole[box] = part
+    return whole
 
 
 def _side_of_body(lung: Mask) -> Lung:

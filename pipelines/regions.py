@@ -17,6 +17,7 @@ from scipy import ndimage
 from pipelines.candidates import Candidate, Chest
 from pipelines.geometry import AxialView
 from pipelines.infection import vote
+from pipelines.masks import Box, bounding_box
 from pipelines.quantify import hu_percentiles
 from pipelines.volume import IRRELEVANT, LESION_TYPES, Lung, PatchVote, Region, Volume
 
@@ -39,7 +40,7 @@ class Drawn:
     """
 
     candidate: Candidate
-    box: tuple[slice, slice, slice]
+    box: Box
     inside: Mask
 
 
@@ -60,11 +61,13 @@ def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tu
     candidates: by descending rank. A voxel of lesion is the first candidate's whose box holds it; lesion that
     hangs together (26 neighbours) with a candidate's, and lies in no box, is the nearest box's.
     """
-    owner = _owners(candidates, chest)
+    crop = bounding_box(chest.lesions)
+    owner = _owners(candidates, chest, crop)
     drawn: list[Drawn] = []
     empty = domes = 0
-    for number, box in enumerate(ndimage.find_objects(owner, len(candidates))):
-        inside = owner[box] == number + 1 if box is not None else np.zeros(0, np.bool_)
+    for number, cropped in enumerate(ndimage.find_objects(owner, len(candidates))):
+        inside = owner[cropped] == number + 1 if cropped is not None else np.zeros(0, np.bool_)
+        box = _moved(cropped, crop) if cropped is not None else crop
         if np.count_nonzero(inside) * chest.voxel_ml < MINIMUM_VOLUME_ML:
             empty += 1
         elif _is_dome(chest, box, inside):
@@ -82,12 +85,13 @@ def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tu
     return drawn, tuple(notes)
 
 
-def _owners(candidates: Sequence[Candidate], chest: Chest) -> NDArray[np.int32]:
-    """1 + index of the candidate that each voxel of lesion belongs to, or 0: (slices, rows, columns)."""
-    lesion = (chest.lesions > 0) & (chest.lungs > 0)
-    owner = np.zeros(lesion.shape, np.int32)
+def _owners(candidates: Sequence[Candidate], chest: Chest, crop: Box) -> NDArray[np.uint8]:
+    """1 + index of the candidate that each voxel of lesion in ``crop`` belongs to, or 0."""
+    lesion = (chest.lesions[crop] > 0) & (chest.lungs[crop] > 0)
+    owner = np.zeros(lesion.shape, np.uint8)
+    corner = [part.start for part in crop]
     for number, candidate in reversed(list(enumerate(candidates, start=1))):
-        box = _voxels(candidate)
+        box = _voxels(candidate, corner)
         owner[box][lesion[box]] = number
     components, _ = ndimage.label(lesion, np.ones((3, 3, 3)))
     for number, box in enumerate(ndimage.find_objects(components), start=1):
@@ -96,17 +100,25 @@ def _owners(candidates: Sequence[Candidate], chest: Chest) -> NDArray[np.int32]:
         claimed = owners[owners > 0]
         if claimed.size and owners[0] == 0:
             loose = np.argwhere(component & (owner[box] == 0))
-            where = loose + [part.start for part in box]
+            where = loose + [part.start for part in box] + corner
             away = np.stack([_distance(where, candidates[i - 1], chest.spacing_mm) for i in claimed])
             owner[box][tuple(loose.T)] = claimed[away.argmin(axis=0)]
     return owner
 
 
-def _voxels(candidate: Candidate) -> tuple[slice, slice, slice]:
-    start, stop = candidate.box[:3], candidate.box[3:]
-    return tuple(  # type: ignore[return-value]
-        slice(max(int(np.floor(a)), 0), max(int(np.ceil(b)), 0)) for a, b in zip(start, stop, strict=True)
-    )
+def _moved(box: Box, crop: Box) -> Box:
+    """A box of the crop as one of the volume."""
+    sides = [slice(b.start + c.start, b.stop + c.start) for b, c in zip(box, crop, strict=True)]
+    return sides[0], sides[1], sides[2]
+
+
+def _voxels(candidate: Candidate, corner: Sequence[int]) -> Box:
+    """The voxels of a candidate's box, counted from ``corner``."""
+    sides = [
+        slice(max(int(np.floor(start)) - first, 0), max(int(np.ceil(stop)) - first, 0))
+        for start, stop, first in zip(candidate.box[:3], candidate.box[3:], corner, strict=True)
+    ]
+    return sides[0], sides[1], sides[2]
 
 
 def _distance(
@@ -194,7 +206,7 @@ def _contents(chest: Chest, drawn: Drawn) -> _Contents:
     }
 
 
-def _place(volume: Volume, inside: Mask, box: tuple[slice, slice, slice]) -> _Place:
+def _place(volume: Volume, inside: Mask, box: Box) -> _Place:
     start = np.array([part.start for part in box])
     centre = np.argwhere(inside).mean(axis=0) + start
     x, y, z = volume.to_patient(centre[None])[0].tolist()
@@ -205,7 +217,7 @@ def _place(volume: Volume, inside: Mask, box: tuple[slice, slice, slice]) -> _Pl
     }
 
 
-def _is_dome(chest: Chest, box: tuple[slice, slice, slice], inside: Mask) -> bool:
+def _is_dome(chest: Chest, box: Box, inside: Mask) -> bool:
     """Whether what is drawn is only partial volume at the diaphragm (see DOME_SLICES).
 
     A model that sees one slice at a time can't tell that from ground glass; the slice below can.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ from pipelines.drawing import palette, text
 from pipelines.drawing.planes import axial_grid, slice_picture
 from pipelines.errors import RenderingUnavailable
 from pipelines.volume import LESION_TYPES, Findings, Volume
+
+if TYPE_CHECKING:
+    from pipelines.drawing.scene import Scene
 
 _PROBE_SECONDS = 30.0
 #: Renders one pixel through EGL. In another process: a broken driver aborts the process that loads it.
@@ -59,6 +63,15 @@ def check_rendering() -> None:
         )
 
 
+def load_rendering() -> type[Scene]:
+    """Import what draws, if it can here. Raises RenderingUnavailable."""
+    check_rendering()
+    # Only now: VTK's libraries need system libraries that a machine without EGL may not have either.
+    from pipelines.drawing.scene import Scene  # noqa: PLC0415
+
+    return Scene
+
+
 def render_rotation(
     volume: Volume, findings: Findings, frames: int = 24, size: int = 512, *, clinical_use: bool = False
 ) -> NDArray[np.uint8]:
@@ -70,12 +83,9 @@ def render_rotation(
 
     Raises RenderingUnavailable where VTK can't draw off-screen.
     """
-    check_rendering()
-    # Only now: VTK's libraries need system libraries that a machine without EGL may not have either.
-    from pipelines.drawing.scene import Scene  # noqa: PLC0415
-
+    scene_type = load_rendering()
     half = size // 2
-    with Scene(volume, findings, width=half, height=size) as scene:
+    with scene_type(volume, findings, width=half, height=size) as scene:
         pictures = []
         for number in range(frames):
             degrees = 360.0 * number / frames

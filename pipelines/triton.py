@@ -1,11 +1,14 @@
 """Arrays in, arrays out, by Triton Inference Server: contract check, bounded batches, typed errors.
 
+Tensors travel through shared memory where the server is on this host, else in bounded messages.
+
 A stage states what it expects of its model as a ``ModelSpec``; ``InferenceClient.check`` compares that with
 what is served and names both sides of a difference. Protocol: KServe v2 over gRPC.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from pipelines.errors import (
     InferenceFailed,
@@ -26,10 +29,13 @@ from pipelines.errors import (
     ModelNotServed,
     PipelineError,
 )
+from pipelines.shared_memory import Region, SharedMemory, padded
 from pipelines.volume import ModelIdentity
 
 #: requests under way at once: one computing, one travelling
 REQUESTS_IN_FLIGHT = 2
+#: inputs of one request, unless a single item is larger
+LONGEST_MESSAGE_BYTES = 32 * 2**20
 #: gRPC status codes after which the same request may succeed later
 RETRYABLE_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
 
@@ -44,6 +50,10 @@ class TensorSpec:
     name: str
     datatype: str
     dims: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(triton_to_np_dtype(self.datatype))
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype}{list(self.dims)}"
@@ -93,6 +103,7 @@ class InferenceClient:
         self.url = url
         self._timeout = timeout_seconds
         self._client = grpcclient.InferenceServerClient(url)
+        self._shared = SharedMemory(self._client, url, timeout_seconds=timeout_seconds)
 
     def __enter__(self) -> InferenceClient:
         return self
@@ -101,6 +112,7 @@ class InferenceClient:
         self.close()
 
     def close(self) -> None:
+        self._shared.close()
         self._client.close()
 
     def ready(self) -> bool:
@@ -163,39 +175,45 @@ class InferenceClient:
     ) -> dict[str, NDArray[Any]]:
         """Run a model over a batch axis of any length.
 
-        inputs: name -> (n, *dims). Returns name -> (n, *dims) for every output of the spec. The batch is
-        sent in pieces of the model's max_batch_size, so messages stay bounded; the order is kept.
+        inputs: name -> (n, *dims), contiguous or not. Returns name -> (n, *dims) for every output of the
+        spec. The batch is sent in pieces of at most the model's max_batch_size and LONGEST_MESSAGE_BYTES;
+        the order is kept.
         """
         count = len(next(iter(inputs.values())))
-        pieces = [slice(i, i + model.max_batch_size) for i in range(0, count, model.max_batch_size)]
-        collected: dict[str, list[NDArray[Any]]] = {tensor.name: [] for tensor in model.spec.outputs}
-        waiting: deque[tuple[slice, Future[dict[str, NDArray[Any]]]]] = deque()
+        item_bytes = sum(array.nbytes for array in inputs.values()) // max(count, 1)
+        most = max(1, min(model.max_batch_size, LONGEST_MESSAGE_BYTES // max(item_bytes, 1)))
+        answers = _Answers(model, count)
+        waiting: deque[tuple[slice, Future[None]]] = deque()
 
         def collect() -> None:
             piece, future = waiting.popleft()
-            for name, array in future.result().items():
-                collected[name].append(array)
+            future.result()
             if progress is not None:
                 progress(min(piece.stop, count), count)
 
         with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-            for piece in pieces:
-                batch = {name: np.ascontiguousarray(array[piece]) for name, array in inputs.items()}
-                waiting.append((piece, pool.submit(self._infer, model, batch)))
+            for start in range(0, count, most):
+                piece = slice(start, min(start + most, count))
+                batch = {name: array[piece] for name, array in inputs.items()}
+                waiting.append((piece, pool.submit(self._infer, model, batch, answers, piece)))
                 if len(waiting) >= REQUESTS_IN_FLIGHT:
                     collect()
             while waiting:
                 collect()
-        return {name: np.concatenate(arrays) for name, arrays in collected.items()}
+        return answers.arrays
 
-    def _infer(self, model: ServedModel, batch: Arrays) -> dict[str, NDArray[Any]]:
-        tensors = []
-        for name, array in batch.items():
-            tensor = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(array)
-            tensors.append(tensor)
-        wanted = [grpcclient.InferRequestedOutput(tensor.name) for tensor in model.spec.outputs]
-        with self._errors(model.spec.name):
+    def _infer(self, model: ServedModel, batch: Arrays, answers: _Answers, piece: slice) -> None:
+        expected = answers.sizes(piece)
+        needed = [array.nbytes for array in batch.values()] + list(expected.values())
+        with self._shared.lend(sum(map(padded, needed))) as region, self._errors(model.spec.name):
+            wanted = [grpcclient.InferRequestedOutput(tensor.name) for tensor in model.spec.outputs]
+            tensors = [_input(name, array, region) for name, array in batch.items()]
+            offsets: dict[str, int] = {}
+            if region is not None:
+                for output in wanted:
+                    if size := expected.get(output.name()):
+                        offsets[output.name()] = region.take(size)
+                        output.set_shared_memory(region.name, size, offsets[output.name()])
             answer = self._client.infer(
                 model.spec.name,
                 tensors,
@@ -203,7 +221,13 @@ class InferenceClient:
                 outputs=wanted,
                 client_timeout=self._timeout,
             )
-        return {tensor.name: answer.as_numpy(tensor.name) for tensor in model.spec.outputs}
+            for tensor in model.spec.outputs:
+                if region is None or tensor.name not in offsets:
+                    part = answer.as_numpy(tensor.name)
+                else:
+                    shape = tuple(answer.get_output(tensor.name).shape)
+                    part = region.array(offsets[tensor.name], shape, tensor.dtype)
+                answers.put(tensor, piece, part)
 
     def _served(self, name: str) -> str:
         index = self._client.get_model_repository_index(as_json=True, client_timeout=self._timeout)
@@ -225,6 +249,43 @@ class InferenceClient:
             if crashed or any(code in status for code in RETRYABLE_STATUS):
                 kind = InferenceUnavailable
             raise kind(f"model {model_name} at {self.url}: {status}: {message}") from error
+
+
+class _Answers:
+    """A model's outputs over a whole batch axis, filled piece by piece from several threads."""
+
+    def __init__(self, model: ServedModel, count: int) -> None:
+        self._model, self._count = model, count
+        self._lock = threading.Lock()
+        self.arrays: dict[str, NDArray[Any]] = {}
+
+    def sizes(self, piece: slice) -> dict[str, int]:
+        """Bytes of each output of a piece; none until a first answer told the dims."""
+        return {name: array[piece].nbytes for name, array in self.arrays.copy().items()}
+
+    def put(self, tensor: TensorSpec, piece: slice, part: NDArray[Any]) -> None:
+        """Raises InferenceFailed if a piece's dims differ from those of the pieces before."""
+        with self._lock:
+            if tensor.name not in self.arrays:
+                self.arrays[tensor.name] = np.empty((self._count, *part.shape[1:]), tensor.dtype)
+        whole = self.arrays[tensor.name][piece]
+        if whole.shape != part.shape:
+            raise InferenceFailed(
+                f"model {self._model.spec.name}: output {tensor.name} from item {piece.start} on is "
+                f"{list(part.shape)}; {list(whole.shape)} is expected, as before"
+            )
+        whole[:] = part
+
+
+def _input(name: str, array: NDArray[Any], region: Region | None) -> grpcclient.InferInput:
+    tensor = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    if region is None:
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+    else:
+        offset = region.take(array.nbytes)
+        region.array(offset, array.shape, array.dtype)[:] = array
+        tensor.set_shared_memory(region.name, array.nbytes, offset)
+    return tensor
 
 
 def _tensors(entries: Sequence[Mapping[str, Any]], *, batched: bool) -> Iterator[TensorSpec]:

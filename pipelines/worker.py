@@ -3,7 +3,7 @@
 ``python -m pipelines.worker``. A process of its own, because a codec or a renderer that crashes must not
 take the listener along, and because pixels must not compete with it for the interpreter lock. Events:
 
-    {"event": "ready"}
+    {"event": "ready"}                                              what a study needs is loaded
     {"event": "progress", "stage": …, "done": n, "total": n}        done == total == 0: the stage begins
     {"event": "done", "summary": {…}}
     {"event": "failed", "code": …, "message": …, "hint": …, "retryable": …}
@@ -13,17 +13,20 @@ It ends when stdin closes, so it never outlives the node by more than the job th
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, RenderingUnavailable
 from pipelines.process import process
+from pipelines.render import load_rendering
 from pipelines.request import decode_request
 from pipelines.triton import InferenceClient
 
@@ -76,10 +79,18 @@ def _read_requests(requests: SimpleQueue[str]) -> None:
     os._exit(0)  # the node is gone; whatever runs will be run again after its restart
 
 
+def _warm_up() -> None:
+    """Do now what the first study would wait for."""
+    with suppress(RenderingUnavailable):  # each study's notes say so
+        load_rendering()
+    gc.freeze()  # modules stay: no collection during a study need look at them
+
+
 def main() -> None:
     emit = _claim_stdout()
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    _warm_up()
     emit({"event": "ready"})
     while True:
         _run(requests.get(), emit)

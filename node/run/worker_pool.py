@@ -122,6 +122,11 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._stopped = False
 
+    def start(self) -> None:
+        """Start all workers before the first study comes: loading what they need takes seconds."""
+        for worker in [self._idle.get() for _ in range(self._idle.qsize())]:
+            self._idle.put(self._alive(worker))
+
     def run(
         self,
         request: Request,

@@ -15,6 +15,7 @@ The same inputs give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipelines.errors import RenderingUnavailable
@@ -40,15 +41,16 @@ def build_result_set(
     Raises SeriesRefused when the findings can't be placed on the source images.
     """
     step = progress or (lambda _name: None)
-    step("segmentation")
-    segmentation = build_segmentation(volume, findings, context)
-    step("report")
-    report = build_report(volume, findings, segmentation, context)
-    step("rotation")
+    with ThreadPoolExecutor(1) as pool:  # VTK leaves the interpreter to others while it draws
+        drawing = pool.submit(render_rotation, volume, findings, clinical_use=context.clinical_use)
+        step("segmentation")
+        segmentation = build_segmentation(volume, findings, context)
+        step("report")
+        report = build_report(volume, findings, segmentation, context)
+        step("rotation")
     notes: tuple[str, ...] = ()
     try:
-        loop = render_rotation(volume, findings, clinical_use=context.clinical_use)
-        view = ("rotation", build_capture(loop, volume, context, role="rotation"))
+        view = ("rotation", build_capture(drawing.result(), volume, context, role="rotation"))
     except RenderingUnavailable as error:
         notes = (f"No 3D view, slices instead: {error}",)
         tiles = montage(volume, findings, clinical_use=context.clinical_use)

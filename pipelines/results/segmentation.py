@@ -8,6 +8,7 @@ voxel are left out (several viewers fail on a segment that has no frame); the re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -106,20 +107,22 @@ class _LayeredSegmentation(hd.seg.Segmentation):  # type: ignore[misc]  # highdi
         super().__init__(**arguments)
 
     def _check_and_cast_pixel_array(
-        self, pixel_array: NDArray[np.uint32], *_arguments: object, **_keywords: object
-    ) -> tuple[NDArray[np.uint32], hd.seg.SegmentsOverlapValues]:
+        self, pixel_array: NDArray[np.unsignedinteger[Any]], *_arguments: object, **_keywords: object
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], hd.seg.SegmentsOverlapValues]:
         return pixel_array, hd.seg.SegmentsOverlapValues.YES
 
     def _get_segment_pixel_array(
-        self, pixel_array: NDArray[np.uint32], segment_number: int, **_keywords: object
+        self, pixel_array: NDArray[np.unsignedinteger[Any]], segment_number: int, **_keywords: object
     ) -> NDArray[np.uint8]:
         (shift, mask), value = self.__dict__["_layers"][segment_number]
         selected: NDArray[np.uint8] = ((pixel_array >> shift & mask) == value).astype(np.uint8)
         return selected
 
 
-def _coded(findings: Findings) -> NDArray[np.uint32]:
-    coded = findings.region_labels.astype(np.uint32)
+def _coded(findings: Findings) -> NDArray[np.unsignedinteger[Any]]:
+    most = max((region.number for region in findings.regions), default=0)
+    enough = np.min_scalar_type((most + 1 << _REGION_BITS[0]) - 1)  # two bytes a voxel, if not one
+    coded: NDArray[np.unsignedinteger[Any]] = findings.region_labels.astype(enough)
     np.left_shift(coded, _REGION_BITS[0] - _LESION_BITS[0], out=coded)
     coded |= findings.lesions
     np.left_shift(coded, _LESION_BITS[0], out=coded)

@@ -5,7 +5,7 @@ when storescu ends and stops when Orthanc holds the last object; the quiet time 
 wait for more instances is subtracted. Beside it, in the same run: ONNX Runtime alone, over the tensors that
 the pipeline sent to Triton, in one process with the same number of threads.
 
-    python -m tests.benchmarks.study [--rounds 5] [--series FOLDER] [--only overhead|seventy|growth]
+    python -m tests.benchmarks.study [--rounds 5] [--series FOLDER] [--only overhead|seventy|growth|two]
 
 FOLDER holds one axial CT series; 70, 300 and 600 slices are resampled from it. Prints a table and writes
 build/bench/study.json; with --only, its figures are added to those there.
@@ -14,16 +14,17 @@ build/bench/study.json; with --only, its figures are added to those there.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -40,6 +41,7 @@ from tests.processes import children, peak_kilobytes, read
 from triton_models.registry import MODELS
 
 SERIES = Path("../shared/data/chest_ct/lidc0001_ge_deflated")
+BACKEND = Path("triton_models/backend/onnxruntime/model.py")
 QUIET_SECONDS = 0.3
 OBJECTS = 5  # of a result set
 LONGEST_SECONDS = 600.0
@@ -73,16 +75,25 @@ def make_series(volume: Volume, slices: int, folder: Path, *, name: str) -> Path
     return folder
 
 
+def embedded_backend() -> ModuleType:
+    """The embedded Triton's backend: its sessions are what is compared with. Triton's stub alone has the
+    module that it imports to talk to the server, which isn't needed here."""
+    sys.modules.setdefault("triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    spec = spec_from_file_location("onnxruntime_backend", BACKEND)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Bare:
     """ONNX Runtime in this process, instead of Triton; keeps what it is asked, so that it can be timed."""
 
     def __init__(self) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = min(len(os.sched_getaffinity(0)), 8)  # as the embedded Triton's
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        backend = embedded_backend()
         self._sessions = {
-            spec.name: ort.InferenceSession(str(MODELS[spec.name].onnx_path), options)
+            spec.name: backend.open_session(MODELS[spec.name].onnx_path, {}, "CPU")
             for spec in PIPELINE.models
         }
         self.asked: list[tuple[ServedModel, Arrays]] = []
@@ -129,12 +140,16 @@ class Site:
     def __init__(self, node: RunningNode, pacs: Pacs) -> None:
         self.node, self.pacs = node, pacs
 
-    def study(self, folder: Path) -> tuple[float, dict[str, float]]:
-        """Send a series; seconds until its last result is in the archive, and the seconds of its stages."""
-        expected = self.pacs.count() + OBJECTS
-        sent = storescu(self.node.port, folder)
-        started = time.perf_counter()
-        assert sent.returncode == 0, sent.stderr[-1000:]
+    def study(self, *folders: Path) -> tuple[float, dict[str, float]]:
+        """Send series, one after another; seconds from the first one's last C-STORE response until all
+        results are in the archive, and the seconds of the last one's stages."""
+        expected = self.pacs.count() + OBJECTS * len(folders)
+        responded = []
+        for folder in folders:
+            sent = storescu(self.node.port, folder)
+            assert sent.returncode == 0, sent.stderr[-1000:]
+            responded.append(time.perf_counter())
+        started = responded[0]
         while self.pacs.count() < expected:
             if time.perf_counter() - started > LONGEST_SECONDS:
                 raise SystemExit(f"no result after {LONGEST_SECONDS:.0f} s: {self.node.jobs()}")
@@ -144,22 +159,27 @@ class Site:
         return seconds, dict(ran["timings_seconds"])
 
     def worker_peak_bytes(self) -> int:
-        """The largest of the pipeline's processes at its peak."""
+        """The largest worker at its peak: all its processes' peaks together, though they may have been at
+        different times."""
         assert self.node.process is not None
         workers = [
             pid
             for pid in children(self.node.process.pid, deep=True)
             if "pipelines.worker" in read(pid, "cmdline")
         ]
-        return max(peak_kilobytes(pid) for pid in workers) * 1024
+        return 1024 * max(
+            sum(peak_kilobytes(each) for each in (pid, *children(pid, deep=True))) for pid in workers
+        )
 
 
 @contextmanager
-def site(work: Path) -> Iterator[Site]:
+def site(work: Path, *, workers: int = 1) -> Iterator[Site]:
     (work / "pacs").mkdir(parents=True)
     pacs = Pacs(orthanc_program(), work / "pacs")
     series = {"quiet_seconds": 30.0, "released_quiet_seconds": QUIET_SECONDS}
-    node = RunningNode(work / "node", triton_url=None, pacs_port=pacs.port, series=series)
+    node = RunningNode(
+        work / "node", triton_url=None, pacs_port=pacs.port, series=series, run={"workers": workers}
+    )
     try:
         yield Site(node.start(), pacs)
     finally:
@@ -203,6 +223,28 @@ def measure_growth(work: Path, volume: Volume, rounds: int) -> dict[str, object]
     return {"growth_600_over_300": round(many / few, 3), "peak_rss_bytes": peak}
 
 
+def measure_two(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
+    """Two series at once by two workers, against the same two by one worker."""
+    seconds: dict[int, float] = {}
+    for workers in (1, 2):
+        took = []
+        with site(work / f"site-{workers}", workers=workers) as running:
+            for number in range(rounds + 1):
+                folders = [
+                    make_series(
+                        volume,
+                        len(volume.hu),
+                        work / f"{workers}-{number}-{which}",
+                        name=f"{which} of {number}",
+                    )
+                    for which in ("first", "second")
+                ]
+                took.append(running.study(*folders)[0])
+                print(f"{workers} worker(s), two series, round {number}: {took[-1]:.2f} s", flush=True)
+        seconds[workers] = statistics.median(took[1:])
+    return {"throughput_two_over_one": round(seconds[1] / seconds[2], 3)}
+
+
 def _median(work: Path, volume: Volume, slices: int, rounds: int) -> tuple[float, int]:
     """Median seconds of a study of so many slices, and the worker's peak in bytes."""
     seconds = []
@@ -220,13 +262,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--series", type=Path, default=SERIES)
-    parser.add_argument("--only", choices=("overhead", "seventy", "growth"))
+    parser.add_argument("--only", choices=("overhead", "seventy", "growth", "two"))
     arguments = parser.parse_args()
     volume = load_series(dicom_files(arguments.series))
     measures: dict[str, Measure] = {
         "overhead": lambda work: measure_overhead(work, volume, arguments.rounds),
         "seventy": lambda work: measure_seventy(work, volume, arguments.rounds),
         "growth": lambda work: measure_growth(work, volume, arguments.rounds),
+        "two": lambda work: measure_two(work, volume, arguments.rounds),
     }
     take("study", measures, arguments.only)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 
 from node.config import TritonConfig
 from node.metrics import Metrics
 from node.triton_server import DEFAULT_REPOSITORY, SHARED_MEMORY, EmbeddedTriton
 from node.triton_watch import TritonWatch
-from pipelines import classify, lesions, lungs
+from pipelines import classify, lesions, lungs, shared_memory
 from pipelines.errors import InferenceFailed, InferenceUnavailable, ModelMismatch, ModelNotServed
 from pipelines.triton import InferenceClient, ModelSpec, TensorSpec
 from tests.integration.receiving import wait_for
@@ -60,6 +64,15 @@ X, TWICE, N = (
     TensorSpec("N", "INT32", (1,)),
 )
 SPEC = ModelSpec("double", "1", (X,), (TWICE, N))
+#: a client that is killed between two studies
+KILLED = """
+import os, signal, sys
+from pipelines.triton import InferenceClient
+from tests.integration.test_triton import SPEC, rows
+client = InferenceClient(sys.argv[1], timeout_seconds=10.0)
+client.run(client.check(SPEC), rows(9))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +114,92 @@ def test_a_batch_goes_in_pieces_and_keeps_its_order(
     np.testing.assert_array_equal(answer["TWICE"], rows(count)["X"] * 2)
     assert answer["N"].ravel().tolist() == [n for n in pieces for _ in range(n)]
     assert reported == [(int(done), count) for done in np.cumsum(pieces)]
+
+
+def shared(server: EmbeddedTriton) -> list[str]:
+    """Names of the regions that the server has mapped."""
+    asked = grpcclient.InferenceServerClient(server.url)
+    return list(asked.get_system_shared_memory_status(as_json=True).get("regions", {}))
+
+
+def left_behind() -> list[str]:
+    return [path.name for path in shared_memory.FOLDER.glob(f"{shared_memory.PREFIX}*")]
+
+
+def test_tensors_go_through_shared_memory_of_which_nothing_remains(server: EmbeddedTriton) -> None:
+    seen: list[int] = []
+    with InferenceClient(server.url, timeout_seconds=10.0) as client:
+        model = client.check(SPEC)
+        for _ in range(2):
+            answer = client.run(
+                model, rows(23), progress=lambda _done, _total: seen.append(len(shared(server)))
+            )
+            np.testing.assert_array_equal(answer["TWICE"], rows(23)["X"] * 2)
+        assert left_behind() == []
+    assert set(seen) <= {1, 2}, "one region for each request under way"
+    assert shared(server) == []
+
+
+def test_messages_where_the_server_cannot_have_the_memory(
+    server: EmbeddedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)  # as if the server had another /dev/shm
+    with InferenceClient(server.url, timeout_seconds=10.0) as client:
+        answer = client.run(client.check(SPEC), rows(23))
+        assert shared(server) == []
+    np.testing.assert_array_equal(answer["TWICE"], rows(23)["X"] * 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shipped_models_answer_the_same_both_ways(
+    triton: EmbeddedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hu = np.random.default_rng(0).integers(-1024, 400, (19, 128, 96)).astype(np.int16)
+    answers = []
+    for folder in (shared_memory.FOLDER, tmp_path):
+        monkeypatch.setattr(shared_memory, "FOLDER", folder)
+        with InferenceClient(triton.url, timeout_seconds=60.0) as client:
+            answers.append([client.run(client.check(s), {"HU": hu}) for s in (lungs.SPEC, lesions.SPEC)])
+    for local, remote in zip(*answers, strict=True):
+        assert {name: array.tobytes() for name, array in local.items()} == {
+            name: array.tobytes() for name, array in remote.items()
+        }
+
+
+def test_what_a_killed_client_had_is_given_back_by_the_next(server: EmbeddedTriton) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, server.url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert left_behind() == []
+    of_the_dead = shared(server)
+    assert of_the_dead, "the server doesn't know that its client is gone"
+    unregistered = shared_memory.FOLDER / f"{of_the_dead[0]}1"  # killed before the server had it
+    unregistered.touch()
+    with InferenceClient(server.url, timeout_seconds=10.0) as client:
+        client.run(client.check(SPEC), rows(1))
+        assert not set(shared(server)) & set(of_the_dead)
+    assert left_behind() == []
+
+
+def test_memory_of_a_failed_request_is_not_used_again(
+    server: EmbeddedTriton, client: InferenceClient
+) -> None:
+    """One that took too long may still be written to."""
+    model = client.check(SPEC)
+    with pytest.raises(InferenceFailed):
+        client.run(model, {"X": np.full((1, 3), -1, np.int16)})
+    failed = shared(server)
+    client.run(model, rows(1))
+    assert len(failed) == 1
+    assert len(shared(server)) == 2
+
+
+def test_no_message_is_longer_than_the_bound(
+    client: InferenceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.triton.LONGEST_MESSAGE_BYTES", 2 * rows(1)["X"].nbytes)
+    assert client.run(client.check(SPEC), rows(5))["N"].ravel().tolist() == [2, 2, 2, 2, 1]
 
 
 def test_a_view_that_is_not_contiguous_arrives_as_it_reads(client: InferenceClient) -> None:

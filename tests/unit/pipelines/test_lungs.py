@@ -116,6 +116,23 @@ def test_closed_lungs_hold_consolidation_at_the_pleura(axes: tuple[int, ...]) ->
     assert outside_mm[closed > 0].max() < 4.5, "neither the gap between the lungs nor the chest wall"
 
 
+@pytest.mark.parametrize("pixel_mm", [(1.0, 1.0), (3.0, 3.0), (2.2, 0.7)])
+def test_closing_is_what_distances_from_the_mask_say(pixel_mm: tuple[float, float]) -> None:
+    """Grown by what lies up to CLOSING_MM away, shrunk likewise, holes filled; up to the very border."""
+    generator = np.random.default_rng(1)
+    mask = ndimage.gaussian_filter(generator.normal(size=(40, 90, 80)), (0, 6, 6)) > 0.05
+    rows, columns = (max(1, round(lungs.WORKING_MM / mm)) for mm in pixel_mm)
+    series = volume(np.zeros(mask.shape, np.int16), axial_affine((2.0, *pixel_mm)))
+    closed = closed_lungs(series, np.where(mask, Lung.LEFT, 0).astype(np.uint8)) > 0
+    sampling, margin = (pixel_mm[0] * rows, pixel_mm[1] * columns), 30
+    for number, coarse in enumerate(mask[:, ::rows, ::columns]):
+        far = ndimage.distance_transform_edt(~np.pad(coarse, margin), sampling=sampling)
+        deep = ndimage.distance_transform_edt(far <= lungs.CLOSING_MM, sampling=sampling)
+        filled = ndimage.binary_fill_holes(deep > lungs.CLOSING_MM)[margin:-margin, margin:-margin]
+        fine = filled.repeat(rows, axis=0).repeat(columns, axis=1)[: mask.shape[1], : mask.shape[2]]
+        np.testing.assert_array_equal(closed[number], fine | mask[number])
+
+
 def test_no_lungs_is_a_named_reason() -> None:
     series = volume(np.full((10, 40, 40), 40, np.int16), axial_affine())
     inference = ByRule(lambda sent: {"LUNGS": np.zeros(sent.shape, np.uint8)})

@@ -46,7 +46,6 @@ def thresholds(hu: NDArray[np.int16]) -> dict[str, NDArray[Any]]:
     return {
         "LUNGS": (lung | ground_glass | consolidation).astype(np.uint8),
         "LABELS": labels.astype(np.uint8),
-        "PROBABILITIES": np.stack([ground_glass * 204, consolidation * 153], axis=1).astype(np.uint8),
     }
 
 

@@ -183,14 +183,8 @@ def test_only_slices_with_lung_are_sent_and_nothing_outside_counts() -> None:
     scene = Scene()
     lungs = scene.lungs
     lungs[:5] = 0
-    inference = ByRule(
-        lambda sent: {
-            "LABELS": np.ones(sent.shape, np.uint8),
-            "PROBABILITIES": np.full((len(sent), 2, *sent.shape[1:]), 200, np.uint8),
-        }
-    )
+    inference = ByRule(lambda sent: {"LABELS": np.ones(sent.shape, np.uint8)})
     series = volume(scene.hu, axial_affine())
-    maps = segment_lesions(series, lungs, inference, inference.check(lesions.SPEC))
+    found = segment_lesions(series, lungs, inference, inference.check(lesions.SPEC))
     assert inference.slices_sent == 15
-    np.testing.assert_array_equal(maps.labels > 0, lungs > 0)
-    np.testing.assert_array_equal(maps.probabilities[0] > 0, lungs > 0)
+    np.testing.assert_array_equal(found > 0, lungs > 0)

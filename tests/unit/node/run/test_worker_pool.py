@@ -92,6 +92,13 @@ def test_typed_failures_cross_the_process_boundary_and_the_worker_stays(pool: Po
     assert pool.pid == before and not gone(before)
 
 
+def test_a_worker_that_was_started_early_takes_the_first_run(pool: Pool) -> None:
+    pool.start()
+    pid = pool.pid
+    pool.unknown_pipeline()
+    assert pool.pid == pid
+
+
 def test_a_killed_worker_is_reported_and_replaced(pool: Pool) -> None:
     with pytest.raises(WorkerCrashed, match=r"worker \d+ ended with code -9") as raised:
         pool.start_run(on_progress=lambda *_: os.kill(pool.pid, signal.SIGKILL))
