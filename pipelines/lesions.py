@@ -56,4 +56,7 @@ def segment_lesions(
         labels[slices] = answer["LABELS"] * inside
         for channel in range(2):
             probabilities[channel, slices] = answer["PROBABILITIES"][:, channel] * inside
-    return LesionMaps(view.restore(labels), np.stack([view.restore(channel) for channel in probabilities]))
+    return LesionMaps(
+        volume.as_acquired(view.restore(labels)),
+        np.stack([volume.as_acquired(view.restore(channel)) for channel in probabilities]),
+    )

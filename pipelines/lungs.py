@@ -77,7 +77,7 @@ def segment_lungs(
     view = AxialView.of(volume.affine)
     mask = inference.run(model, {"HU": view.apply(volume.hu)}, progress=progress)["LUNGS"].astype(bool)
     spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
-    labels = split_lungs(mask, spacing)  # type: ignore[arg-type]
+    labels = volume.as_acquired(view.restore(split_lungs(mask, spacing)))  # type: ignore[arg-type]
     found_ml = float(np.count_nonzero(labels)) * volume.voxel_volume_ml
     if found_ml < MINIMUM_LUNG_ML:
         raise SeriesRefused(
@@ -86,7 +86,7 @@ def segment_lungs(
             code="no_lungs_found",
             hint="does the series show the chest?",
         )
-    return view.restore(labels)
+    return labels
 
 
 def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
@@ -114,7 +114,7 @@ def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
             fine = filled.repeat(stride[0], axis=0).repeat(stride[1], axis=1)
             rows, columns = labels.shape[1:]
             closed[index][fine[:rows, :columns] & (closed[index] == 0)] = lung
-    return view.restore(np.where(labels > 0, labels, closed))
+    return volume.as_acquired(view.restore(np.where(labels > 0, labels, closed)))
 
 
 def split_lungs(mask: Mask, spacing_mm: tuple[float, float, float]) -> Labels:

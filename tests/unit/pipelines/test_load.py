@@ -70,12 +70,6 @@ def test_real_series(folder: str, shape: tuple[int, ...], spacing: tuple[float, 
 @pytest.mark.parametrize(
     ("folder", "code"),
     [
-        ("geometry/dicom2nifti_notavolume_001", "geometry_duplicate_position"),
-        ("geometry/dicom2nifti_sliceincrement_001", "geometry_missing_slices"),
-        ("geometry/ge_head_tilt_variable_spacing", "geometry_irregular_spacing"),
-        ("geometry/philips_exam_summary_sc", "unsupported_sop_class"),
-        ("geometry/philips_localizer", "geometry_too_few_slices"),
-        ("codecs/totalseg_siemens_j2k", "unsupported_sop_class"),
         ("chest_ct/ny_sbu_A046441", "mixed_series"),
     ],
 )
