@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from pipelines.errors import SeriesRefused
@@ -29,7 +29,7 @@ AIR_HU = -1024
 #: what pydicom raises on bytes that aren't the value that they should be; it converts when a value is read
 MALFORMED = (
     *(ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError),
-    *(OverflowError, EOFError, RuntimeError, struct.error),
+    *(OverflowError, EOFError, RuntimeError, struct.error, BytesLengthException),
 )
 SUPPORTED_SOP_CLASSES = {str(CTImageStorage): "CT Image", str(EnhancedCTImageStorage): "Enhanced CT Image"}
 #: decoders release the interpreter lock; more threads than this only cost memory
