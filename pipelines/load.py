@@ -64,7 +64,8 @@ def load_series(paths: Sequence[Path], *, progress: Progress | None = None) -> V
 
     paths: Part 10 files, any order. Returns int16 HU (slices, rows, columns), padding as air.
     Raises SeriesRefused (coded): no_instances, unreadable_instance, mixed_series, unsupported_sop_class,
-    localizers_only, missing_attribute, not_hounsfield, unsupported_pixels, geometry_*, undecodable_pixels.
+    localizers_only, missing_attribute, not_hounsfield, unsupported_pixels, geometry_*, undecodable_pixels,
+    several_multiframe_instances.
     """
     if not paths:
         raise SeriesRefused("the series has no instances", code="no_instances")
@@ -83,8 +84,15 @@ def load_series(paths: Sequence[Path], *, progress: Progress | None = None) -> V
     frames = _without_copies(received, files, sources)
     grid = gate([frame.plane for frame in frames])
     ordered = [frames[i] for i in grid.order]
-    hu = _decode(files, sources, ordered, progress)
     used = list(dict.fromkeys(frame.source for frame in ordered))  # sources in slice order
+    if len(used) > 1 and any(sources[i].SOPClassUID == EnhancedCTImageStorage for i in used):
+        raise SeriesRefused(
+            f"the volume is spread over {len(used)} instances, with multi-frame ones; "
+            "a segmentation can refer to one multi-frame instance only",
+            code="several_multiframe_instances",
+            hint="send the series as one enhanced CT instance, or as classic CT",
+        )
+    hu = _decode(files, sources, ordered, progress)
     new_index = {old: new for new, old in enumerate(used)}
     return Volume(
         hu=hu if grid.complete else fill_grid(hu, grid.at, grid.slices),

@@ -171,6 +171,19 @@ def test_enhanced_multi_frame_equals_classic(series: list[Path], tmp_path: Path)
     assert sorted(frame for _, frame in enhanced.source_frames) == [1, 2, 3, 4, 5]
 
 
+def test_a_volume_in_several_enhanced_instances_is_refused(tmp_path: Path) -> None:
+    phantom = chest_phantom(3, slices=6, rows=64, columns=64)
+    series = write_series(phantom, tmp_path / "series", seed=3)
+    paths = []
+    for n, part in enumerate((series[:3], series[3:])):
+        images = [dcmread(path) for path in part]
+        enhanced = hd.legacy.LegacyConvertedEnhancedCTImage(images, "1.2.3", 2, f"1.2.3.{n + 1}", n + 1)
+        enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+        paths.append(tmp_path / f"{n}.dcm")
+        enhanced.save_as(paths[-1])
+    assert refusal(paths)[0] == "several_multiframe_instances"
+
+
 @pytest.mark.parametrize(("representation", "stored", "padding"), [(1, -2000, 63536), (0, 63536, -2000)])
 def test_padding_is_read_with_the_pixels_sign(
     series: list[Path], representation: int, stored: int, padding: int
