@@ -69,6 +69,7 @@ class Chest:
 
     hu: int16.  lungs: uint8, 0 or ``Lung``.  lesions: uint8, 0 or ``Lesion``.  spacing_mm: along the axes.
     voxel_ml: millilitres of a voxel, which are less than the spacings' product where the gantry was tilted.
+    volume: what it is a view of.
     """
 
     hu: NDArray[np.int16]
@@ -76,13 +77,19 @@ class Chest:
     lesions: NDArray[np.uint8]
     spacing_mm: tuple[float, float, float]
     voxel_ml: float
+    volume: Volume
 
     @classmethod
     def of(cls, volume: Volume, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> Chest:
         view = AxialView.of(volume.affine)
         spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
         arrays = (view.apply(volume.hu), view.apply(lungs), view.apply(lesions))
-        return cls(*arrays, spacing, volume.voxel_volume_ml)  # type: ignore[arg-type]
+        return cls(*arrays, spacing, volume.voxel_volume_ml, volume)  # type: ignore[arg-type]
+
+    def as_acquired(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``Volume.as_acquired`` of labels in the axial view."""
+        view = AxialView.of(self.volume.affine)
+        return view.apply(self.volume.as_acquired(view.restore(labels)))
 
 
 #: asks the source's model

@@ -1,7 +1,8 @@
-"""The geometry gate: planes of a series in, one affine and slice order out, or a coded refusal.
+"""The geometry gate: planes of a series in, one regular grid and slice order out, or a coded refusal.
 
 Pixels meet patient space only through affines, LPS in millimetres (PS3.3 C.7.6.2.1.1). An affine holds the
-shear of a tilted gantry, too, so that such slices need no resampling. What one affine can't represent (gaps,
+shear of a tilted gantry, too, so that such slices need no resampling. A few missing slices and uneven
+spacing get a grid that ``pipelines.resampling`` fills; what else one affine can't represent (wide gaps,
 duplicate positions, mixed orientation) is refused with a reason, never guessed.
 """
 
@@ -24,6 +25,19 @@ DUPLICATE_MM = 0.01
 #: scanners round Image Position (Patient) to between 0.001 and 0.1 mm
 SPACING_TOLERANCE = 0.05
 SPACING_TOLERANCE_MM = 0.1
+#: a plane may lie this share of the spacing, or SPACING_TOLERANCE_MM, beside the line through the others
+SHIFT_TOLERANCE = 0.1
+#: wider gaps aren't interpolated over: thoracic CT is read at up to 10 mm, and what is smaller than a gap
+#: may lie in it unseen
+MAXIMUM_GAP_MM = 10.0
+#: so many slices in a row may be missing
+MAXIMUM_MISSING_RUN = 3
+#: … and this share of all: above it a transfer or a reconstruction went wrong, and comes again
+MAXIMUM_MISSING_SHARE = 0.1
+#: uneven spacing is resampled where no gap is wider than so many times the median one
+MAXIMUM_GAP_RATIO = 2.0
+#: … to so many slices a median gap, so that every plane has a slice of the grid within a quarter of it
+GRID_SLICES_A_GAP = 2
 #: in-plane drift between first and last plane that still counts as rounding, in pixels
 DRIFT_TOLERANCE_PIXELS = 0.5
 #: gantries tilt so far; what is sheared more is no gantry's doing
@@ -48,35 +62,57 @@ class Plane:
     name: str  # SOP Instance UID, with #frame for multi-frame: what a refusal names
 
 
-def gate(planes: Sequence[Plane]) -> tuple[list[int], ArrayF]:
-    """Order the planes and find the affine of the volume that they form.
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of slices and where the acquired planes lie on it.
 
-    Returns (order, affine): ``order[k]`` is the index in ``planes`` of slice k, slices ascend along the
-    normal (row cosines x column cosines); ``affine`` (4, 4) maps (slice, row, column, 1) to LPS mm. Its first
-    column is the way from plane to plane, which isn't along the normal where the gantry was tilted.
+    order: ``order[i]`` is the index of the i-th plane along the normal (row cosines x column cosines).
+    affine: (4, 4), (slice, row, column, 1) -> LPS mm; its first column is the way from slice to slice,
+    which isn't along the normal where the gantry was tilted.
+    at: slice coordinate of the i-th plane; whole numbers but where ``uneven``.
+    slices: how many the grid has.
+    uneven: the planes' spacing is, so that most slices of the grid lie between planes.
+    """
+
+    order: tuple[int, ...]
+    affine: ArrayF
+    at: tuple[float, ...]
+    slices: int
+    uneven: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether each slice is an acquired plane, so that nothing is interpolated."""
+        return not self.uneven and self.slices == len(self.order)
+
+
+def gate(planes: Sequence[Plane]) -> Grid:
+    """Order the planes and find the grid of the volume that they form. The order given changes nothing.
 
     Raises SeriesRefused with code geometry_too_few_slices, geometry_mixed_frame_of_reference,
     geometry_mixed_orientation, geometry_mixed_matrix, geometry_invalid_orientation,
-    geometry_duplicate_position, geometry_missing_slices, geometry_irregular_spacing or geometry_tilted.
+    geometry_duplicate_position, geometry_missing_slices, geometry_irregular_spacing,
+    geometry_shifted_planes or geometry_tilted.
     """
     if len(planes) < MINIMUM_SLICES:
         raise _refused("too_few_slices", f"{len(planes)} slice(s); a volume needs {MINIMUM_SLICES} or more")
-    _check_uniform(planes)
-    first = planes[0]
+    by_name = sorted(range(len(planes)), key=lambda i: planes[i].name)
+    _check_uniform([planes[i] for i in by_name])
+    normal = np.cross(*_cosines(planes[by_name[0]]))
+    order = sorted(by_name, key=lambda i: float(np.dot(planes[i].position, normal)))
+    first = planes[order[0]]
     row_cosines, column_cosines = _cosines(first)
-    normal = np.cross(row_cosines, column_cosines)
-    positions = np.array([plane.position for plane in planes])
-    along = positions @ normal
-    order = [int(i) for i in np.argsort(along, kind="stable")]
-    _check_spacing(along[order], [planes[i].name for i in order])
-    step = (positions[order[-1]] - positions[order[0]]) / (len(planes) - 1)
+    positions = np.array([planes[i].position for i in order])
+    names = [planes[i].name for i in order]
+    at, slices, uneven = _spacing(positions @ normal, names)
     affine = np.eye(4)
-    affine[:3, 0] = step
+    affine[:3, 0] = (positions[-1] - positions[0]) / (slices - 1)
     affine[:3, 1] = column_cosines * first.pixel_spacing[0]
     affine[:3, 2] = row_cosines * first.pixel_spacing[1]
-    affine[:3, 3] = positions[order[0]]
-    _check_tilt(affine, len(planes))
-    return order, affine
+    affine[:3, 3] = positions[0]
+    _check_line(positions, normal, float(np.linalg.norm(affine[:3, 0])), names)
+    _check_tilt(affine, slices)
+    return Grid(tuple(order), affine, tuple(float(x) for x in at), slices, uneven)
 
 
 def _check_uniform(planes: Sequence[Plane]) -> None:
@@ -117,7 +153,11 @@ def _cosines(plane: Plane) -> tuple[ArrayF, ArrayF]:
     return row / lengths[0], column / lengths[1]
 
 
-def _check_spacing(along: ArrayF, names: Sequence[str]) -> None:
+def _spacing(along: ArrayF, names: Sequence[str]) -> tuple[ArrayF, int, bool]:
+    """The grid along the normal: (slice coordinate of each plane, number of slices, whether uneven).
+
+    along: ascending, mm.
+    """
     gaps = np.diff(along)
     same = np.flatnonzero(gaps < DUPLICATE_MM)
     if same.size:
@@ -125,24 +165,54 @@ def _check_spacing(along: ArrayF, names: Sequence[str]) -> None:
         raise _refused("duplicate_position", f"{names[i]} and {names[i + 1]} lie at the same position")
     usual = float(np.median(gaps))
     allowed = max(SPACING_TOLERANCE * usual, SPACING_TOLERANCE_MM)
-    even = np.linspace(along[0], along[-1], len(along))
-    if np.abs(along - even).max() <= allowed:
+    widest = int(np.argmax(gaps))
+    between = f"{gaps[widest]:.2f} mm between {names[widest]} and {names[widest + 1]}"
+    steps = np.maximum(np.round(gaps / usual), 1.0)
+    for at in (np.arange(len(along), dtype=np.float64), np.concatenate([[0.0], np.cumsum(steps)])):
+        if np.abs(along - along[0] - at * (along[-1] - along[0]) / at[-1]).max() <= allowed:
+            slices = int(at[-1]) + 1
+            _check_missing(slices - len(along), slices, float(gaps[widest]), int(steps.max()) - 1, between)
+            return at, slices, False
+    if gaps[widest] > min(MAXIMUM_GAP_MM, MAXIMUM_GAP_RATIO * usual):
+        raise _refused(
+            "irregular_spacing",
+            f"slice spacing from {gaps.min():.2f} to {gaps.max():.2f} mm (median {usual:.2f} mm), {between}; "
+            f"resampled are gaps up to {MAXIMUM_GAP_MM:g} mm and {MAXIMUM_GAP_RATIO:g} times the median",
+            hint="send the series again, complete, or reconstruct it evenly",
+        )
+    slices = round(float(along[-1] - along[0]) / usual * GRID_SLICES_A_GAP) + 1
+    return (along - along[0]) / (along[-1] - along[0]) * (slices - 1), slices, True
+
+
+def _check_missing(missing: int, slices: int, gap_mm: float, run: int, between: str) -> None:
+    if not missing:
         return
-    steps = np.round(gaps / usual)
-    i = int(np.argmax(np.abs(gaps - usual)))
-    if steps.min() >= 1 and np.abs(gaps - steps * usual).max() <= 2 * allowed and steps.max() > 1:
-        missing = int(np.sum(steps - 1))
+    if (
+        gap_mm > MAXIMUM_GAP_MM + SPACING_TOLERANCE_MM
+        or run > MAXIMUM_MISSING_RUN
+        or missing > MAXIMUM_MISSING_SHARE * slices
+    ):
         raise _refused(
             "missing_slices",
-            f"{missing} slice(s) missing: {gaps[i]:.2f} mm between {names[i]} and {names[i + 1]}, "
-            f"{usual:.2f} mm elsewhere",
+            f"{missing} slice(s) of {slices} missing: {between}; interpolated are up to "
+            f"{MAXIMUM_MISSING_RUN} in a row, gaps up to {MAXIMUM_GAP_MM:g} mm and "
+            f"{MAXIMUM_MISSING_SHARE:.0%} of all",
             hint="send the series again, complete",
         )
-    raise _refused(
-        "irregular_spacing",
-        f"slice spacing from {gaps.min():.2f} to {gaps.max():.2f} mm (median {usual:.2f} mm), "
-        f"furthest off between {names[i]} and {names[i + 1]}",
-    )
+
+
+def _check_line(positions: ArrayF, normal: ArrayF, spacing_mm: float, names: Sequence[str]) -> None:
+    """The planes' first voxels must lie on one line: one affine has no other place for them."""
+    way = positions[-1] - positions[0]
+    share = ((positions - positions[0]) @ normal) / float(way @ normal)
+    beside = np.linalg.norm(positions - positions[0] - share[:, None] * way, axis=1)
+    worst = int(np.argmax(beside))
+    if beside[worst] > max(SHIFT_TOLERANCE * spacing_mm, SPACING_TOLERANCE_MM):
+        raise _refused(
+            "shifted_planes",
+            f"{names[worst]} lies {beside[worst]:.2f} mm beside the line through first and last slice",
+            hint="slices of two table positions or fields of view may have been filed as one series",
+        )
 
 
 def plane_normal(affine: ArrayF) -> ArrayF:

@@ -41,4 +41,4 @@ def segment_lesions(
     if slices.stop:
         answer = inference.run(model, {"HU": view.view(volume.hu)[slices]}, progress=progress)
         np.multiply(answer["LABELS"], view.view(within)[slices] > 0, out=view.view(labels)[slices])
-    return labels
+    return volume.as_acquired(labels)

@@ -7,6 +7,7 @@ of frames.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,14 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from pipelines.errors import SeriesRefused
-from pipelines.geometry import Plane, gate, tilt_degrees
+from pipelines.geometry import Grid, Plane, gate, plane_normal, tilt_degrees
+from pipelines.resampling import fill_grid
 from pipelines.volume import Volume
 
 AIR_HU = -1024
+#: what pydicom raises on bytes that aren't the value that they should be; it converts when a value is read
+MALFORMED = (
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError),
+    *(OverflowError, EOFError, RuntimeError, struct.error, BytesLengthException),
+)
 SUPPORTED_SOP_CLASSES = {str(CTImageStorage): "CT Image", str(EnhancedCTImageStorage): "Enhanced CT Image"}
 #: decoders release the interpreter lock; more threads than this only cost memory
 DECODE_THREADS = 4
@@ -57,37 +64,83 @@ def load_series(paths: Sequence[Path], *, progress: Progress | None = None) -> V
 
     paths: Part 10 files, any order. Returns int16 HU (slices, rows, columns), padding as air.
     Raises SeriesRefused (coded): no_instances, unreadable_instance, mixed_series, unsupported_sop_class,
-    missing_attribute, geometry_*, undecodable_pixels.
+    localizers_only, missing_attribute, not_hounsfield, unsupported_pixels, geometry_*, undecodable_pixels,
+    several_multiframe_instances.
     """
     if not paths:
         raise SeriesRefused("the series has no instances", code="no_instances")
-    sources = [_read_header(path) for path in paths]
-    _check_one_series(sources)
+    headers = [(_read_header(path), path) for path in paths]
+    _check_one_series([source for source, _ in headers])
+    headers.sort(key=lambda header: (str(header[0].SOPInstanceUID), str(header[1])))
+    images = [header for header in headers if not _is_localizer(header[0])]
+    if not images:
+        raise SeriesRefused(
+            f"{_name(headers[0][0])}: the series holds nothing but {len(headers)} localizer(s)",
+            code="localizers_only",
+            hint="route by Image Type (0008,0008), which has LOCALIZER",
+        )
+    sources, files = [source for source, _ in images], [path for _, path in images]
     received = [frame for i, source in enumerate(sources) for frame in _frames(i, source)]
-    frames = _without_copies(received, paths, sources)
-    order, affine = gate([frame.plane for frame in frames])
-    ordered = [frames[i] for i in order]
-    hu = _decode(paths, sources, ordered, progress)
+    frames = _without_copies(received, files, sources)
+    grid = gate([frame.plane for frame in frames])
+    ordered = [frames[i] for i in grid.order]
     used = list(dict.fromkeys(frame.source for frame in ordered))  # sources in slice order
+    if len(used) > 1 and any(sources[i].SOPClassUID == EnhancedCTImageStorage for i in used):
+        raise SeriesRefused(
+            f"the volume is spread over {len(used)} instances, with multi-frame ones; "
+            "a segmentation can refer to one multi-frame instance only",
+            code="several_multiframe_instances",
+            hint="send the series as one enhanced CT instance, or as classic CT",
+        )
+    hu = _decode(files, sources, ordered, progress)
     new_index = {old: new for new, old in enumerate(used)}
     return Volume(
-        hu=hu,
-        affine=affine,
+        hu=hu if grid.complete else fill_grid(hu, grid.at, grid.slices),
+        affine=grid.affine,
         sources=tuple(sources[i] for i in used),
         source_frames=tuple((new_index[frame.source], frame.number) for frame in ordered),
-        notes=_notes(len(received) - len(frames), tilt_degrees(affine, len(frames))),
+        notes=_notes(grid, copies=len(received) - len(frames), localizers=len(headers) - len(images)),
+        source_slices=() if grid.complete else tuple(round(at) for at in grid.at),
     )
 
 
-def _notes(copies: int, tilted: float) -> tuple[str, ...]:
+def _notes(grid: Grid, *, copies: int, localizers: int) -> tuple[str, ...]:
     notes = []
+    if localizers:
+        notes.append(f"{localizers} localizer(s) in the series were left out.")
     if copies:
-        notes.append(
-            f"{copies} slice(s) came twice under different UIDs, with equal pixels: one of each is used."
-        )
+        notes.append(f"{copies} slice(s) came twice, with equal pixels: one of each is used.")
+    tilted = tilt_degrees(grid.affine, grid.slices)
     if tilted:
         notes.append(f"The slices are tilted by {tilted:.1f} degrees (gantry tilt).")
+    if not grid.complete:
+        notes.append(_repair(grid))
     return tuple(notes)
+
+
+def _repair(grid: Grid) -> str:
+    """What was interpolated, at which mm along the planes' normal (LPS z where the planes are axial)."""
+    normal = plane_normal(grid.affine)
+    first, spacing = float(grid.affine[:3, 3] @ normal), float(grid.affine[:3, 0] @ normal)
+    if grid.uneven:
+        gaps = np.diff(grid.at) * spacing
+        return (
+            f"The {len(grid.at)} slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart: for the analysis, "
+            f"{grid.slices} slices {spacing:.2f} mm apart were interpolated. Segments are on the slices "
+            "acquired."
+        )
+    missing = sorted(set(range(grid.slices)) - {round(at) for at in grid.at})
+    places = ", ".join(f"{first + k * spacing:.1f}" for k in missing)
+    return (
+        f"{len(missing)} of {grid.slices} slices are missing and were interpolated, at {places} mm "
+        "along the normal. Segments are on the slices acquired."
+    )
+
+
+def _is_localizer(source: Dataset) -> bool:
+    """Image Type (0008,0008) value 3 (PS3.3 C.8.2.1.1.1), which some scanners write elsewhere."""
+    values = _value(source, "ImageType")
+    return "LOCALIZER" in ([values] if isinstance(values, str) else list(values or ()))
 
 
 def _without_copies(
@@ -107,7 +160,7 @@ def _without_copies(
         kept.append(alike[0])
         if len(alike) > 1:
             rows, columns = alike[0].plane.shape
-            pixels = [_pixels(paths[one.source], rows, columns)[one.number - 1] for one in alike]
+            pixels = [_pixels(paths[one.source], rows, columns, one.number)[one.number - 1] for one in alike]
             kept += [
                 one
                 for one, its in zip(alike[1:], pixels[1:], strict=True)
@@ -119,15 +172,23 @@ def _without_copies(
 def _read_header(path: Path) -> Dataset:
     try:
         return dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError, ValueError, EOFError) as error:
+    except (InvalidDicomError, OSError, *MALFORMED) as error:
         raise SeriesRefused(
             f"{path.name}: not readable as DICOM: {error}", code="unreadable_instance"
         ) from error
 
 
+def _value(holder: Dataset, keyword: str) -> Any:
+    """The attribute's value, None where it is missing. Raises SeriesRefused where its bytes aren't one."""
+    try:
+        return holder.get(keyword)
+    except MALFORMED as error:
+        raise SeriesRefused(f"{keyword} can't be read: {error}", code="missing_attribute") from error
+
+
 def _check_one_series(sources: Sequence[Dataset]) -> None:
     for source in sources:
-        sop_class = str(source.get("SOPClassUID", ""))
+        sop_class = str(_value(source, "SOPClassUID") or "")
         if sop_class not in SUPPORTED_SOP_CLASSES:
             raise SeriesRefused(
                 f"{_name(source)}: SOP Class UID {sop_class or '(empty)'} isn't a CT image",
@@ -135,9 +196,10 @@ def _check_one_series(sources: Sequence[Dataset]) -> None:
                 hint="route only " + " and ".join(SUPPORTED_SOP_CLASSES.values()) + " to this pipeline",
             )
         for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-            if not source.get(keyword):
+            if not isinstance(_value(source, keyword) or None, str):
                 raise SeriesRefused(
-                    f"{_name(source)}: {keyword} is missing or empty", code="missing_attribute"
+                    f"{_name(source)}: {keyword} is missing, empty or has several values",
+                    code="missing_attribute",
                 )
     uids = sorted({str(source.SeriesInstanceUID) for source in sources})
     if len(uids) > 1:
@@ -147,7 +209,12 @@ def _check_one_series(sources: Sequence[Dataset]) -> None:
 def _frames(index: int, source: Dataset) -> list[Frame]:
     if source.SOPClassUID == EnhancedCTImageStorage:
         shared = _first(source, "SharedFunctionalGroupsSequence")
-        per_frame = source.get("PerFrameFunctionalGroupsSequence") or []
+        per_frame = _value(source, "PerFrameFunctionalGroupsSequence")
+        if not isinstance(per_frame, Sequence) or not per_frame:
+            raise SeriesRefused(
+                f"{_name(source)}: PerFrameFunctionalGroupsSequence is missing or empty",
+                code="missing_attribute",
+            )
         return [_enhanced_frame(index, source, shared, group, n) for n, group in enumerate(per_frame, 1)]
     return [_frame(index, source, (source,), 1)]
 
@@ -168,42 +235,69 @@ def _enhanced_frame(index: int, source: Dataset, shared: Dataset, group: Dataset
 
 
 def _first(holder: Dataset, keyword: str) -> Dataset:
-    sequence = holder.get(keyword)
-    return sequence[0] if sequence else Dataset()
+    sequence = _value(holder, keyword)
+    return sequence[0] if isinstance(sequence, Sequence) and sequence else Dataset()
 
 
 def _frame(index: int, source: Dataset, holders: Sequence[Dataset], number: int) -> Frame:
     name = f"{source.SOPInstanceUID}#{number}" if len(holders) > 1 else str(source.SOPInstanceUID)
 
-    def values(keyword: str, count: int, default: float | None = None) -> tuple[float, ...]:
-        found = next((h.get(keyword) for h in holders if h.get(keyword) is not None), None)
-        if found is None and default is not None:
-            return (default,) * count
-        several: Sequence[Any] = found if count > 1 and found is not None else (found,)
-        try:
-            numbers = tuple(float(v) for v in several)
-        except (TypeError, ValueError):
-            numbers = ()
-        if len(numbers) != count or not np.all(np.isfinite(numbers)):
-            raise SeriesRefused(
-                f"{name}: {keyword} is missing or invalid: {found!r}", code="missing_attribute"
-            )
-        return numbers
+    def invalid(keyword: str, found: object) -> SeriesRefused:
+        return SeriesRefused(f"{name}: {keyword} is missing or invalid: {found!r}", code="missing_attribute")
 
-    spacing = values("PixelSpacing", 2)
+    def found(keyword: str) -> Any:
+        values = (_value(holder, keyword) for holder in holders)
+        return next((value for value in values if value not in (None, "")), None)
+
+    def numbers(keyword: str, count: int) -> tuple[float, ...]:
+        value = found(keyword)
+        try:
+            several = tuple(float(v) for v in (value if count > 1 else (value,)))
+        except (TypeError, ValueError):
+            several = ()
+        if len(several) != count or not np.all(np.isfinite(several)):
+            raise invalid(keyword, value)
+        return several
+
+    spacing = numbers("PixelSpacing", 2)
     if min(spacing) <= 0:
         raise SeriesRefused(f"{name}: PixelSpacing {spacing} isn't positive", code="missing_attribute")
+    shape = _value(source, "Rows"), _value(source, "Columns")
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise invalid("Rows or Columns", shape)
     plane = Plane(
-        position=values("ImagePositionPatient", 3),  # type: ignore[arg-type]
-        orientation=values("ImageOrientationPatient", 6),  # type: ignore[arg-type]
+        position=numbers("ImagePositionPatient", 3),  # type: ignore[arg-type]
+        orientation=numbers("ImageOrientationPatient", 6),  # type: ignore[arg-type]
         pixel_spacing=spacing,  # type: ignore[arg-type]
-        shape=(int(source.get("Rows", 0)), int(source.get("Columns", 0))),
-        frame_of_reference_uid=str(source.get("FrameOfReferenceUID", "")),
+        shape=shape,
+        frame_of_reference_uid=str(_value(source, "FrameOfReferenceUID") or ""),
         name=name,
     )
-    return Frame(
-        index, number, plane, values("RescaleSlope", 1, 1.0)[0], values("RescaleIntercept", 1, 0.0)[0]
+    _check_hounsfield(name, source, found("RescaleType"))
+    # Signed pixels without a rescale can be HU; unsigned ones can't, air would be below zero.
+    signed = _value(source, "PixelRepresentation") == 1
+    plain = signed and found("RescaleIntercept") is None and found("RescaleSlope") is None
+    slope, intercept = (
+        (1.0, 0.0) if plain else (numbers(k, 1)[0] for k in ("RescaleSlope", "RescaleIntercept"))
     )
+    if slope == 0:
+        raise invalid("RescaleSlope", slope)
+    return Frame(index, number, plane, slope, intercept)
+
+
+def _check_hounsfield(name: str, source: Dataset, rescale_type: object) -> None:
+    """Grey pixels, in HU once rescaled (PS3.3 C.11.1.1.2); US is "unspecified", which scanners write, too."""
+    if rescale_type is not None and str(rescale_type).strip().upper() not in ("HU", "US"):
+        raise SeriesRefused(
+            f"{name}: RescaleType is {rescale_type}, its pixels aren't in Hounsfield units (HU)",
+            code="not_hounsfield",
+            hint="perfusion, electron density or material maps aren't for this pipeline",
+        )
+    if _value(source, "SamplesPerPixel") not in (None, 1):
+        raise SeriesRefused(
+            f"{name}: SamplesPerPixel is {source.SamplesPerPixel}, a CT image has 1",
+            code="unsupported_pixels",
+        )
 
 
 def _decode(
@@ -216,7 +310,7 @@ def _decode(
         slices_of.setdefault(frame.source, []).append(k)
 
     def decode(source: int) -> int:
-        stored = _pixels(paths[source], rows, columns)
+        stored = _pixels(paths[source], rows, columns, max(frames[k].number for k in slices_of[source]))
         for k in slices_of[source]:
             hu[k] = _to_hu(stored[frames[k].number - 1], frames[k], sources[source])
         return len(slices_of[source])
@@ -230,16 +324,21 @@ def _decode(
     return hu
 
 
-def _pixels(path: Path, rows: int, columns: int) -> NDArray[np.integer[Any]]:
-    """Stored values of all frames of one instance, (frames, rows, columns)."""
+def _pixels(path: Path, rows: int, columns: int, at_least: int) -> NDArray[np.integer[Any]]:
+    """Stored values of all frames of one instance, (frames, rows, columns), ``at_least`` so many frames."""
     dataset = dcmread(path)
     try:
         stored: NDArray[np.integer[Any]] = dataset.pixel_array.reshape(-1, rows, columns)
-    except (AttributeError, ValueError, RuntimeError, NotImplementedError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "(none)")
         raise SeriesRefused(
             f"{_name(dataset)}: pixel data ({syntax}) can't be decoded: {error}", code="undecodable_pixels"
         ) from error
+    if len(stored) < at_least:
+        raise SeriesRefused(
+            f"{_name(dataset)}: pixel data has {len(stored)} frame(s), its header describes {at_least}",
+            code="undecodable_pixels",
+        )
     return stored
 
 
@@ -258,10 +357,10 @@ def _to_hu(stored: NDArray[np.integer[Any]], frame: Frame, source: Dataset) -> N
 
 
 def _padding_range(source: Dataset) -> tuple[int, int] | None:
-    value = source.get("PixelPaddingValue")
+    value = _value(source, "PixelPaddingValue")
     if not isinstance(value, int):
         return None
-    limit = source.get("PixelPaddingRangeLimit")
+    limit = _value(source, "PixelPaddingRangeLimit")
     ends = [_as_stored(value, source), _as_stored(limit if isinstance(limit, int) else value, source)]
     return min(ends), max(ends)
 

@@ -78,7 +78,7 @@ def segment_lungs(
     view = AxialView.of(volume.affine)
     mask = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"] > 0
     spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
-    labels = split_lungs(mask, spacing)  # type: ignore[arg-type]
+    labels = volume.as_acquired(view.restore(split_lungs(mask, spacing)))  # type: ignore[arg-type]
     found_ml = float(np.count_nonzero(labels)) * volume.voxel_volume_ml
     if found_ml < MINIMUM_LUNG_ML:
         raise SeriesRefused(
@@ -87,7 +87,7 @@ def segment_lungs(
             code="no_lungs_found",
             hint="does the series show the chest?",
         )
-    return view.restore(labels)
+    return labels
 
 
 def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
@@ -111,7 +111,7 @@ def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
     fine = closed.repeat(stride[0], axis=1)[:, : labels.shape[1]]
     fine = fine.repeat(stride[1], axis=2)[:, :, : labels.shape[2]]
     np.copyto(fine, labels, where=labels > 0)
-    return view.restore(fine)
+    return volume.as_acquired(view.restore(fine))
 
 
 def _disc(spacing_mm: tuple[float, ...]) -> list[tuple[int, int]]:

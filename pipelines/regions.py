@@ -63,6 +63,12 @@ def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tu
     """
     crop = bounding_box(chest.lesions)
     owner = _owners(candidates, chest, crop)
+    if chest.volume.source_slices:  # a box may end between an acquired slice and an interpolated one
+        whole = np.zeros(chest.lesions.shape, np.uint8)
+        whole[crop] = owner
+        whole = chest.as_acquired(whole)
+        crop = bounding_box(whole)
+        owner = whole[crop]
     drawn: list[Drawn] = []
     empty = domes = 0
     for number, cropped in enumerate(ndimage.find_objects(owner, len(candidates))):

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Lung(IntEnum):
@@ -51,8 +54,10 @@ class Volume:
     affine: float64 (4, 4), (slice, row, column, 1) -> LPS mm; consecutive slices are one column step apart.
     sources: the instances' headers without pixel data, in slice order (one per slice for classic CT,
         one in all for enhanced multi-frame CT).
-    source_frames: for each slice, (index into ``sources``, 1-based frame number).
+    source_frames: for each acquired plane in slice order, (index into ``sources``, 1-based frame number).
     notes: what a reader of the results should know of the input.
+    source_slices: the slice at each acquired plane, where slices were interpolated between them (a missing
+        one, uneven spacing); empty where slices and acquired planes are the same.
     """
 
     hu: NDArray[np.int16]
@@ -60,6 +65,24 @@ class Volume:
     sources: tuple[Dataset, ...]
     source_frames: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
+    source_slices: tuple[int, ...] = ()
+
+    def on_source_planes(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
+        """(slices, rows, columns) -> (acquired planes, rows, columns), for results on the source images."""
+        return array[list(self.source_slices)] if self.source_slices else array
+
+    def as_acquired(self, labels: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Give every slice the labels of the one at the nearest acquired plane.
+
+        Nothing can be found on interpolated slices then that no image shows: halfway between lung and
+        diaphragm, pixels look like ground glass. ``labels`` is (slices, rows, columns).
+        """
+        if not self.source_slices:
+            return labels
+        acquired = np.array(self.source_slices)
+        nearest = np.abs(np.arange(len(labels))[:, None] - acquired).argmin(axis=1)
+        as_acquired: NDArray[Scalar] = labels[acquired[nearest]]
+        return as_acquired
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

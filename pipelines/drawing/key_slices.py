@@ -88,7 +88,11 @@ def _caption(volume: Volume, grid: AxialGrid, z: float) -> str:
         return f"z {z:.0f} mm"
     middle = np.array([grid.origin_mm[0], grid.origin_mm[1], z, 1.0])
     middle[:2] += np.array(grid.shape[::-1]) * grid.pixel_mm / 2
-    index = int(np.clip(round(float((np.linalg.inv(volume.affine) @ middle)[0])), 0, len(volume.sources) - 1))
+    index = int(np.clip(round(float((np.linalg.inv(volume.affine) @ middle)[0])), 0, len(volume.hu) - 1))
+    if volume.source_slices:
+        if index not in volume.source_slices:
+            return f"z {z:.0f} mm"
+        index = volume.source_slices.index(index)
     number = volume.sources[index].get("InstanceNumber")
     return f"z {z:.0f} mm" if number is None else f"Image {number}"
 

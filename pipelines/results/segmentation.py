@@ -55,7 +55,7 @@ def build_segmentation(volume: Volume, findings: Findings, context: ResultContex
     Raises SeriesRefused when no voxel is lung (``no_lungs``), or when a source image's position disagrees
     with the volume's affine (``geometry_mismatch``).
     """
-    coded = _coded(findings)
+    coded = volume.on_source_planes(_coded(findings))
     segments = [s for s in _segments(findings) if _has_voxels(findings, s)]
     if not segments:
         raise SeriesRefused("no lung was found in the volume", code="no_lungs", hint="is it a chest CT?")

@@ -14,20 +14,24 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from pipelines.errors import SeriesRefused
+from pipelines.geometry import SPACING_TOLERANCE_MM
 from pipelines.results import codes
 from pipelines.results.identity import result_uid
 from pipelines.volume import ResultContext, Volume
 
-_POSITION_TOLERANCE = 0.1  # of the slice spacing: more than rounding and jitter, less than any mix-up
+# of the slice spacing, or half as much again as the geometry gate lets a plane be off its slice: more than
+# rounding and jitter, less than any mix-up
+_POSITION_TOLERANCE, _POSITION_TOLERANCE_MM = 0.15, 1.5 * SPACING_TOLERANCE_MM
 
 
 @dataclass(frozen=True)
 class SliceGeometry:
-    """Where the slices of a volume are, in the words of the source images (PS3.3 C.7.6.2.1.1).
+    """Where the acquired slices of a volume are, in the words of the source images (PS3.3 C.7.6.2.1.1).
 
     orientation: ImageOrientationPatient, direction cosines of a row then of a column.
-    positions: ImagePositionPatient of each slice, LPS mm, in slice order.
-    pixel_spacing: mm between rows, mm between columns.  slice_spacing, slice_thickness: mm.
+    positions: ImagePositionPatient of each acquired slice, LPS mm, in slice order.
+    pixel_spacing: mm between rows, mm between columns.  slice_spacing: of the volume, mm.
+    slice_thickness: mm.
     """
 
     orientation: tuple[float, ...]
@@ -56,21 +60,25 @@ def slice_geometry(volume: Volume) -> SliceGeometry:
         for s in range(len(volume.source_frames))
     ]
     # Of each plane, the first voxel and the last one: the latter also tells orientation and pixel spacing.
-    slices = np.arange(len(positions), dtype=np.float64)
+    slices = np.array(volume.source_slices or range(len(positions)), np.float64)
     ends = (volume.hu.shape[1] - 1.0, volume.hu.shape[2] - 1.0)
     row, column = np.array(orientation[:3], np.float64), np.array(orientation[3:], np.float64)
     diagonal = column * ends[0] * float(pixel_spacing[0]) + row * ends[1] * float(pixel_spacing[1])
     first = np.stack([slices, 0 * slices, 0 * slices], axis=1)
     last = np.stack([slices, 0 * slices + ends[0], 0 * slices + ends[1]], axis=1)
-    off = np.maximum(
-        np.linalg.norm(volume.to_patient(first) - np.asarray(positions), axis=1),
-        np.linalg.norm(volume.to_patient(last) - np.asarray(positions) - diagonal, axis=1),
-    )
-    if off.max() > max(0.01, _POSITION_TOLERANCE * spacing[0]):
+    here, there = volume.to_patient(first) - positions, volume.to_patient(last) - positions - diagonal
+    if volume.source_slices:
+        # Between slices that were interpolated, an acquired one lies up to half a slice from the nearest.
+        way = volume.affine[:3, 0] / spacing[0]
+        along = np.clip(here @ way, -spacing[0] / 2, spacing[0] / 2)[:, None] * way
+        here, there = here - along, there - along
+    off = np.maximum(np.linalg.norm(here, axis=1), np.linalg.norm(there, axis=1))
+    if off.max() > max(_POSITION_TOLERANCE_MM, _POSITION_TOLERANCE * spacing[0]):
         worst = int(off.argmax())
         uid = volume.sources[volume.source_frames[worst][0]].SOPInstanceUID
         raise SeriesRefused(
-            f"instance {uid}: its plane is {off[worst]:.3f} mm from where the volume has slice {worst}",
+            f"instance {uid}: its plane is {off[worst]:.3f} mm from where the volume has slice "
+            f"{slices[worst]:.0f}",
             code="geometry_mismatch",
             hint="results can only be placed on the planes of the source images",
         )

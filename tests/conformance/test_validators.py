@@ -14,7 +14,7 @@ from pipelines.results import build_result_set, write_result_set
 from pipelines.results.triage import build_triage_results
 from pipelines.results.validation import Validation, _find, _jars, validate
 from tests.unit.pipelines.estimates import FUSION, estimates_of
-from tests.unit.pipelines.results.synthetic import chest, context
+from tests.unit.pipelines.results.synthetic import chest, context, without_plane
 
 pytestmark = pytest.mark.integration
 
@@ -25,6 +25,8 @@ _CASES: dict[str, dict[str, object]] = {
     "lesions": {},
     "no_lesions": {"lesions": False},
     "enhanced": {"enhanced": True},
+    "tilted": {"orientation": "tilted"},
+    "repaired": {},
     "sparse_header_oblique": {"orientation": "oblique"}
     | dict.fromkeys(
         (
@@ -42,6 +44,8 @@ def validated(
 ) -> dict[str, list[Validation]]:
     # An ASCII name: PixelMed's validator knows only the default character repertoire
     volume, findings = chest(PatientName="Test^Anna", **_CASES[request.param])  # type: ignore[arg-type]
+    if request.param == "repaired":
+        volume, findings = without_plane(volume, findings, missing=11)
     predecessors = ("1.2.3.4",) if request.param == "enhanced" else ()
     with pytest.MonkeyPatch.context() as patch:
         # Java validators take a minute for 19 MB of frames; a small loop has the same attributes

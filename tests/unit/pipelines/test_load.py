@@ -10,6 +10,9 @@ import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, generate_uid
 
 from pipelines.errors import SeriesRefused
@@ -70,12 +73,6 @@ def test_real_series(folder: str, shape: tuple[int, ...], spacing: tuple[float, 
 @pytest.mark.parametrize(
     ("folder", "code"),
     [
-        ("geometry/dicom2nifti_notavolume_001", "geometry_duplicate_position"),
-        ("geometry/dicom2nifti_sliceincrement_001", "geometry_missing_slices"),
-        ("geometry/ge_head_tilt_variable_spacing", "geometry_irregular_spacing"),
-        ("geometry/philips_exam_summary_sc", "unsupported_sop_class"),
-        ("geometry/philips_localizer", "geometry_too_few_slices"),
-        ("codecs/totalseg_siemens_j2k", "unsupported_sop_class"),
         ("chest_ct/ny_sbu_A046441", "mixed_series"),
     ],
 )
@@ -83,7 +80,11 @@ def test_odd_series_are_refused_by_name(folder: str, code: str) -> None:
     assert refusal(dicom_files(shared(folder)))[0] == code
 
 
-@pytest.mark.parametrize("name", ["RLE", "J2KR", "JLSL", "JPLL", "J2KI", "JLSN"])
+#: largest and mean difference from the uncompressed slice, HU
+LOSSY = {"JLSN": (4, 2.5), "J2KI": (352, 26.0)}
+
+
+@pytest.mark.parametrize("name", ["RLE", "J2KR", "JLSL", "JPLL", *LOSSY])
 def test_codecs_agree_with_the_uncompressed_slice(name: str, tmp_path: Path) -> None:
     def stack(source: Path, folder: Path) -> list[Path]:
         folder.mkdir()
@@ -99,10 +100,10 @@ def test_codecs_agree_with_the_uncompressed_slice(name: str, tmp_path: Path) -> 
 
     plain = load_series(stack(shared("codecs/CT1_UNC.dcm"), tmp_path / "plain")).hu
     coded = load_series(stack(shared(f"codecs/CT1_{name}.dcm"), tmp_path / "coded")).hu
-    if name in ("J2KI", "JLSN"):
-        assert np.abs(coded.astype(int) - plain).mean() < 40, "lossy, but of the same slice"
-    else:
-        np.testing.assert_array_equal(coded, plain)
+    largest, mean = LOSSY.get(name, (0, 0.0))
+    difference = np.abs(coded.astype(np.int32) - plain)
+    assert difference.max() <= largest
+    assert difference.mean() <= mean
 
 
 def _copy(path: Path, *, changed: bool) -> Path:
@@ -168,6 +169,19 @@ def test_enhanced_multi_frame_equals_classic(series: list[Path], tmp_path: Path)
     assert len(enhanced.sources) == 1
     assert {index for index, _ in enhanced.source_frames} == {0}
     assert sorted(frame for _, frame in enhanced.source_frames) == [1, 2, 3, 4, 5]
+
+
+def test_a_volume_in_several_enhanced_instances_is_refused(tmp_path: Path) -> None:
+    phantom = chest_phantom(3, slices=6, rows=64, columns=64)
+    series = write_series(phantom, tmp_path / "series", seed=3)
+    paths = []
+    for n, part in enumerate((series[:3], series[3:])):
+        images = [dcmread(path) for path in part]
+        enhanced = hd.legacy.LegacyConvertedEnhancedCTImage(images, "1.2.3", 2, f"1.2.3.{n + 1}", n + 1)
+        enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+        paths.append(tmp_path / f"{n}.dcm")
+        enhanced.save_as(paths[-1])
+    assert refusal(paths)[0] == "several_multiframe_instances"
 
 
 @pytest.mark.parametrize(("representation", "stored", "padding"), [(1, -2000, 63536), (0, 63536, -2000)])
@@ -236,3 +250,162 @@ def test_dicom_files_leaves_out_what_is_none(series: list[Path]) -> None:
     found = dicom_files(folder)
     assert len(found) == 5
     assert dcmread(found[-1]).SOPClassUID == CTImageStorage
+
+
+MALFORMED_VALUES = (None, b"", b"abc\\x", b"1\\2\\3", b"\xff\xff\xff", b"1e999 ")
+NAMED = {
+    *("missing_attribute", "unsupported_sop_class", "mixed_series", "unreadable_instance", "not_hounsfield"),
+    *("unsupported_pixels", "undecodable_pixels", "localizers_only", "geometry_mixed_frame_of_reference"),
+    *("geometry_mixed_orientation", "geometry_mixed_matrix", "geometry_irregular_spacing"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"),
+        *("ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
+        *("RescaleSlope", "RescaleIntercept", "RescaleType", "SamplesPerPixel", "PixelPaddingRangeLimit"),
+        *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
+        *("PhotometricInterpretation", "NumberOfFrames", "PixelData", "SpecificCharacterSet"),
+        "PlanarConfiguration",
+    ],
+)
+def test_a_broken_attribute_ends_in_a_volume_or_a_named_reason(series: list[Path], keyword: str) -> None:
+    """Of one instance, its bytes wrong, or none: whatever is wrong, nothing but SeriesRefused leaves."""
+    whole = series[1].read_bytes()
+    for value in MALFORMED_VALUES:
+        series[1].write_bytes(whole)
+        dataset = dcmread(series[1])
+        dataset.pop(keyword, None)
+        if value is not None:
+            vr = dictionary_VR(keyword).split(" or ")[0]
+            raw = RawDataElement(Tag(keyword), vr, len(value), value, 0, False, True)
+            dataset._dict[raw.tag] = raw  # written as it is
+        dcmwrite(series[1], dataset)
+        try:
+            assert load_series(series).hu.shape == (5, 64, 64), value
+        except SeriesRefused as refused:
+            assert refused.code in NAMED, value
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"RescaleType": "PCT"}, "not_hounsfield"),
+        ({"RescaleSlope": "0"}, "missing_attribute"),
+        ({"SamplesPerPixel": 3}, "unsupported_pixels"),
+        ({"Rows": 0}, "missing_attribute"),
+    ],
+)
+def test_pixels_that_are_no_hounsfield_units(
+    series: list[Path], change: dict[str, object], code: str
+) -> None:
+    edit(series[1], lambda d: [setattr(d, keyword, value) for keyword, value in change.items()])
+    assert refusal(series)[0] == code
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_no_rescale_at_all_is_read_where_the_pixels_can_be_hounsfield_units(
+    series: list[Path], signed: bool
+) -> None:
+    hu = load_series(series).hu
+
+    def strip(dataset: Dataset) -> None:
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = int(signed), 16, 15
+        dataset.pop("PixelPaddingValue", None)
+        dataset.PixelData = (dataset.pixel_array.astype(np.int16) - 1024).astype("<i2").tobytes()
+
+    for path in series:
+        edit(path, strip)
+    if signed:
+        np.testing.assert_array_equal(load_series(series).hu, hu)
+    else:
+        assert refusal(series)[0] == "missing_attribute"
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_those_stored_are_no_part_of_the_value(series: list[Path], signed: bool) -> None:
+    """Old scanners kept overlays there (retired in PS3.5-2004); 12 bits may be signed, too."""
+    hu = np.clip(load_series(series).hu, -1024, 1023)
+
+    def pack(dataset: Dataset, plane: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> None:
+        dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = int(signed), 12, 11
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0 if signed else -1024
+        dataset.pop("PixelPaddingValue", None)
+        values = (plane if signed else plane + 1024).astype(np.int32) & 0xFFF
+        values[::3] |= 0x5000
+        dataset.PixelData = values.astype("<u2").tobytes()
+
+    for k, path in enumerate(series):
+        edit(path, lambda d, k=k: pack(d, hu[k]))  # type: ignore[misc]
+    np.testing.assert_array_equal(load_series(series).hu, hu)
+
+
+def test_a_localizer_in_the_series_is_left_out(series: list[Path]) -> None:
+    alone = load_series(series)
+    localizer = dcmread(_copy(series[0], changed=True))
+    localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    del localizer.RescaleIntercept
+    path = series[0].with_name("localizer.dcm")
+    dcmwrite(path, localizer)
+    volume = load_series([path, *series])
+    np.testing.assert_array_equal(volume.hu, alone.hu)
+    np.testing.assert_array_equal(volume.affine, alone.affine)
+    assert volume.notes == ("1 localizer(s) in the series were left out.",)
+    assert localizer.SOPInstanceUID not in [source.SOPInstanceUID for source in volume.sources]
+
+
+def test_a_reformat_in_the_series_is_refused(series: list[Path]) -> None:
+    edit(series[0], lambda d: setattr(d, "ImageOrientationPatient", [1, 0, 0, 0, 0, -1]))
+    assert refusal(series)[0] == "geometry_mixed_orientation"
+
+
+def test_two_frames_of_reference_are_refused(series: list[Path]) -> None:
+    edit(series[4], lambda d: setattr(d, "FrameOfReferenceUID", "1.2.3"))
+    assert refusal(series)[0] == "geometry_mixed_frame_of_reference"
+
+
+def test_a_missing_slice_is_interpolated(tmp_path: Path) -> None:
+    phantom = chest_phantom(3, slices=12, rows=64, columns=64, spacing_mm=(5.0, 5.0, 5.0))
+    paths = write_series(phantom, tmp_path, seed=3)
+    whole = load_series(paths)
+    volume = load_series([path for k, path in enumerate(paths) if k != 4])
+    np.testing.assert_allclose(volume.affine, whole.affine)
+    assert volume.source_slices == (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11)
+    assert len(volume.sources) == len(volume.source_frames) == 11
+    np.testing.assert_array_equal(volume.on_source_planes(volume.hu), np.delete(whole.hu, 4, axis=0))
+    between = (whole.hu[3].astype(np.float64) + whole.hu[5]) / 2
+    np.testing.assert_allclose(volume.hu[4], between, atol=0.5)
+    z = whole.affine[2, 3] + 4 * 5.0
+    assert volume.notes == (
+        f"1 of 12 slices are missing and were interpolated, at {z:.1f} mm along the normal. "
+        "Segments are on the slices acquired.",
+    )
+    labels = np.arange(12, dtype=np.uint8)[:, None, None]
+    assert volume.as_acquired(labels).ravel().tolist() == [0, 1, 2, 3, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert whole.as_acquired(labels) is labels
+
+
+def test_uneven_slices_are_interpolated_where_they_lie(tmp_path: Path) -> None:
+    """HU that rise by 10 a millimetre do so on the grid, too."""
+    phantom = chest_phantom(3, slices=12, rows=64, columns=64, spacing_mm=(5.0, 5.0, 5.0))
+    paths = write_series(phantom, tmp_path, seed=3)
+    z = np.cumsum([0.0, 5, 5, 5, 6.3, 5, 5, 3.1, 5, 5, 7.9, 5])
+    for path, mm in zip(paths, z, strict=True):
+
+        def place(dataset: Dataset, mm: float = mm) -> None:
+            dataset.ImagePositionPatient = [0, 0, float(mm)]
+            dataset.RescaleIntercept = -1000
+            dataset.PixelData = np.full((64, 64), round(10 * mm), np.uint16).tobytes()
+            dataset.pop("PixelPaddingValue", None)
+
+        edit(path, place)
+    volume = load_series(paths[::-1])
+    expected = 10 * volume.to_patient(np.eye(3)[[0]] * np.arange(len(volume.hu))[:, None])[:, 2] - 1000
+    np.testing.assert_allclose(volume.hu[:, 5, 7], expected, atol=1.0)
+    assert volume.spacing_mm[0] == pytest.approx(2.5, abs=0.1)
+    assert "12 slices lie 3.10 to 7.90 mm apart: for the analysis, 24 slices" in volume.notes[0]

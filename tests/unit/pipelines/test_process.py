@@ -232,3 +232,46 @@ def test_a_tilted_gantry_moves_nothing(request_: Request, tmp_path: Path) -> Non
         assert found["centroid_lps_mm"] == pytest.approx(region.centroid_lps_mm, abs=2.5)
         assert found["volume_ml"] == pytest.approx(region.volume_ml, rel=0.1)
         assert (found["type"], found["laterality"]) == (region.infection_type, region.laterality.name.lower())
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_results_of_a_repaired_series_are_on_its_images(
+    request_: Request, tmp_path: Path, uneven: bool
+) -> None:
+    """One slice is missing or lies elsewhere: each frame of the SEG refers to an image, lies on its plane,
+    and shows what the image shows."""
+    volume, findings = chest(shape=(48, 96, 112), spacing=(4.0, 2.8, 2.4))
+    paths = list(write(volume, tmp_path / "repaired"))
+    if uneven:
+        moved = dcmread(paths[23])
+        moved.ImagePositionPatient[2] += 1.6
+        moved.save_as(paths[23])
+    else:
+        del paths[23]
+    summary = process(replace(request_, paths=tuple(paths)), models())
+    assert any("interpolated" in note for note in summary["notes"])
+    images = {str(image.SOPInstanceUID): image for image in map(dcmread, paths)}
+    segmentation = dcmread(request_.out / "segmentation.dcm")
+    labels = {int(item.SegmentNumber): str(item.SegmentLabel) for item in segmentation.SegmentSequence}
+    assert {f"Region {f['number']}" for f in summary["findings"]} <= set(labels.values())
+    shown = 0
+    for frame, pixels in zip(
+        segmentation.PerFrameFunctionalGroupsSequence, segmentation.pixel_array, strict=True
+    ):
+        reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        image = images[str(reference.ReferencedSOPInstanceUID)]
+        assert frame.PlanePositionSequence[0].ImagePositionPatient == pytest.approx(
+            image.ImagePositionPatient, abs=1e-6
+        )
+        number = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        lesion = labels[number] == "Consolidation"
+        if lesion and not uneven:
+            there = thresholds(image.pixel_array[None])["LABELS"][0] == Lesion.CONSOLIDATION
+            np.testing.assert_array_equal(pixels.astype(bool), there & pixels.astype(bool))
+            assert np.count_nonzero(pixels) > 0.95 * np.count_nonzero(there)
+            shown += 1
+    assert shown > 2 or uneven
+    for lung in Lung:
+        assert summary["lesion_volume_ml"][lung.name.lower()] == pytest.approx(
+            findings.measures[lung].lesions_ml, rel=0.1
+        )

@@ -6,6 +6,7 @@ that a test can say where each voxel of a result must land.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -208,6 +209,21 @@ def chest(
         _region(volume, labels, lungs, number, *what) for number, (_, *what) in blobs.items() if lesions
     )
     return volume, _findings(volume, lungs, kinds, labels, regions)
+
+
+def without_plane(volume: Volume, findings: Findings, missing: int) -> tuple[Volume, Findings]:
+    """The same where slice ``missing`` was never sent: interpolated, with its neighbour's labels."""
+    kept = [k for k in range(len(volume.hu)) if k != missing]
+    repaired = replace(
+        volume,
+        sources=tuple(volume.sources[k] for k in kept),
+        source_frames=tuple((k, 1) for k in range(len(kept))),
+        source_slices=tuple(kept),
+    )
+    labels = {
+        name: repaired.as_acquired(getattr(findings, name)) for name in ("lungs", "lesions", "region_labels")
+    }
+    return repaired, replace(findings, **labels)
 
 
 def _region(  # noqa: PLR0917

@@ -21,7 +21,7 @@ from pipelines.errors import SeriesRefused
 from pipelines.results import codes, segmentation
 from pipelines.results.segmentation import build_segmentation, region_tracking, segment_numbers
 from pipelines.volume import LESION_TYPES, Findings, Volume
-from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest, context
+from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest, context, without_plane
 
 READER = shutil.which("segimage2itkimage", path=f"{sysconfig.get_path('scripts')}:/usr/bin")
 needs_dcmqi = pytest.mark.skipif(
@@ -87,6 +87,22 @@ def test_masks_land_on_the_same_voxels_for_an_independent_reader(orientation: st
         found = sitk.GetArrayFromImage(placed) > 0
         dice = 2 * (found & masks[label]).sum() / (found.sum() + masks[label].sum())
         assert dice == 1.0, label
+
+
+@needs_dcmqi
+def test_masks_of_a_repaired_series_are_on_the_planes_that_there_are(tmp_path: Path) -> None:
+    """No frame where the slice is missing; dcmqi finds all others at their place."""
+    volume, findings = without_plane(*chest("oblique"), missing=11)
+    path = tmp_path / "seg.dcm"
+    build_segmentation(volume, findings, context()).save_as(path, enforce_file_format=True)
+    read = read_by_dcmqi(path, tmp_path)
+    masks = expected(findings)
+    assert set(read) == set(masks)
+    for label, image in read.items():
+        placed = sitk.Resample(image, sitk_grid(volume), sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+        found = sitk.GetArrayFromImage(placed) > 0
+        assert not found[11].any(), label
+        np.testing.assert_array_equal(volume.on_source_planes(found), volume.on_source_planes(masks[label]))
 
 
 def test_masks_of_a_tilted_series_lie_on_its_planes(tmp_path: Path) -> None:
