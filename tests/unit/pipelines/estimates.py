@@ -25,4 +25,4 @@ def estimates_of(
     by_model = [Estimate(PNEUMONIA_CLASS, SPEC.classes, first)]
     if fusion is not None:
         by_model.append(Estimate(fusion, FUSION_SPEC.classes, np.stack([1 - viral, viral], axis=1)))
-    return volume, Estimates(findings.lungs, keys, tuple(by_model), findings.lung_volume_ml, notes)
+    return volume, Estimates(findings.lungs, keys, tuple(by_model), volume.by_lung_ml(findings.lungs), notes)

@@ -29,9 +29,8 @@ from pipelines.results.segmentation import build_segmentation
 from pipelines.triton import Arrays, Inference, Progress, ServedModel
 from pipelines.volume import Findings, Volume
 from tests.benchmarks.study import Bare
-from tests.unit.pipelines.examples import ByRule
 from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest, context
-from tests.unit.pipelines.test_process import thresholds
+from tests.unit.pipelines.test_process import models
 from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import chest_phantom
 
@@ -157,7 +156,12 @@ def test_planes_of_any_direction(
     findings = analyse(volume, remembering)
     np.testing.assert_array_equal(in_patient(findings.lungs, volume, axial), found.lungs)
     np.testing.assert_array_equal(in_patient(findings.lesions, volume, axial), found.lesions)
-    assert findings.lung_volume_ml == pytest.approx(found.lung_volume_ml)
+    np.testing.assert_array_equal(in_patient(findings.region_labels, volume, axial), found.region_labels)
+    for side, measures in findings.measures.items():
+        assert measures.volume_ml == pytest.approx(found.measures[side].volume_ml)
+        assert measures.peripheral_percent == pytest.approx(found.measures[side].peripheral_percent)
+    for one, other in zip(findings.regions, found.regions, strict=True):
+        assert (one.votes, one.centroid_lps_mm) == (other.votes, pytest.approx(other.centroid_lps_mm))
 
 
 def test_order_of_arrival(paths: list[Path], axial: Volume) -> None:
@@ -210,14 +214,15 @@ def test_planes_at_any_angle(orientation: str, tmp_path: Path) -> None:
     """What is where is known from the shapes, at every voxel of each grid: nothing is mapped back."""
     known, truth = chest(orientation, shape=(48, 96, 112), spacing=(4.0, 2.8, 2.4))
     volume = load_series(write(known.hu, known.affine, tmp_path / "series")[::-1])
-    findings = analyse(volume, ByRule(thresholds))
+    findings = analyse(volume, models())
     expected = in_patient(truth.lungs, known, volume)
     for side in (1, 2):
         assert dice(findings.lungs == side, expected == side) >= 0.99
     lesions = in_patient(truth.lesions, known, volume)
     for kind in (1, 2):
         assert dice(findings.lesions == kind, lesions == kind) >= 0.99
-    assert findings.lesion_volume_ml == pytest.approx(truth.lesion_volume_ml, rel=0.01)
+    for side, measures in findings.measures.items():
+        assert measures.lesions_ml == pytest.approx(truth.measures[side].lesions_ml, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +232,7 @@ def test_few_thick_and_many_thin_slices(slices: int, spacing_mm: float, tmp_path
     """Both ends of what scanners make. Of 600 mm, the chest of ``synthetic`` fills 170."""
     known, truth = chest(shape=(slices, 64, 64), spacing=(spacing_mm, 4.4, 4.4))
     volume = load_series(write(known.hu, known.affine, tmp_path / "series"))
-    findings = analyse(volume, ByRule(thresholds))
+    findings = analyse(volume, models())
     assert dice(findings.lungs > 0, truth.lungs > 0) >= 0.99
     assert dice(findings.lesions > 0, truth.lesions > 0) >= 0.99
     segmentation = build_segmentation(volume, findings, context())
@@ -256,6 +261,10 @@ def test_one_lung(gone: int, axial: Volume, found: Findings, remembering: Rememb
     hu = np.where(found.lungs == gone, np.int16(15), axial.hu)
     findings = analyse(replace(axial, hu=hu), remembering)
     left = 3 - gone
-    assert findings.lung_volume_ml[left] > 0.8 * found.lung_volume_ml[left]  # type: ignore[index]
-    assert findings.lung_volume_ml[gone] < 0.2 * found.lung_volume_ml[gone]  # type: ignore[index]
+    volume_ml, usual_ml = (
+        {int(side): measures.volume_ml for side, measures in each.measures.items()}
+        for each in (findings, found)
+    )
+    assert volume_ml[left] > 0.8 * usual_ml[left]
+    assert volume_ml[gone] < 0.2 * usual_ml[gone]
     build_segmentation(replace(axial, hu=hu), findings, context())
