@@ -27,8 +27,9 @@ SPEC = ModelSpec(
 
 #: cleaning and splitting work on a grid about this coarse: lungs are large, and 3D morphology is slow
 WORKING_MM = 3.0
-#: less lung than this isn't a chest; a newborn's total lung volume is about 75 ml
-MINIMUM_LUNG_ML = 50.0
+#: less lung with air in it than this isn't a chest; a newborn's total lung volume is about 75 ml. Sinuses and
+#: what the model takes for lung in other bodies' parts have less
+MINIMUM_LUNG_ML, AERATED_HU = 50.0, -500
 #: a component smaller than this share of the largest one is bowel gas, trachea or noise
 SMALLEST_COMPONENT = 0.05
 #: when one component holds both lungs, each part must have at least this share of it to count as a lung
@@ -73,16 +74,16 @@ def segment_lungs(
     """Segment the lungs.
 
     Returns uint8 (slices, rows, columns) on the volume's grid, 0 or ``Lung``.
-    Raises SeriesRefused (no_lungs_found) when less than MINIMUM_LUNG_ML is found.
+    Raises SeriesRefused (no_lungs_found) when less than MINIMUM_LUNG_ML below AERATED_HU is found.
     """
     view = AxialView.of(volume.affine)
     mask = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"] > 0
     spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
     labels = volume.as_acquired(view.restore(split_lungs(mask, spacing)))  # type: ignore[arg-type]
-    found_ml = float(np.count_nonzero(labels)) * volume.voxel_volume_ml
+    found_ml = float(np.count_nonzero((labels > 0) & (volume.hu < AERATED_HU))) * volume.voxel_volume_ml
     if found_ml < MINIMUM_LUNG_ML:
         raise SeriesRefused(
-            f"{found_ml:.0f} ml of lung found in series {volume.series_instance_uid}, "
+            f"{found_ml:.0f} ml of aerated lung found in series {volume.series_instance_uid}, "
             f"at least {MINIMUM_LUNG_ML:.0f} ml wanted",
             code="no_lungs_found",
             hint="does the series show the chest?",

@@ -30,57 +30,75 @@ SEVERITY_METHOD = (
 PERCENTILES = (5, 50, 95)
 #: distances are measured on pixels of about this size
 _WORKING_MM = 1.5
+_LOWEST_HU, _HU_VALUES = -32768, 65536
 
 
 def measure_lungs(chest: Chest) -> dict[Lung, LungMeasures]:
-    """Each lung's volumes and densities."""
-    voxel_ml = chest.voxel_ml
-    near = peripheral(chest)
-    measures = {}
-    for lung in Lung:
-        mask = chest.lungs == lung
-        values = chest.hu[mask]
-        of_lesion = chest.lesions[mask]
-        lesions = np.count_nonzero(of_lesion)
-        measures[lung] = LungMeasures(
-            volume_ml=values.size * voxel_ml,
-            lesion_volume_ml={
-                name: np.count_nonzero(of_lesion == label) * voxel_ml for name, label in LESION_TYPES.items()
-            },
-            mean_hu=float(values.mean()) if values.size else 0.0,
-            hu_percentiles=hu_percentiles(values),
-            peripheral_percent=100.0 * np.count_nonzero(near[mask] & (of_lesion > 0)) / lesions
-            if lesions
-            else 0.0,
-        )
-    return measures
+    """Each lung's volumes and densities, slice by slice, so that nothing of a volume's size is made."""
+    return {lung: _measure(chest, lung) for lung in Lung}
+
+
+def _measure(chest: Chest, lung: Lung) -> LungMeasures:
+    histogram = np.zeros(_HU_VALUES, np.int64)
+    by_type = dict.fromkeys(LESION_TYPES, 0)
+    near = 0
+    for hu, lungs, lesions in zip(chest.hu, chest.lungs, chest.lesions, strict=True):
+        mask = lungs == lung
+        if not mask.any():
+            continue
+        histogram += hu_histogram(hu[mask])
+        found = lesions[mask]
+        if not found.any():
+            continue
+        for name, label in LESION_TYPES.items():
+            by_type[name] += np.count_nonzero(found == label)
+        near += np.count_nonzero(near_edge(mask, chest.spacing_mm[1:])[mask] & (found > 0))
+    lesions_count = sum(by_type.values())
+    return LungMeasures(
+        volume_ml=int(histogram.sum()) * chest.voxel_ml,
+        lesion_volume_ml={name: count * chest.voxel_ml for name, count in by_type.items()},
+        mean_hu=_mean(histogram),
+        hu_percentiles=_percentiles(histogram),
+        peripheral_percent=100.0 * near / lesions_count if lesions_count else 0.0,
+    )
+
+
+def near_edge(lung: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.bool_]:
+    """The pixels of one axial slice of one lung within PERIPHERAL_MM of what isn't that lung.
+
+    lung: bool (rows, columns).  Measured on pixels of about _WORKING_MM.
+    """
+    steps = [max(1, round(_WORKING_MM / mm)) for mm in pixel_mm]
+    sampling = [mm * n for mm, n in zip(pixel_mm, steps, strict=True)]
+    coarse = np.pad(lung[:: steps[0], :: steps[1]], 1)
+    near = ndimage.distance_transform_edt(coarse, sampling=sampling)[1:-1, 1:-1] <= PERIPHERAL_MM
+    fine = near.repeat(steps[0], axis=0).repeat(steps[1], axis=1)
+    return np.asarray(fine[: lung.shape[0], : lung.shape[1]] & lung)
 
 
 def hu_percentiles(values: NDArray[np.int16]) -> dict[int, float]:
-    """PERCENTILES of HU; 0 without any."""
-    if not values.size:
+    """PERCENTILES of HU, linear between two values; 0 without any."""
+    return _percentiles(hu_histogram(values))
+
+
+def hu_histogram(values: NDArray[np.int16]) -> NDArray[np.int64]:
+    """How many of ``values`` are -32768, -32767, …: int64 (65536,)."""
+    return np.bincount(values.astype(np.intp) - _LOWEST_HU, minlength=_HU_VALUES)
+
+
+def _mean(histogram: NDArray[np.int64]) -> float:
+    count = int(histogram.sum())
+    return float(histogram @ np.arange(_HU_VALUES)) / count + _LOWEST_HU if count else 0.0
+
+
+def _percentiles(histogram: NDArray[np.int64]) -> dict[int, float]:
+    up_to = np.cumsum(histogram)
+    if not up_to[-1]:
         return dict.fromkeys(PERCENTILES, 0.0)
-    return dict(zip(PERCENTILES, (float(v) for v in np.percentile(values, PERCENTILES)), strict=True))
-
-
-def peripheral(chest: Chest) -> NDArray[np.bool_]:
-    """Where lesion lies within PERIPHERAL_MM of the edge of its lung: bool (slices, rows, columns).
-
-    Measured on each axial slice from what isn't that lung, on pixels of about _WORKING_MM.
-    """
-    out = np.zeros(chest.lesions.shape, np.bool_)
-    steps = [max(1, round(_WORKING_MM / mm)) for mm in chest.spacing_mm[1:]]
-    sampling = [mm * n for mm, n in zip(chest.spacing_mm[1:], steps, strict=True)]
-    rows, columns = chest.lesions.shape[1:]
-    for index in np.flatnonzero((chest.lesions > 0).any(axis=(1, 2))):
-        for lung in np.unique(chest.lungs[index][chest.lesions[index] > 0]).tolist():
-            if lung == 0:
-                continue
-            coarse = np.pad(chest.lungs[index, :: steps[0], :: steps[1]] == lung, 1)
-            depth = ndimage.distance_transform_edt(coarse, sampling=sampling)[1:-1, 1:-1]
-            near = (depth <= PERIPHERAL_MM).repeat(steps[0], axis=0).repeat(steps[1], axis=1)
-            out[index] |= near[:rows, :columns] & (chest.lungs[index] == lung) & (chest.lesions[index] > 0)
-    return out
+    ranks = np.array(PERCENTILES) / 100.0 * (up_to[-1] - 1)
+    low, high = (np.searchsorted(up_to, whole, side="right") for whole in (np.floor(ranks), np.ceil(ranks)))
+    values = low + (ranks - np.floor(ranks)) * (high - low) + _LOWEST_HU
+    return dict(zip(PERCENTILES, values.tolist(), strict=True))
 
 
 def severity(involved_percent: float) -> str:

@@ -46,10 +46,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class FoundRegions:
-    """labels: uint16 (slices, rows, columns), 0 or ``Region.number``; entered: what draws each of
+    """labels: uint8 (slices, rows, columns), 0 or ``Region.number``; entered: what draws each of
     ``regions``; notes: what was left out and why."""
 
-    labels: NDArray[np.uint16]
+    labels: NDArray[np.uint8]
     regions: tuple[Region, ...]
     entered: tuple[Drawn, ...]
     notes: tuple[str, ...]
@@ -148,7 +148,7 @@ def find_regions(
     infected = [one for one in voted if one[2] != IRRELEVANT]
     infected.sort(key=lambda one: -np.count_nonzero(one[0].inside))
     entered = infected[:MAXIMUM_REGIONS]
-    axial = np.zeros(chest.hu.shape, np.uint16)
+    axial = np.zeros(chest.hu.shape, np.uint8)
     for number, (one, *_) in enumerate(entered, start=1):
         axial[one.box][one.inside] = number
     labels = AxialView.of(volume.affine).restore(axial)

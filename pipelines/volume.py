@@ -217,7 +217,7 @@ class Findings:
     """Everything the pipeline concluded about one volume; arrays are (slices, rows, columns).
 
     lungs: uint8, 0 or ``Lung``.  lesions: uint8, 0 or ``Lesion``, zero outside the lungs.
-    region_labels: uint16, 0 or ``Region.number``.
+    region_labels: uint8, 0 or ``Region.number``.
     noisy_or: infection type -> 1 - prod(1 - p_i) over the type's regions (types without regions: 0.0).
     case_type: the type with the largest Noisy-OR, or ``NO_FINDING``.
     measures: of each lung.
@@ -227,7 +227,7 @@ class Findings:
 
     lungs: NDArray[np.uint8]
     lesions: NDArray[np.uint8]
-    region_labels: NDArray[np.uint16]
+    region_labels: NDArray[np.uint8]
     regions: tuple[Region, ...]
     noisy_or: Mapping[str, float]
     case_type: str

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.candidates import Chest
-from pipelines.quantify import SEVERITY, measure_lungs, severity
+from pipelines.quantify import PERCENTILES, SEVERITY, hu_percentiles, measure_lungs, severity
 from pipelines.volume import Lesion, Lung
 from tests.unit.pipelines.examples import axial_affine, volume
 
@@ -52,6 +52,14 @@ def test_touching_lungs_have_an_edge_each() -> None:
     scene.lungs[:, 10:110, 110:210] = Lung.LEFT
     scene.lesions[:, 60, 100:110] = Lesion.GROUND_GLASS
     assert measure_lungs(scene)[Lung.RIGHT].peripheral_percent == 100.0
+
+
+def test_percentiles_are_numpy_s() -> None:
+    values = np.random.default_rng(0).integers(-1024, 300, 1001).astype(np.int16)
+    for some in (values, values[:2], values[:1], np.array([-32768, 32767], np.int16)):
+        expected = np.percentile(some.astype(np.float64), PERCENTILES)
+        assert list(hu_percentiles(some).values()) == pytest.approx(expected.tolist())
+    assert hu_percentiles(values[:0]) == {5: 0.0, 50: 0.0, 95: 0.0}
 
 
 @pytest.mark.parametrize(

@@ -246,10 +246,11 @@ def test_one_slice(paths: list[Path]) -> None:
 
 
 def test_no_lung(axial: Volume, found: Findings, remembering: Remembering) -> None:
-    """A body whose lungs are fluid to the last slice, and nothing but air."""
+    """A body whose lungs are fluid to the last slice, one without any air in it, and nothing but air."""
     grown = ndimage.binary_dilation(found.lungs > 0, np.ones((3, 3, 3)))
     filled = np.where(grown, np.maximum(axial.hu, np.int16(15)), axial.hu)
-    for hu in (filled, np.full_like(axial.hu, -1024)):
+    solid = np.where(axial.hu < -400, np.int16(40), axial.hu)
+    for hu in (filled, solid, np.full_like(axial.hu, -1024)):
         with pytest.raises(SeriesRefused) as refused:
             analyse(replace(axial, hu=hu), remembering)
         assert refused.value.code == "no_lungs_found"

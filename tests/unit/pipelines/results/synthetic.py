@@ -195,7 +195,7 @@ def chest(
         2: (_ball(grid, (52, 26, -30), (18, 18, 22)), "consolidation", "iavp", 0.873456789012),
         3: (_ball(grid, (-50, -28, -36), (13, 13, 18)), "ground_glass", "covid19", 0.5),
     }
-    labels, kinds = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
+    labels, kinds = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     for number, (mask, kind, _, _) in blobs.items() if lesions else ():
         inside = mask & (lungs > 0)
         labels[inside], kinds[inside] = number, LESION_TYPES[kind]
@@ -228,7 +228,7 @@ def without_plane(volume: Volume, findings: Findings, missing: int) -> tuple[Vol
 
 def _region(  # noqa: PLR0917
     volume: Volume,
-    labels: NDArray[np.uint16],
+    labels: NDArray[np.uint8],
     lungs: NDArray[np.uint8],
     number: int,
     lesion_type: str,
@@ -262,7 +262,7 @@ def _findings(
     volume: Volume,
     lungs: NDArray[np.uint8],
     kinds: NDArray[np.uint8],
-    labels: NDArray[np.uint16],
+    labels: NDArray[np.uint8],
     regions: tuple[Region, ...],
 ) -> Findings:
     noisy_or = {
@@ -296,7 +296,7 @@ def _measures(volume: Volume, lung: NDArray[np.bool_], kinds: NDArray[np.uint8])
     )
 
 
-def _inpainted(volume: Volume, labels: NDArray[np.uint16]) -> tuple[InpaintedSlice, ...]:
+def _inpainted(volume: Volume, labels: NDArray[np.uint8]) -> tuple[InpaintedSlice, ...]:
     """The slice of the volume that has most of region 1, filled with lung."""
     index = int((labels == 1).sum(axis=(1, 2)).argmax())
     side = min(volume.hu.shape[1:])
