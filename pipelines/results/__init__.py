@@ -18,6 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from pydicom import Dataset
+
 from pipelines.errors import RenderingUnavailable
 from pipelines.inpainted_picture import inpainted_picture
 from pipelines.picture import result_picture
@@ -42,28 +44,43 @@ def build_result_set(
     """
     step = progress or (lambda _name: None)
     with ThreadPoolExecutor(1) as pool:  # VTK leaves the interpreter to others while it draws
-        drawing = pool.submit(render_rotation, volume, findings, clinical_use=context.clinical_use)
+        drawing = pool.submit(_view, volume, findings, context)
         step("segmentation")
         segmentation = build_segmentation(volume, findings, context)
         step("report")
         report = build_report(volume, findings, segmentation, context)
+        step("picture")
+        picture = _picture(volume, findings, context)
+        captures = [("picture", picture)]
+        if findings.inpainted:
+            step("inpainted")
+            drawn = inpainted_picture(volume, findings, context)
+            captures.append(("inpainted", build_capture(drawn, volume, context, role="inpainted")))
         step("rotation")
-    notes: tuple[str, ...] = ()
+        view, notes = drawing.result()
+    if notes:  # the picture says it, too
+        captures[0] = (
+            "picture",
+            _picture(volume, replace(findings, notes=(*findings.notes, *notes)), context),
+        )
+    return ResultSet((("segmentation", segmentation), ("report", report), view, *captures), notes)
+
+
+def _view(
+    volume: Volume, findings: Findings, context: ResultContext
+) -> tuple[tuple[str, Dataset], tuple[str, ...]]:
+    """The 3D rotation, or where it can't be drawn a montage, and a note on why."""
     try:
-        view = ("rotation", build_capture(drawing.result(), volume, context, role="rotation"))
+        loop = render_rotation(volume, findings, clinical_use=context.clinical_use)
     except RenderingUnavailable as error:
-        notes = (f"No 3D view, slices instead: {error}",)
         tiles = montage(volume, findings, clinical_use=context.clinical_use)
-        view = ("montage", build_capture(tiles, volume, context, role="montage"))
-    step("picture")
-    page = result_picture(volume, replace(findings, notes=(*findings.notes, *notes)), context)
-    picture = build_capture(page, volume, context, role="picture")
-    objects = [("segmentation", segmentation), ("report", report), view, ("picture", picture)]
-    if findings.inpainted:
-        step("inpainted")
-        drawn = inpainted_picture(volume, findings, context)
-        objects.append(("inpainted", build_capture(drawn, volume, context, role="inpainted")))
-    return ResultSet(tuple(objects), notes)
+        montage_capture = build_capture(tiles, volume, context, role="montage")
+        return ("montage", montage_capture), (f"No 3D view, slices instead: {error}",)
+    return ("rotation", build_capture(loop, volume, context, role="rotation")), ()
+
+
+def _picture(volume: Volume, findings: Findings, context: ResultContext) -> Dataset:
+    return build_capture(result_picture(volume, findings, context), volume, context, role="picture")
 
 
 __all__ = ["ResultEntry", "ResultSet", "build_result_set", "write_result_set"]
