@@ -32,10 +32,11 @@ from vtkmodules.vtkRenderingVolumeOpenGL2 import vtkOpenGLGPUVolumeRayCastMapper
 from pipelines.drawing import palette
 from pipelines.volume import Findings, Lesion, Lung, Volume
 
-_VOXEL_MM = 2.0
+_VOXEL_MM = 2.5
+_OPACITY_MM = 2.0
 _MARGIN_MM = 24.0  # around the lungs: ribs are in, arms and table are not
-_RAY_MM = 1.75  # between rays: closer ones would see no more of the voxels, and cost by their number
-#: Ray casting: HU -> (opacity of one ``_VOXEL_MM`` of material, RGB). Linear between the points.
+_RAY_MM = 2.25  # between rays: closer ones would see no more of the voxels, and cost by their number
+#: Ray casting: HU -> (opacity of ``_OPACITY_MM`` of material, RGB). Linear between the points.
 TRANSFER_FUNCTION: tuple[tuple[float, float, palette.RGB], ...] = (
     (-1000, 0.0, (40, 50, 70)),
     (-900, 0.006, (90, 110, 145)),  # aerated lung: a veil
@@ -248,7 +249,7 @@ def _cast_volume(grid: _PatientGrid) -> vtkVolume:
     look = vtkVolumeProperty()
     look.IndependentComponentsOff()  # colours are in the voxels; the fourth component is the opacity
     look.SetInterpolationTypeToLinear()
-    look.SetScalarOpacityUnitDistance(_VOXEL_MM)
+    look.SetScalarOpacityUnitDistance(_OPACITY_MM)
     opacity = vtkPiecewiseFunction()
     opacity.AddPoint(0, 0.0)
     opacity.AddPoint(255, 1.0)
