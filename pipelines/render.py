@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipelines.drawing import palette, text
-from pipelines.drawing.planes import axial_grid, slice_picture
+from pipelines.drawing.planes import axial_grid, heights_mm, slice_picture
 from pipelines.errors import RenderingUnavailable
 from pipelines.volume import LESION_TYPES, Findings, Volume
 
@@ -177,8 +177,7 @@ def montage(
     tile = (size // across, size // down)
     chest = findings.lungs > 0
     grid = axial_grid(volume, chest, columns=tile[0])
-    inside = np.argwhere(chest if chest.any() else np.ones_like(chest))
-    z = volume.to_patient(inside[:: max(1, len(inside) // 20000)].astype(np.float64))[:, 2]
+    z = heights_mm(volume, chest)
     font = text.font(max(11, tile[0] // 16))
     page = Image.new("RGB", (size, size), palette.BACKGROUND)
     draw = ImageDraw.Draw(page)

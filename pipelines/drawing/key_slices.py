@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipelines.drawing import palette, text
-from pipelines.drawing.planes import AxialGrid, axial_grid, axial_plane, slice_picture
+from pipelines.drawing.planes import AxialGrid, axial_grid, axial_plane, heights_mm, slice_picture
 from pipelines.geometry import plane_normal
 from pipelines.volume import Findings, Region, Volume
 
@@ -76,9 +76,8 @@ def _level_of(volume: Volume, findings: Findings, region: Region) -> float:
 
 
 def _spread(volume: Volume, chest: NDArray[np.bool_], count: int) -> list[float]:
-    inside = np.argwhere(chest if chest.any() else np.ones_like(chest))
-    z = volume.to_patient(inside[:: max(1, len(inside) // 20000)].astype(np.float64))[:, 2]
-    return [float(level) for level in np.quantile(z, np.linspace(0.85, 0.15, count))]
+    levels = np.quantile(heights_mm(volume, chest), np.linspace(0.85, 0.15, count))
+    return [float(level) for level in levels]
 
 
 def _caption(volume: Volume, grid: AxialGrid, z: float) -> str:

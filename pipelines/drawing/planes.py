@@ -61,6 +61,17 @@ def _bounds_lps(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return volume.to_patient(index)
 
 
+def heights_mm(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """LPS z of a sample of the mask's voxels (the whole volume's if it is empty), for quantiles.
+
+    At most 128 voxels along each axis are looked at: all indices of a large mask take more memory than it.
+    """
+    steps = [max(1, n // 128) for n in mask.shape]
+    sampled = mask[tuple(slice(None, None, step) for step in steps)]
+    index = np.argwhere(sampled if sampled.any() else np.ones_like(sampled)) * steps
+    return volume.to_patient(index.astype(np.float64))[:, 2]
+
+
 def axial_plane(
     volume: Volume, grid: AxialGrid, z_mm: float, array: NDArray[np.generic]
 ) -> NDArray[np.generic]:
