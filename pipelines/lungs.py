@@ -80,7 +80,10 @@ def segment_lungs(
     mask = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"] > 0
     spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
     labels = volume.as_acquired(view.restore(split_lungs(mask, spacing)))  # type: ignore[arg-type]
-    found_ml = float(np.count_nonzero((labels > 0) & (volume.hu < AERATED_HU))) * volume.voxel_volume_ml
+    aerated = sum(
+        np.count_nonzero(hu[lung > 0] < AERATED_HU) for hu, lung in zip(volume.hu, labels, strict=True)
+    )
+    found_ml = aerated * volume.voxel_volume_ml
     if found_ml < MINIMUM_LUNG_ML:
         raise SeriesRefused(
             f"{found_ml:.0f} ml of aerated lung found in series {volume.series_instance_uid}, "

@@ -175,7 +175,7 @@ def montage(
     """
     down, across = tiles
     tile = (size // across, size // down)
-    chest = findings.lungs > 0
+    chest = findings.lungs
     grid = axial_grid(volume, chest, columns=tile[0])
     z = heights_mm(volume, chest)
     font = text.font(max(11, tile[0] // 16))

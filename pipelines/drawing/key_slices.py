@@ -33,7 +33,7 @@ class KeySlice:
 def key_slices(volume: Volume, findings: Findings, *, count: int = 4, width: int = 488) -> list[KeySlice]:
     """The slices that show the largest regions; others spread over the lungs make their number even, and are
     all where there are no regions."""
-    chest = findings.lungs > 0
+    chest = findings.lungs
     grid = axial_grid(volume, chest, columns=width)
     levels = _levels(volume, findings, count)
     for z in _spread(volume, chest, count):
@@ -75,7 +75,7 @@ def _level_of(volume: Volume, findings: Findings, region: Region) -> float:
     return float(np.median(z[bins == np.bincount(bins).argmax()]))
 
 
-def _spread(volume: Volume, chest: NDArray[np.bool_], count: int) -> list[float]:
+def _spread(volume: Volume, chest: NDArray[np.uint8], count: int) -> list[float]:
     levels = np.quantile(heights_mm(volume, chest), np.linspace(0.85, 0.15, count))
     return [float(level) for level in levels]
 

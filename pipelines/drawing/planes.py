@@ -40,9 +40,9 @@ class AxialGrid:
 
 
 def axial_grid(
-    volume: Volume, mask: NDArray[np.bool_], *, margin_mm: float = 12.0, columns: int = 512
+    volume: Volume, mask: NDArray[np.uint8], *, margin_mm: float = 12.0, columns: int = 512
 ) -> AxialGrid:
-    """The grid that shows all of ``mask`` (slices, rows, columns) with a margin, ``columns`` pixels wide."""
+    """The grid that shows where ``mask`` (slices, rows, columns) isn't 0, with a margin, ``columns`` wide."""
     corners = _bounds_lps(volume, mask)
     low, high = corners.min(axis=0) - margin_mm, corners.max(axis=0) + margin_mm
     pixel = float((high[0] - low[0]) / columns)
@@ -50,7 +50,7 @@ def axial_grid(
     return AxialGrid((float(low[0]), float(low[1])), pixel, (rows, columns))
 
 
-def _bounds_lps(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _bounds_lps(volume: Volume, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The eight corners of the mask's bounding box, LPS mm (the whole volume's if the mask is empty)."""
     spans = []
     for axis in range(3):
@@ -61,7 +61,7 @@ def _bounds_lps(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return volume.to_patient(index)
 
 
-def heights_mm(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def heights_mm(volume: Volume, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     """LPS z of a sample of the mask's voxels (the whole volume's if it is empty), for quantiles.
 
     At most 128 voxels along each axis are looked at: all indices of a large mask take more memory than it.

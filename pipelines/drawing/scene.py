@@ -137,7 +137,7 @@ class _PatientGrid:
     """HU and labels on a coarse grid along the patient's axes; arrays are (z, y, x), as VTK stores them."""
 
     def __init__(self, volume: Volume, findings: Findings) -> None:
-        chest = findings.lungs > 0
+        chest = findings.lungs
         spans = [np.flatnonzero(chest.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
         edges = [(s[0], s[-1]) if s.size else (0, n - 1) for s, n in zip(spans, chest.shape, strict=True)]
         corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float64)
