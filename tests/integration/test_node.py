@@ -65,7 +65,7 @@ def test_phantom_by_storescu_ends_in_the_archive(node: RunningNode, pacs: Pacs, 
     assert_one_result_set(pacs, summary, phantom_series)
     assert_recomputable(summary)
     assert summary["findings"], "the phantom has lesions"
-    assert set(summary["models"]) == {"lungs", "lesions"}
+    assert set(summary["models"]) == {"lungs", "lesions", "candidates", "infection_type", "inpaint"}
     assert all(len(model["sha256"]) == 64 for model in summary["models"].values())
     assert node.get("/readyz")["ready"] is True
     metrics = node.text("/metrics")
