@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from google.protobuf import text_format
 
 from node.triton_server import EmbeddedTriton
 from pipelines import lesions
-from pipelines.triton import InferenceClient
+from pipelines.triton import InferenceClient, TensorSpec
 from triton_models.evaluation.predictor import OnnxPredictor
 from triton_models.registry import MODELS
 from triton_models.tensorrt import engine_graph, overlay, read_config
@@ -39,7 +40,9 @@ def test_the_overlay_serves_what_the_model_serves(tmp_path: Path) -> None:
         EmbeddedTriton(tmp_path / "overlay") as server,
         InferenceClient(server.url, timeout_seconds=60) as client,
     ):
-        answer = client.run(client.check(lesions.SPEC), {"HU": hu})
+        probabilities = TensorSpec("PROBABILITIES", "UINT8", (2, -1, -1))
+        everything = replace(lesions.SPEC, outputs=(*lesions.SPEC.outputs, probabilities))
+        answer = client.run(client.check(everything), {"HU": hu})
     expected = OnnxPredictor(entry)({"HU": hu})
     for name, values in expected.items():
         assert np.array_equal(answer[name], values)
