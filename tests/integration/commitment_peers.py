@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,13 @@ class Requestor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.association.release()
+        """Release; abort if that doesn't end: pynetdicom waits for its reactor without a limit, and a test
+        that failed may have left it where it never answers."""
+        releasing = threading.Thread(target=self.association.release, daemon=True)
+        releasing.start()
+        releasing.join(30.0)
+        if releasing.is_alive():
+            self.association.abort()
 
     def ask(self, images: Iterable[Dataset], *, uid: str | None = None) -> str:
         """N-ACTION; returns the Transaction UID."""
