@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from pipelines.boxes import OPERATIONS, chosen, overlaps
 from pipelines.geometry import AxialView
+from pipelines.masks import Box, bounding_box, moved
 from pipelines.triton import Arrays, Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Volume
 
@@ -44,8 +45,8 @@ PROPOSAL_PIXELS, PROPOSAL_SLICES = 256, 64
 SLICE_BOXES_EVERY_MM = 5.0
 #: boxes on neighbouring slices that overlap so much (intersection over union) are of one candidate
 SLICE_BOXES_JOINED = 0.2
-#: components smaller than this are noise
-SMALLEST_COMPONENT_ML = 0.3
+#: less lesion than this is noise: no component of that size is a candidate, and none is drawn by it
+MINIMUM_VOLUME_ML = 0.3
 #: the highest-ranked so many go on
 MOST_CANDIDATES = 64
 #: a box with a smaller share of lung is outside of them
@@ -67,29 +68,36 @@ class Candidate:
 class Chest:
     """What a source may look at, all in the axial view, (slices, rows, columns).
 
-    hu: int16.  lungs: uint8, 0 or ``Lung``.  lesions: uint8, 0 or ``Lesion``.  spacing_mm: along the axes.
-    voxel_ml: millilitres of a voxel, which are less than the spacings' product where the gantry was tilted.
-    volume: what it is a view of.
+    hu: int16.  lungs: uint8, 0 or ``Lung``.  lesions: uint8, 0 or ``Lesion``.  volume: what it is a view of.
     """
 
     hu: NDArray[np.int16]
     lungs: NDArray[np.uint8]
     lesions: NDArray[np.uint8]
-    spacing_mm: tuple[float, float, float]
-    voxel_ml: float
     volume: Volume
 
     @classmethod
     def of(cls, volume: Volume, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> Chest:
         view = AxialView.of(volume.affine)
-        spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
-        arrays = (view.apply(volume.hu), view.apply(lungs), view.apply(lesions))
-        return cls(*arrays, spacing, volume.voxel_volume_ml, volume)  # type: ignore[arg-type]
+        return cls(view.apply(volume.hu), view.apply(lungs), view.apply(lesions), volume)
+
+    @property
+    def view(self) -> AxialView:
+        return AxialView.of(self.volume.affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Along (slice, row, column) of the axial view."""
+        return self.view.spacing_mm(self.volume.spacing_mm)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Millilitres of a voxel: less than the spacings' product where the gantry was tilted."""
+        return self.volume.voxel_volume_ml
 
     def as_acquired(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """``Volume.as_acquired`` of labels in the axial view."""
-        view = AxialView.of(self.volume.affine)
-        return view.apply(self.volume.as_acquired(view.restore(labels)))
+        return self.view.apply(self.volume.as_acquired(self.view.restore(labels)))
 
 
 #: asks the source's model
@@ -201,15 +209,23 @@ def joined(
 
 
 def _components(chest: Chest, _ask: Ask) -> list[Candidate]:
-    components, count = ndimage.label((chest.lesions > 0) & (chest.lungs > 0), np.ones((3, 3, 3)))
-    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    smallest = SMALLEST_COMPONENT_ML / chest.voxel_ml
+    crop, components = lesion_components(chest)
+    boxes = [moved(box, crop) for box in ndimage.find_objects(components)]
+    sizes = np.bincount(components.ravel(), minlength=len(boxes) + 1)[1:]
+    smallest = MINIMUM_VOLUME_ML / chest.voxel_ml
     largest = float(sizes.max(initial=1))
     return [
         _candidate(np.array([s.start for s in box] + [s.stop for s in box], np.float64), size / largest)
-        for box, size in zip(ndimage.find_objects(components), sizes.tolist(), strict=True)
+        for box, size in zip(boxes, sizes.tolist(), strict=True)
         if size >= smallest
     ]
+
+
+def lesion_components(chest: Chest) -> tuple[Box, NDArray[np.int32]]:
+    """Where lesions are, and in that crop 1 + index of each component (26 neighbours) in the lungs, or 0."""
+    crop = bounding_box(chest.lesions)
+    components, _ = ndimage.label((chest.lesions[crop] > 0) & (chest.lungs[crop] > 0), np.ones((3, 3, 3)))
+    return crop, components
 
 
 def _candidate(box: NDArray[np.float64] | NDArray[np.float32], score: float) -> Candidate:

@@ -8,7 +8,6 @@ Zhang et al. 2021. One pipeline for each source of candidates; they are alike ot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +24,7 @@ from pipelines.candidates import (
 from pipelines.findings_summary import summarise
 from pipelines.noisy_or import case_type, noisy_or_by_type
 from pipelines.pipeline import Pipeline, Stages
-from pipelines.quantify import measure_lungs, severity
+from pipelines.quantify import measure_lungs
 from pipelines.regions import draw, find_regions
 from pipelines.results import build_result_set
 from pipelines.triton import Inference, ServedModel
@@ -57,14 +56,14 @@ def analyse(
         suspects = [one.candidate for one in drawn]
         votes = infection.classify(suspects, chest, inference, models["infection_type"], progress=progress)
     with stages("regions"):
-        found = find_regions(volume, chest, drawn, votes)
+        found = find_regions(chest, drawn, votes)
         by_type = noisy_or_by_type(found.regions)
         measures = measure_lungs(chest)
     with stages("inpaint") as progress:
         inpainted = inpaint.inpaint_key_slices(
             chest, found.entered, inference, models["inpaint"], progress=progress
         )
-    findings = Findings(
+    return Findings(
         lungs=lung_labels,
         lesions=lesion_labels,
         region_labels=found.labels,
@@ -72,12 +71,10 @@ def analyse(
         noisy_or=by_type,
         case_type=case_type(by_type),
         measures=measures,
-        severity="none",
         probability_method=infection.PROBABILITY_METHOD,
         inpainted=inpainted,
         notes=(*left_out, *found.notes),
     )
-    return replace(findings, severity=severity(findings.involved_percent))
 
 
 def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:

@@ -42,10 +42,10 @@ def choose_key_slices(volume: Volume, lungs: NDArray[np.uint8]) -> tuple[KeySlic
     area of the slice that has most.
     """
     view = AxialView.of(volume.affine)
-    areas = np.count_nonzero(view.apply(lungs), axis=(1, 2))
+    areas = np.count_nonzero(view.view(lungs), axis=(1, 2))
     full = np.flatnonzero(areas >= SMALLEST_SHARE * areas.max())
     steps = np.linspace(0, len(full) - 1, min(MOST_SLICES, len(full)))
-    spacing = [volume.spacing_mm[axis] for axis in view.permutation]
+    spacing = view.spacing_mm(volume.spacing_mm)
     slices = []
     for index in (int(full[round(float(step))]) for step in steps):
         at = _source_index(view, lungs.shape, index)
@@ -77,6 +77,6 @@ def classify(
     progress: Progress | None = None,
 ) -> Estimate:
     """Ask a classifier about the key slices: int16 HU in the axial view, probabilities out."""
-    slices = AxialView.of(volume.affine).apply(volume.hu)[[key.index for key in key_slices]]
+    slices = AxialView.of(volume.affine).view(volume.hu)[[key.index for key in key_slices]]
     answer = inference.run(model, {"HU": slices}, progress=progress)["PROBABILITIES"]
     return Estimate(model.identity, model.spec.classes, answer.astype(np.float64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.quantify import SEVERITY_METHOD
+from pipelines.quantify import SEVERITY_METHOD, severity
 from pipelines.results.report import conclusion
 from pipelines.volume import Findings, LungMeasures, Region
 
@@ -24,7 +24,7 @@ def summarise(findings: Findings) -> dict[str, Any]:
         "lesion_volume_ml": {lung.name.lower(): m.lesions_ml for lung, m in findings.measures.items()},
         "involved_percent": findings.involved_percent,
         "peripheral_percent": findings.peripheral_percent,
-        "severity": findings.severity,
+        "severity": severity(findings.involved_percent),
         "severity_method": SEVERITY_METHOD,
     }
 

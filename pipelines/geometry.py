@@ -276,6 +276,11 @@ class AxialView:
         )
         return cls(permutation, reversed_axes)
 
+    def spacing_mm(self, volume_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Spacing along (slice, row, column) of the source -> along those of the axial view."""
+        slices, rows, columns = (volume_mm[axis] for axis in self.permutation)
+        return slices, rows, columns
+
     def view(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """(slice, row, column) of the source -> (slice, row, column) of the axial view, the same memory."""
         return np.flip(array.transpose(self.permutation), self.reversed_axes)

@@ -78,8 +78,7 @@ def segment_lungs(
     """
     view = AxialView.of(volume.affine)
     mask = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"] > 0
-    spacing = tuple(volume.spacing_mm[axis] for axis in view.permutation)
-    labels = volume.as_acquired(view.restore(split_lungs(mask, spacing)))  # type: ignore[arg-type]
+    labels = volume.as_acquired(view.restore(split_lungs(mask, view.spacing_mm(volume.spacing_mm))))
     aerated = sum(
         np.count_nonzero(hu[lung > 0] < AERATED_HU) for hu, lung in zip(volume.hu, labels, strict=True)
     )
@@ -103,7 +102,7 @@ def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
     """
     view = AxialView.of(volume.affine)
     labels = view.apply(lungs)
-    spacing = [volume.spacing_mm[axis] for axis in view.permutation]
+    spacing = view.spacing_mm(volume.spacing_mm)
     stride = tuple(max(1, round(WORKING_MM / mm)) for mm in spacing[1:])
     coarse = labels[:, :: stride[0], :: stride[1]]
     disc = _disc(tuple(mm * n for mm, n in zip(spacing[1:], stride, strict=True)))

@@ -28,3 +28,9 @@ def grown(box: Box, shape: Sequence[int]) -> Box:
     """``box`` with one voxel more at each side, where an array of ``shape`` has one."""
     sides = [slice(max(0, side.start - 1), min(n, side.stop + 1)) for side, n in zip(box, shape, strict=True)]
     return sides[0], sides[1], sides[2]
+
+
+def moved(box: Box, crop: Box) -> Box:
+    """A box of the crop as one of the whole."""
+    sides = [slice(b.start + c.start, b.stop + c.start) for b, c in zip(box, crop, strict=True)]
+    return sides[0], sides[1], sides[2]

@@ -18,6 +18,7 @@ from pipelines.drawing.page import GAP as _GAP
 from pipelines.drawing.page import INNER as _INNER
 from pipelines.drawing.page import MARGIN as _MARGIN
 from pipelines.drawing.page import WIDTH, Page
+from pipelines.quantify import severity
 from pipelines.volume import INFECTION_TYPES, NO_FINDING, Findings, Lung, ResultContext, Volume
 
 _TOP_REGIONS = 6
@@ -59,7 +60,7 @@ def _case(page: Page, findings: Findings) -> None:
     page.text(left, top, palette.NAMES[findings.case_type], 52, fill=color, width=_INNER - 300)
     involved = f"{findings.involved_percent:.1f} %"
     page.text(WIDTH - _MARGIN - 28, top - 4, involved, 46, anchor="ra")
-    words = f"of the lungs involved: {findings.severity}"
+    words = f"of the lungs involved: {severity(findings.involved_percent)}"
     page.text(WIDTH - _MARGIN - 28, top + 50, words, 22, fill=palette.MUTED, anchor="ra")
     y = top + 88
     for name in INFECTION_TYPES:

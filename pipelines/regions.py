@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.candidates import Candidate, Chest
-from pipelines.geometry import AxialView
+from pipelines.candidates import MINIMUM_VOLUME_ML, Candidate, Chest, lesion_components
 from pipelines.infection import vote
-from pipelines.masks import Box, bounding_box
+from pipelines.masks import Box, bounding_box, moved
 from pipelines.quantify import hu_percentiles
-from pipelines.volume import IRRELEVANT, LESION_TYPES, Lung, PatchVote, Region, Volume
+from pipelines.volume import IRRELEVANT, LESION_TYPES, Lung, PatchVote, Region
 
-#: a candidate with less lesion than this isn't drawn by it
-MINIMUM_VOLUME_ML = 0.3
 #: lesion that is on average at most so many axial slices high, and over at least this share of its footprint
 #: rests on what isn't lung, is the diaphragm's dome, partly inside of its slices
 DOME_SLICES, DOME_SHARE = 2.0, 0.7
@@ -61,8 +58,7 @@ def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tu
     candidates: by descending rank. A voxel of lesion is the first candidate's whose box holds it; lesion that
     hangs together (26 neighbours) with a candidate's, and lies in no box, is the nearest box's.
     """
-    crop = bounding_box(chest.lesions)
-    owner = _owners(candidates, chest, crop)
+    crop, owner = _owners(candidates, chest)
     if chest.volume.source_slices:  # a box may end between an acquired slice and an interpolated one
         whole = np.zeros(chest.lesions.shape, np.uint8)
         whole[crop] = owner
@@ -73,7 +69,7 @@ def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tu
     empty = domes = 0
     for number, cropped in enumerate(ndimage.find_objects(owner, len(candidates))):
         inside = owner[cropped] == number + 1 if cropped is not None else np.zeros(0, np.bool_)
-        box = _moved(cropped, crop) if cropped is not None else crop
+        box = moved(cropped, crop) if cropped is not None else crop
         if np.count_nonzero(inside) * chest.voxel_ml < MINIMUM_VOLUME_ML:
             empty += 1
         elif _is_dome(chest, box, inside):
@@ -91,15 +87,14 @@ def draw(candidates: Sequence[Candidate], chest: Chest) -> tuple[list[Drawn], tu
     return drawn, tuple(notes)
 
 
-def _owners(candidates: Sequence[Candidate], chest: Chest, crop: Box) -> NDArray[np.uint8]:
-    """1 + index of the candidate that each voxel of lesion in ``crop`` belongs to, or 0."""
-    lesion = (chest.lesions[crop] > 0) & (chest.lungs[crop] > 0)
-    owner = np.zeros(lesion.shape, np.uint8)
+def _owners(candidates: Sequence[Candidate], chest: Chest) -> tuple[Box, NDArray[np.uint8]]:
+    """Where the lesions are, and in that crop 1 + index of the candidate that each voxel belongs to, or 0."""
+    crop, components = lesion_components(chest)
+    owner = np.zeros(components.shape, np.uint8)
     corner = [part.start for part in crop]
     for number, candidate in reversed(list(enumerate(candidates, start=1))):
         box = _voxels(candidate, corner)
-        owner[box][lesion[box]] = number
-    components, _ = ndimage.label(lesion, np.ones((3, 3, 3)))
+        owner[box][components[box] > 0] = number
     for number, box in enumerate(ndimage.find_objects(components), start=1):
         component = components[box] == number
         owners = np.unique(owner[box][component])
@@ -109,13 +104,7 @@ def _owners(candidates: Sequence[Candidate], chest: Chest, crop: Box) -> NDArray
             where = loose + [part.start for part in box] + corner
             away = np.stack([_distance(where, candidates[i - 1], chest.spacing_mm) for i in claimed])
             owner[box][tuple(loose.T)] = claimed[away.argmin(axis=0)]
-    return owner
-
-
-def _moved(box: Box, crop: Box) -> Box:
-    """A box of the crop as one of the volume."""
-    sides = [slice(b.start + c.start, b.stop + c.start) for b, c in zip(box, crop, strict=True)]
-    return sides[0], sides[1], sides[2]
+    return crop, owner
 
 
 def _voxels(candidate: Candidate, corner: Sequence[int]) -> Box:
@@ -137,35 +126,32 @@ def _distance(
     return distance
 
 
+class _Voted(NamedTuple):
+    drawn: Drawn
+    votes: tuple[PatchVote, ...]
+    infection_type: str
+    probability: float
+
+
 def find_regions(
-    volume: Volume, chest: Chest, drawn: Sequence[Drawn], votes: Sequence[tuple[PatchVote, ...]]
+    chest: Chest, drawn: Sequence[Drawn], votes: Sequence[tuple[PatchVote, ...]]
 ) -> FoundRegions:
     """The drawn candidates that were voted an infection, measured.
 
     votes: of each of ``drawn``. Ordered by descending volume; ties by rank, so the numbering is reproducible.
     """
-    voted = [(one, patches, *vote(patches)) for one, patches in zip(drawn, votes, strict=True)]
-    infected = [one for one in voted if one[2] != IRRELEVANT]
-    infected.sort(key=lambda one: -np.count_nonzero(one[0].inside))
+    voted = [_Voted(one, patches, *vote(patches)) for one, patches in zip(drawn, votes, strict=True)]
+    infected = [one for one in voted if one.infection_type != IRRELEVANT]
+    infected.sort(key=lambda one: -np.count_nonzero(one.drawn.inside))
     entered = infected[:MAXIMUM_REGIONS]
     axial = np.zeros(chest.hu.shape, np.uint8)
-    for number, (one, *_) in enumerate(entered, start=1):
-        axial[one.box][one.inside] = number
-    labels = AxialView.of(volume.affine).restore(axial)
+    for number, one in enumerate(entered, start=1):
+        axial[one.drawn.box][one.drawn.inside] = number
+    labels = chest.view.restore(axial)
+    boxes = ndimage.find_objects(labels)
     regions = tuple(
-        Region(
-            number=number,
-            infection_type=infection_type,
-            probability=probability,
-            votes=patches,
-            candidate_score=one.candidate.score,
-            relative_distance_from_edge=patches[len(patches) // 2].relative_distance_from_edge,
-            **_contents(chest, one),
-            **_place(volume, labels[box] == number, box),
-        )
-        for number, ((one, patches, infection_type, probability), box) in enumerate(
-            zip(entered, ndimage.find_objects(labels), strict=True), start=1
-        )
+        _describe(number, one, chest, labels[box] == number, box)
+        for number, (one, box) in enumerate(zip(entered, boxes, strict=True), start=1)
     )
     notes = [
         f"{count} candidate(s) {why}, left out of the Noisy-OR"
@@ -175,52 +161,37 @@ def find_regions(
         )
         if count
     ]
-    return FoundRegions(labels, regions, tuple(one for one, *_ in entered), tuple(notes))
+    return FoundRegions(labels, regions, tuple(one.drawn for one in entered), tuple(notes))
 
 
-class _Contents(TypedDict):
-    """What of a Region follows from the values of its voxels."""
-
-    lesion_type: str
-    lesion_volume_ml: dict[str, float]
-    volume_ml: float
-    mean_hu: float
-    hu_percentiles: dict[int, float]
-    laterality: Lung
-
-
-class _Place(TypedDict):
-    """What of a Region follows from where its voxels are in the volume."""
-
-    bounding_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    centroid_lps_mm: tuple[float, float, float]
-    key_slice: int
-
-
-def _contents(chest: Chest, drawn: Drawn) -> _Contents:
-    voxel_ml = chest.voxel_ml
-    hu = chest.hu[drawn.box][drawn.inside]
-    lungs, lesions = (array[drawn.box][drawn.inside] for array in (chest.lungs, chest.lesions))
-    by_type = {name: np.count_nonzero(lesions == label) * voxel_ml for name, label in LESION_TYPES.items()}
-    return {
-        "lesion_type": max(by_type, key=lambda name: by_type[name]),
-        "lesion_volume_ml": by_type,
-        "volume_ml": lesions.size * voxel_ml,
-        "mean_hu": float(hu.mean()),
-        "hu_percentiles": hu_percentiles(hu),
-        "laterality": Lung.RIGHT if 2 * np.count_nonzero(lungs == Lung.RIGHT) >= lungs.size else Lung.LEFT,
+def _describe(number: int, voted: _Voted, chest: Chest, inside: Mask, box: Box) -> Region:
+    """inside, box: where the region is on the volume's own grid."""
+    place = voted.drawn.box
+    hu = chest.hu[place][voted.drawn.inside]
+    lungs, lesions = (array[place][voted.drawn.inside] for array in (chest.lungs, chest.lesions))
+    by_type = {
+        name: np.count_nonzero(lesions == label) * chest.voxel_ml for name, label in LESION_TYPES.items()
     }
-
-
-def _place(volume: Volume, inside: Mask, box: Box) -> _Place:
     start = np.array([part.start for part in box])
     centre = np.argwhere(inside).mean(axis=0) + start
-    x, y, z = volume.to_patient(centre[None])[0].tolist()
-    return {
-        "bounding_box": tuple((part.start, part.stop) for part in box),  # type: ignore[typeddict-item]
-        "centroid_lps_mm": (x, y, z),
-        "key_slice": int(start[0] + np.argmax(inside.sum(axis=(1, 2)))),
-    }
+    x, y, z = chest.volume.to_patient(centre[None])[0].tolist()
+    return Region(
+        number=number,
+        infection_type=voted.infection_type,
+        probability=voted.probability,
+        votes=voted.votes,
+        candidate_score=voted.drawn.candidate.score,
+        lesion_type=max(by_type, key=lambda name: by_type[name]),
+        lesion_volume_ml=by_type,
+        volume_ml=lesions.size * chest.voxel_ml,
+        mean_hu=float(hu.mean()),
+        hu_percentiles=hu_percentiles(hu),
+        laterality=Lung.RIGHT if 2 * np.count_nonzero(lungs == Lung.RIGHT) >= lungs.size else Lung.LEFT,
+        relative_distance_from_edge=voted.votes[len(voted.votes) // 2].relative_distance_from_edge,
+        bounding_box=tuple((part.start, part.stop) for part in box),  # type: ignore[arg-type]
+        centroid_lps_mm=(x, y, z),
+        key_slice=int(start[0] + np.argmax(inside.sum(axis=(1, 2)))),
+    )
 
 
 def _is_dome(chest: Chest, box: Box, inside: Mask) -> bool:

@@ -112,9 +112,9 @@ def _pictures(volume: Volume, estimates: Estimates) -> list[Image.Image]:
     """
     view = AxialView.of(volume.affine)
     indexes = [key.index for key in estimates.key_slices]
-    lungs = view.apply(estimates.lungs)[indexes] > 0
-    hu = view.apply(volume.hu)[indexes]
-    spacing = [volume.spacing_mm[axis] for axis in view.permutation][1:]
+    lungs = view.view(estimates.lungs)[indexes] > 0
+    hu = view.view(volume.hu)[indexes]
+    spacing = view.spacing_mm(volume.spacing_mm)[1:]
     cut = []
     for axis, mm in ((1, spacing[0]), (2, spacing[1])):
         inside = np.flatnonzero(lungs.any(axis=(0, 3 - axis)))

@@ -221,7 +221,6 @@ class Findings:
     noisy_or: infection type -> 1 - prod(1 - p_i) over the type's regions (types without regions: 0.0).
     case_type: the type with the largest Noisy-OR, or ``NO_FINDING``.
     measures: of each lung.
-    severity: grade of the case, a key of ``pipelines.quantify.SEVERITY``.
     inpainted: key slices as if without their lesions, by ascending slice.
     """
 
@@ -232,7 +231,6 @@ class Findings:
     noisy_or: Mapping[str, float]
     case_type: str
     measures: Mapping[Lung, LungMeasures]
-    severity: str
     probability_method: str
     inpainted: tuple[InpaintedSlice, ...] = ()
     notes: tuple[str, ...] = ()

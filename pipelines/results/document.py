@@ -174,28 +174,24 @@ def _predecessors(volume: Volume, context: ResultContext) -> list[Dataset]:
 
 def algorithm(model: ModelIdentity, *parameters: str) -> hd.sr.AlgorithmIdentification:
     """TID 4019 for a model: name, version, the hash of the file that was served, and how it was used."""
-    return hd.sr.AlgorithmIdentification(
-        name=model.name,
-        version=model.version,
-        parameters=[
-            f"sha256={model.sha256}",
-            *([model.description] if model.description else []),
-            *([f"weights: {model.weights}"] if model.weights else []),
-            *parameters,
-        ],
-        family=codes.ARTIFICIAL_INTELLIGENCE,
+    described = [model.description] if model.description else []
+    trained = [f"weights: {model.weights}"] if model.weights else []
+    return identification(
+        model.name, model.version, [f"sha256={model.sha256}", *described, *trained, *parameters]
     )
 
 
 def pipeline_algorithm(context: ResultContext) -> hd.sr.AlgorithmIdentification:
+    models = [f"model {m.name} version {m.version} sha256={m.sha256}" for m in context.models]
+    return identification(
+        context.pipeline, context.pipeline_version, [f"software version {context.software_version}", *models]
+    )
+
+
+def identification(name: str, version: str, parameters: Sequence[str]) -> hd.sr.AlgorithmIdentification:
+    """TID 4019 of something learned."""
     return hd.sr.AlgorithmIdentification(
-        name=context.pipeline,
-        version=context.pipeline_version,
-        parameters=[
-            f"software version {context.software_version}",
-            *(f"model {m.name} version {m.version} sha256={m.sha256}" for m in context.models),
-        ],
-        family=codes.ARTIFICIAL_INTELLIGENCE,
+        name=name, version=version, parameters=parameters, family=codes.ARTIFICIAL_INTELLIGENCE
     )
 
 

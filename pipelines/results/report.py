@@ -12,12 +12,14 @@ from __future__ import annotations
 import highdicom as hd
 from pydicom import Dataset
 
+from pipelines.quantify import severity
 from pipelines.results import codes
 from pipelines.results.document import (
     algorithm,
     build_document,
     code_item,
     evidence_item,
+    identification,
     measurement,
     pipeline_algorithm,
     site,
@@ -56,7 +58,7 @@ def build_report(
         groups,
         evaluations=[
             code_item(codes.CASE_TYPE, codes.FINDING[findings.case_type]),
-            code_item(codes.SEVERITY, codes.SEVERITY_GRADE[findings.severity]),
+            code_item(codes.SEVERITY, codes.SEVERITY_GRADE[severity(findings.involved_percent)]),
             text_item(codes.CONCLUSION, conclusion(findings)),
         ],
         evidence=[evidence_item(segmentation, volume)],
@@ -117,16 +119,10 @@ def _vote(region: Region, findings: Findings, context: ResultContext) -> hd.sr.A
         f"patch {n} {codes.FINDING[patch.infection_type].meaning} {patch.confidence:.{REGION_DECIMALS}f}"
         for n, patch in enumerate(region.votes, start=1)
     )
-    return hd.sr.AlgorithmIdentification(
-        name=voted_by.name if voted_by else context.pipeline,
-        version=voted_by.version if voted_by else context.pipeline_version,
-        parameters=[
-            *([f"sha256={voted_by.sha256}"] if voted_by else []),
-            f"p: {findings.probability_method}",
-            f"votes: {listed}",
-        ],
-        family=codes.ARTIFICIAL_INTELLIGENCE,
-    )
+    how = [f"p: {findings.probability_method}", f"votes: {listed}"]
+    if voted_by is None:
+        return identification(context.pipeline, context.pipeline_version, how)
+    return identification(voted_by.name, voted_by.version, [f"sha256={voted_by.sha256}", *how])
 
 
 def _referenced_segment(volume: Volume, segmentation: Dataset, number: int) -> hd.sr.ReferencedSegment:
@@ -206,7 +202,7 @@ def conclusion(findings: Findings) -> str:
         parts.append(f"{words} P = {findings.noisy_or[name]:.3f} ({regions})")
     return (
         f"{codes.FINDING[findings.case_type].meaning}. Noisy-OR: {'; '.join(parts)}. "
-        f"{findings.involved_percent:.1f} % of the lungs involved ({findings.severity})."
+        f"{findings.involved_percent:.1f} % of the lungs involved ({severity(findings.involved_percent)})."
     )
 
 

@@ -143,12 +143,12 @@ def train(entry: ModelEntry, settings: TrainSettings, *, resume: bool = False) -
     data is missing, ValueError for data or a checkpoint that doesn't fit.
     """
     torch.manual_seed(settings.seed)
-    settings.out.mkdir(parents=True, exist_ok=True)
     recipe = recipe_for(entry, settings)
-    recipe.prepare()
     networks = settings.networks or recipe.networks
     if networks > 1:
         return _train_several(entry, settings, networks, resume=resume)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    recipe.prepare()
     run = _Run.new(recipe)
     checkpoint = settings.out / CHECKPOINT
     if resume:

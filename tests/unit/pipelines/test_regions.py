@@ -50,7 +50,7 @@ def found_in(
 ) -> tuple[FoundRegions, tuple[str, ...]]:
     chest = Chest.of(series, lungs, labels)
     drawn, notes = draw(candidates, chest)
-    found = find_regions(series, chest, drawn, [votes(infection_type, 0.8) for _ in drawn])
+    found = find_regions(chest, drawn, [votes(infection_type, 0.8) for _ in drawn])
     return found, (*notes, *found.notes)
 
 

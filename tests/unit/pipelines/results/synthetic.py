@@ -277,7 +277,6 @@ def _findings(
         noisy_or=noisy_or,
         case_type=max(noisy_or, key=lambda kind: noisy_or[kind]) if regions else NO_FINDING,
         measures={lung: _measures(volume, lungs == lung, kinds) for lung in Lung},
-        severity="mild" if regions else "none",
         probability_method=PROBABILITY_METHOD,
         inpainted=_inpainted(volume, labels) if regions else (),
     )
