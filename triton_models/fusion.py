@@ -35,7 +35,7 @@ from triton_models.architectures.lung_pooled import (
 from triton_models.data.image_list import read_image_list
 from triton_models.export import profile_text, write_onnx
 from triton_models.registry import ModelEntry, TensorSpec, file_sha256
-from triton_models.served.classification import lung_window
+from triton_models.served.classification import mean_features
 from triton_models.training.linear_head import fit_linear_head
 from triton_models.training.loop import load_trained
 from triton_models.training.recipes.lung_pooled import HEAD_DECAY
@@ -46,15 +46,16 @@ SEEDED = f"seeded {SEED}"
 
 
 class BackboneGraph(nn.Module):
-    """HU int16 (n, rows, columns) -> FEATURES float32 (n, k) of one body, slice and mirror image averaged."""
+    """HU int16 (n, rows, columns) -> FEATURES float32 (n, k) of one body, means of the slice's and its mirror
+    image's at the sizes asked."""
 
-    def __init__(self, pooled: LungPooled, size: int) -> None:
+    def __init__(self, pooled: LungPooled, sizes: Sequence[int]) -> None:
         super().__init__()
         self.pooled = pooled
-        self.size = size
+        self.sizes = sizes
 
     def forward(self, hu: Tensor) -> Tensor:
-        return self.pooled.mirrored_features(lung_window(hu, self.size))
+        return mean_features(self.pooled.mirrored_features, hu, self.sizes)
 
 
 class HeadGraph(nn.Module):
@@ -116,7 +117,7 @@ def build_fusion(
     if checkpoint is not None:
         trained = load_trained(entry, checkpoint)
         network = cast(LungPooledClassifier, trained.network)
-        fusion = _small(entry, network, trained.classes, f"checkpoint {file_sha256(checkpoint)}")
+        fusion = _small(trained.entry, network, trained.classes, f"checkpoint {file_sha256(checkpoint)}")
     elif small:
         torch.manual_seed(SEED)
         network = SmallFusion(len(entry.classes), entry.network_size).eval()
@@ -137,7 +138,7 @@ def _small(
     backbones = []
     for one in network.pooled:
         pooled = cast(LungPooled, one)
-        graph = BackboneGraph(pooled, entry.network_size)
+        graph = BackboneGraph(pooled, entry.sizes)
         name = type(pooled.body).__name__.lower()
         backbones.append(_Backbone(name, graph, pooled.feature_count, weights))
     return _Fusion(backbones, HeadGraph(network.head), weights, classes)

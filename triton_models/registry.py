@@ -67,6 +67,11 @@ class ModelEntry:
     baselines: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that the served graph asks its network at."""
+        return self.asked_sizes or (self.network_size,)
+
+    @property
     def variants(self) -> Mapping[str, str]:
         """Name -> architecture, of the model itself (``MAIN``) and of its baselines."""
         return {MAIN: self.architecture, **self.baselines}
@@ -224,6 +229,7 @@ _ENTRIES = (
         outputs=(TensorSpec("PROBABILITIES", "TYPE_FP32", (2,)),),
         weights_licence="CC-BY-4.0",
         network_size=224,
+        asked_sizes=(192, 224),
         half_weights=True,
     ),
 )

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from node.triton_server import DEFAULT_REPOSITORY, EmbeddedTriton
 from tests.integration.triaging import check_means, triage_twice
+from tests.unit.triton_models.portable import check_portable
 from triton_models.architectures.lung_pooled import SmallFusion
 from triton_models.cli import app
 from triton_models.fusion import SEEDED
@@ -90,6 +91,8 @@ def test_every_folder_says_that_its_weights_are_random(repository: Path) -> None
         assert config.parameters["weights"].string_value == SEEDED
         assert len(config.parameters["sha256"].string_value) == 64
         assert profiles(config)
+        if name != "fusion":
+            check_portable(repository / name / "1" / "model.onnx")
     assert read_config(repository / "fusion").platform == "ensemble"
     card = (repository / "fusion" / "README.md").read_text()
     assert all(f"| {name} | {SEEDED} |" in card for name in folders if name != "fusion")

@@ -21,7 +21,7 @@ class Served(nn.Module):
         super().__init__()
         self.network = network
         self.size = entry.network_size
-        self.sizes = entry.asked_sizes or (entry.network_size,)
+        self.sizes = entry.sizes
 
 
 def build_served(entry: ModelEntry, network: nn.Module) -> Served:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from triton_models.architectures.lung_pooled import normalised
+from triton_models.architectures.lung_pooled import LungPooledClassifier, normalised
 from triton_models.data.grey import GREY_HU
 from triton_models.served.base import Served
 from triton_models.served.resize import shrunk
@@ -23,8 +26,16 @@ def lung_window(hu: Tensor, size: int) -> Tensor:
     return normalised(grey_window(hu, size).unsqueeze(1))
 
 
+def mean_features(features: Callable[[Tensor], Tensor], hu: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(n, k): ``features`` of HU int16 (n, rows, columns) in the lung window, means over the sizes asked."""
+    first, *others = [features(lung_window(hu, size)) for size in sizes]
+    return sum(others, first) / len(sizes) if others else first
+
+
 class ServedClasses(Served):
     """PROBABILITIES: float32 (n, classes), sums of 1."""
 
     def forward(self, hu: Tensor) -> Tensor:
-        return torch.softmax(self.network(lung_window(hu, self.size)).float(), dim=1)
+        network = cast(LungPooledClassifier, self.network)
+        logits = network.head(mean_features(network.features, hu, self.sizes))
+        return torch.softmax(logits.float(), dim=1)

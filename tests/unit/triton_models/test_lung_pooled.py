@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from triton_models.data.slices import IGNORE
 from triton_models.data.teaching import SIZE, Teaching, taught_pictures
 from triton_models.export import export_onnx
 from triton_models.registry import MODELS
+from triton_models.served.base import build_served
 from triton_models.served.classification import lung_window
 from triton_models.training.linear_head import fit_linear_head
 from triton_models.training.recipes.lung_pooled import teaching_loss
@@ -109,6 +111,17 @@ def test_a_slice_and_its_mirror_image_are_one_to_it(network: type[PneumoniaNet])
     x = torch.rand(3, 1, 64, 64)
     with torch.inference_mode():
         assert torch.allclose(classifier(x), classifier(x.flip(-1)), atol=1e-4)
+
+
+def test_features_are_averaged_over_the_sizes_that_are_asked() -> None:
+    torch.manual_seed(1)
+    classifier = SmallFusion(2, 96).eval()
+    hu = torch.randint(-1100, 300, (2, 150, 120), dtype=torch.int16)
+    served = build_served(replace(MODELS["fusion"], network_size=96, asked_sizes=(64, 96)), classifier).eval()
+    with torch.inference_mode():
+        features = [classifier.features(lung_window(hu, size)) for size in (64, 96)]
+        expected = torch.softmax(classifier.head((features[0] + features[1]) / 2), dim=1)
+        assert torch.allclose(served(hu), expected, atol=1e-6)
 
 
 def test_window_is_resized_like_antialiased_bilinear() -> None:

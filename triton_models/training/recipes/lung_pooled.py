@@ -31,7 +31,7 @@ from triton_models.data.slices import IGNORE
 from triton_models.data.teaching import Teaching
 from triton_models.evaluation.class_metrics import class_estimates
 from triton_models.registry import ModelEntry
-from triton_models.served.classification import lung_window
+from triton_models.served.classification import mean_features
 from triton_models.training.linear_head import fit_linear_head
 from triton_models.training.recipe import Random, Recipe
 from triton_models.training.settings import TrainSettings
@@ -140,9 +140,9 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
 
     def _features(self, network: LungPooledClassifier, images: Sequence[ClassImage]) -> Tensor:
         with torch.inference_mode():
-            size = self.entry.network_size
+            sizes = self.entry.sizes
             features = [
-                network.features(lung_window(torch.from_numpy(image.hu()[None]), size)) for image in images
+                mean_features(network.features, torch.from_numpy(image.hu()[None]), sizes) for image in images
             ]
         return torch.cat(features).clone()
 
