@@ -32,7 +32,7 @@ class TrainSettings:
     steps: optimiser steps, None for the recipe's own number; the learning rate's schedule spans them.
     minutes: stop the run after that long even if steps are left; the schedule then spans the time.
     variant: the model itself or one of its baselines.
-    bf16: bfloat16 autocast; by default where the CPU has it: elsewhere a step takes nearly three times as long.
+    bf16: bfloat16 autocast; by default where the CPU has it: elsewhere a step takes thrice as long.
     networks: train so many, from other seeds, whose answers are averaged; None for the recipe's own number.
     fold: of labelled pictures, train on all but this part and validate on it.
     """
