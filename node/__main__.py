@@ -36,6 +36,7 @@ from node.route.router import compile_routes
 from node.run import operations
 from node.tls import check_tls
 from node.triton_server import EmbeddedTriton
+from node.users_cli import app as users_app
 from pipelines.errors import ModelNotServed, PipelineError
 from pipelines.registry import find_pipeline
 from pipelines.request import Request
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(users_app, name="users", help="Who may use the web pages: users, API tokens and their roles.")
 app.add_typer(models_app, name="models", help="The models: list, train, export, evaluate.")
 
 # reasons and paths may hold square brackets, which rich would read as markup

@@ -116,7 +116,10 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
         "listener": receiver.why_not_ready,
         "triton": triton.why_not_ready,
     }
-    web = WebServer(config.web, create_app(engine, metrics, checks, receiver.metrics))
+    pages = create_app(
+        engine, metrics, checks, receiver.metrics, config=config.web, audited=audit.authenticated
+    )
+    web = WebServer(config.web, pages)
     web.start()
     stack.callback(web.stop)
 

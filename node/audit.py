@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from prometheus_client import Counter as Metric
@@ -31,6 +32,7 @@ from node.audit_message import (
     begin_transferring,
     instances_transferred,
     node_authentication,
+    user_authentication,
 )
 from node.config import AuditConfig
 from node.files import fsync_folder
@@ -117,6 +119,13 @@ class AuditTrail:
             return False
         self._put(node_authentication(self._source, peer, why, outcome))
         return True
+
+    def authenticated(self, user: str, address: str, what: Literal["login", "logout"], right: bool) -> None:
+        """A user of the web pages logged in or out, or failed to."""
+        if right or self._limit.admit("login", address, time.monotonic()):
+            self._put(user_authentication(self._source, user, address, what, right=right))
+        else:
+            self._messages.labels(outcome="suppressed").inc()
 
     def begin(self, transfer: Transfer) -> None:
         """Instances are about to be sent."""

@@ -23,8 +23,11 @@ _APPLICATION_ACTIVITY: _Code = ("110100", "Application Activity")
 _BEGIN_TRANSFERRING: _Code = ("110102", "Begin Transferring DICOM Instances")
 _TRANSFERRED: _Code = ("110104", "DICOM Instances Transferred")
 _SECURITY_ALERT: _Code = ("110113", "Security Alert")
+_USER_AUTHENTICATION: _Code = ("110114", "User Authentication")
 _APPLICATION_START: _Code = ("110120", "Application Start")
 _APPLICATION_STOP: _Code = ("110121", "Application Stop")
+_LOGIN: _Code = ("110122", "Login")
+_LOGOUT: _Code = ("110123", "Logout")
 _NODE_AUTHENTICATION: _Code = ("110126", "Node Authentication")
 _APPLICATION: _Code = ("110150", "Application")
 _DESTINATION: _Code = ("110152", "Destination Role ID")
@@ -93,6 +96,19 @@ def node_authentication(source: Source, peer: Peer, description: str, outcome: i
     return _line(message, description)
 
 
+def user_authentication(
+    source: Source, user: str, address: str, what: Literal["login", "logout"], *, right: bool
+) -> bytes:
+    """A.5.3.12: a person logged in or out. user: the name as it was given, which may be nobody's."""
+    message = _message(
+        _USER_AUTHENTICATION, "E", SUCCESS if right else MINOR_FAILURE, _LOGIN if what == "login" else _LOGOUT
+    )
+    _participant(message, Peer("", address), is_requestor=True, user=user or "unnamed")
+    _ourselves(message, source, _APPLICATION, is_requestor=False)
+    _audit_source(message, source)
+    return _line(message)
+
+
 def begin_transferring(source: Source, transfer: Transfer) -> bytes:
     """A.5.3.3: instances are about to be sent."""
     return _transfer(source, transfer, _BEGIN_TRANSFERRING, "E")
@@ -153,8 +169,15 @@ def _ourselves(message: ET.Element, source: Source, role: _Code, *, is_requestor
     _coded(participant, "RoleIDCode", role)
 
 
-def _participant(message: ET.Element, peer: Peer, role: _Code | None = None, *, is_requestor: bool) -> None:
-    attributes = {"UserID": _text(peer.ae_title or peer.address)}
+def _participant(
+    message: ET.Element,
+    peer: Peer,
+    role: _Code | None = None,
+    *,
+    is_requestor: bool,
+    user: str | None = None,
+) -> None:
+    attributes = {"UserID": _text(user or peer.ae_title or peer.address)}
     if peer.ae_title:
         attributes["AlternativeUserID"] = f"AETITLES={_text(peer.ae_title)}"
     participant = ET.SubElement(

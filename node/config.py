@@ -167,6 +167,9 @@ class WebConfig(Model):
 
     host: str = "127.0.0.1"
     port: Port = 8042
+    users: Path | None = None
+    open_loopback: bool = True
+    session_hours: float = Field(default=12.0, gt=0, le=168)
 
 
 class ResultsConfig(Model):

@@ -3,11 +3,12 @@
 In: the database, the metrics, and named readiness checks. Out: HTTP on one port.
 
     /healthz      200 while the process answers
-    /readyz       200 when every check passes, else 503 with the failing checks and why
+    /readyz       200 when every check passes, else 503; to those we know, with the failing checks and why
     /metrics      Prometheus text
     /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000
+    /login        and /logout (``login``); who may ask for what else: ``access``
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ from typing import Annotated, Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Query, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import ASGIApp
 
 from node.config import WebConfig
 from node.database import instances, jobs, series, write_transaction
 from node.errors import NodeError
 from node.metrics import Metrics
 from node.run.operations import list_jobs
-from node.web.page import render_page
+from node.web.access import Access
+from node.web.login import Audited, Login
+from node.web.page import CONTENT_SECURITY_POLICY, render_page
+from node.web.sessions import Sessions
+from node.web.users import UsersFile
 
 log = structlog.get_logger("node.web")
 
@@ -60,11 +66,25 @@ def create_app(
     metrics: Metrics,
     checks: Mapping[str, Check],
     more_metrics: Callable[[], bytes] = lambda: b"",
-) -> FastAPI:
-    """The ASGI application.
+    *,
+    config: WebConfig | None = None,
+    audited: Audited = lambda *_: None,
+) -> ASGIApp:
+    """The ASGI application, with who may ask it for what around it.
 
     checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
+    audited: logins and logouts.  Raises ConfigError for a users file that can't be used.
     """
+    config = config or WebConfig()
+    users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
+    app = _pages(engine, metrics, checks, more_metrics)
+    app.include_router(Login(users, sessions, audited).router)
+    return Access(app, users, sessions, open_loopback=config.open_loopback, policy=CONTENT_SECURITY_POLICY)
+
+
+def _pages(
+    engine: Engine, metrics: Metrics, checks: Mapping[str, Check], more_metrics: Callable[[], bytes]
+) -> FastAPI:
     app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
 
@@ -73,9 +93,11 @@ def create_app(
         return PlainTextResponse("ok\n")
 
     @app.get("/readyz")
-    def readyz() -> JSONResponse:
+    def readyz(request: Request) -> JSONResponse:
         failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
-        body = {"ready": not failing, "checks": sorted(all_checks), "failing": failing}
+        body: dict[str, Any] = {"ready": not failing}
+        if request.scope["principal"] is not None:  # reasons may name hosts and files
+            body |= {"checks": sorted(all_checks), "failing": failing}
         return JSONResponse(body, status_code=503 if failing else 200)
 
     @app.get("/metrics")
@@ -94,7 +116,8 @@ def create_app(
         return list_jobs(engine, limit=limit)
 
     @app.get("/", response_class=HTMLResponse)
-    def page() -> str:
+    def page(request: Request) -> str:
+        principal = request.scope["principal"]
         failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
         return render_page(
             failing=failing,
@@ -102,6 +125,7 @@ def create_app(
             jobs=list_jobs(engine, limit=50),
             quarantined=list_quarantined(engine, 20),
             now=time.time(),
+            user=principal.user if principal.session is not None else None,
         )
 
     return app
@@ -154,7 +178,7 @@ class WebStartError(NodeError):
 class WebServer:
     """Serves an application by uvicorn in a thread of its own."""
 
-    def __init__(self, config: WebConfig, app: FastAPI) -> None:
+    def __init__(self, config: WebConfig, app: ASGIApp) -> None:
         self._config = config
         self._server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)

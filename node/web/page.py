@@ -6,6 +6,8 @@ resources. Every value is escaped; it shows UIDs, codes and coded header values,
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -32,7 +34,17 @@ tr:last-child td { border-bottom: 0; }
   font-size: 12.5px; white-space: nowrap; }
 .good { color: var(--good); } .busy { color: var(--busy); } .warn { color: var(--warn); }
 .bad { color: var(--bad); } .empty { padding: 16px 12px; color: var(--soft); }
+.form { display: grid; gap: 14px; max-width: 340px; padding: 18px; } .form label { display: grid; gap: 4px; }
+input, button { font: inherit; padding: 8px 10px; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--bg); color: var(--ink); } button { cursor: pointer; } .inline { display: inline; }
 """
+
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+#: what the pages may load and do: their own style, forms to ourselves, pictures of ours; no script at all
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
 
 _TONES = {
     "routed": "good",
@@ -58,8 +70,12 @@ def render_page(
     jobs: Sequence[Mapping[str, Any]],
     quarantined: Sequence[Mapping[str, Any]],
     now: float,
+    user: str | None = None,
 ) -> str:
-    """The whole document. ``failing``: readiness checks that fail, with the reason; rows newest first."""
+    """The whole document. ``failing``: readiness checks that fail, with the reason; rows newest first.
+
+    user: who logged in, if anybody had to.
+    """
     health = (
         "".join(
             f"<span class='pill bad'>{escape(name)}</span> {escape(reason)} "
@@ -89,14 +105,29 @@ def render_page(
             ),
         )
     )
+    leave = (
+        f" · {escape(user)} <form class='inline' method='post' action='/logout'>"
+        "<button>Log out</button></form>"
+        if user is not None
+        else ""
+    )
+    return document(
+        "PACS inference node",
+        f"<header><h1>PACS inference node</h1><span>{health}</span>"
+        f"<span class='soft'>version {escape(__version__)} · <a href='/metrics'>metrics</a> · "
+        f"<a href='/api/series'>series</a> · <a href='/api/jobs'>jobs</a>{leave}</span></header>{body}",
+        refresh_seconds=10,
+    )
+
+
+def document(title: str, body: str, *, refresh_seconds: int | None = None) -> str:
+    """A page around its body, which is HTML."""
+    refresh = f"<meta http-equiv='refresh' content='{refresh_seconds}'>" if refresh_seconds else ""
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta http-equiv='refresh' content='10'><title>PACS inference node</title>"
-        f"<style>{_STYLE}</style></head><body><main><header><h1>PACS inference node</h1>"
-        f"<span>{health}</span><span class='soft'>version {escape(__version__)} · "
-        "<a href='/metrics'>metrics</a> · <a href='/api/series'>series</a> · <a href='/api/jobs'>jobs</a>"
-        f"</span></header>{body}</main></body></html>"
+        f"{refresh}<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>"
     )
 
 

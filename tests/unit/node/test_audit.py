@@ -56,6 +56,23 @@ def test_start_and_stop(tmp_path: Path) -> None:
     assert (source.get("AuditSourceID"), source.get("AuditEnterpriseSiteID")) == ("PACSNODE", "site")
 
 
+def test_a_person_logs_in_and_out(tmp_path: Path) -> None:
+    trail = Trail(tmp_path)
+    trail.trail.authenticated("anna", "192.0.2.9", "login", right=True)
+    trail.trail.authenticated("anna", "192.0.2.9", "logout", right=True)
+    for _ in range(ALERTS_IN_FULL + 2):
+        trail.trail.authenticated("o<tto", "192.0.2.9", "login", right=False)
+    _, login, logout, *failed, _counted, _ = trail.stop()
+    assert event_of(login) == ("110114", "110122", "0")
+    assert event_of(logout) == ("110114", "110123", "0")
+    assert [event_of(one) for one in failed] == [("110114", "110122", "4")] * ALERTS_IN_FULL
+    person = login.find("ActiveParticipant")
+    assert person is not None
+    assert (person.get("UserID"), person.get("UserIsRequestor")) == ("anna", "true")
+    assert person.get("NetworkAccessPointID") == "192.0.2.9"
+    assert trail.count("suppressed") == 2
+
+
 def test_a_refused_node(tmp_path: Path) -> None:
     trail = Trail(tmp_path)
     assert trail.trail.refused(PEER, "host", "association rejected: because")

@@ -1,0 +1,124 @@
+"""Logging in and out: a form, guarded against guessing.
+
+In: a name and a password.  Out: a session's cookie, and what happened in the audit trail and the log.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from html import escape
+from typing import Literal
+from urllib.parse import parse_qs, quote, urlsplit
+
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from node.web.access import COOKIE, LOGIN, LOGOUT, same_origin
+from node.web.page import document
+from node.web.sessions import LoginLimit, Sessions
+from node.web.users import UsersFile
+
+log = structlog.get_logger("node.web")
+
+#: (user, address, what, whether it succeeded)
+Audited = Callable[[str, str, Literal["login", "logout"], bool], None]
+
+LARGEST_FORM_BYTES = 8192
+LONGEST_NAME = 64
+#: Argon2 takes 64 MiB each
+VERIFIED_AT_ONCE = 2
+
+
+class Login:
+    """The routes ``/login`` and ``/logout``."""
+
+    def __init__(self, users: UsersFile, sessions: Sessions, audited: Audited) -> None:
+        self._users = users
+        self._sessions = sessions
+        self._audited = audited
+        self._limit = LoginLimit()
+        self._verifying = threading.BoundedSemaphore(VERIFIED_AT_ONCE)
+        self.router = APIRouter()
+        self.router.add_api_route(LOGIN, self.form, methods=["GET"])
+        self.router.add_api_route(LOGIN, self.log_in, methods=["POST"])
+        self.router.add_api_route(LOGOUT, self.log_out, methods=["POST"])
+
+    def form(self, request: Request) -> Response:
+        return HTMLResponse(_page(_local(request.query_params.get("next", ""))))
+
+    async def log_in(self, request: Request) -> Response:
+        fields = await _fields(request)
+        if fields is None or not same_origin(request):
+            return JSONResponse({"error": "not the login form of this node"}, 400)
+        name, password = fields.get("name", "")[:LONGEST_NAME], fields.get("password", "")
+        address, after = request.client.host if request.client else "", _local(fields.get("next", ""))
+        wait = round(self._limit.wait_seconds(address, name) + 0.5)
+        if wait > 0:
+            page = _page(after, f"Too many tries. Try again in {wait} s.")
+            return HTMLResponse(page, 429, {"Retry-After": str(wait)})
+        right = await run_in_threadpool(self._verify, name, password)
+        self._audited(name, address, "login", right)
+        if not right:
+            self._limit.failed(address, name)
+            log.warning("login_failed", address=address)
+            return HTMLResponse(_page(after, "Name or password is wrong."), 401)
+        self._limit.succeeded(address, name)
+        log.info("login", user=name, address=address)
+        answer = RedirectResponse(after, 303)
+        answer.set_cookie(
+            COOKIE,
+            self._sessions.begin(name),
+            max_age=self._sessions.seconds,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return answer
+
+    def log_out(self, request: Request) -> Response:
+        self._sessions.end(request.cookies.get(COOKIE, ""))
+        principal = request.scope["principal"]
+        self._audited(principal.user, request.client.host if request.client else "", "logout", True)
+        answer = RedirectResponse(LOGIN, 303)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
+
+    def _verify(self, name: str, password: str) -> bool:
+        with self._verifying:
+            return self._users.current().verify(name, password)
+
+
+async def _fields(request: Request) -> dict[str, str] | None:
+    """Of a form of moderate size; None for anything else."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_FORM_BYTES:
+            return None
+    try:
+        return {name: values[0] for name, values in parse_qs(body.decode("ascii")).items()}
+    except (UnicodeDecodeError, ValueError):
+        return None
+
+
+def _local(target: str) -> str:
+    """A path of ours, wherever a link to the form wants to lead."""
+    parts = urlsplit(target)
+    ours = not parts.scheme and not parts.netloc and parts.path.startswith("/") and "\\" not in target
+    return quote(parts.path) if ours and not parts.path.startswith("//") else "/"
+
+
+def _page(after: str, problem: str = "") -> str:
+    said = f"<p class='bad' role='alert'>{escape(problem)}</p>" if problem else ""
+    return document(
+        "Log in",
+        f"<h1>PACS inference node</h1>{said}<form class='card form' method='post' action='{LOGIN}'>"
+        f"<input type='hidden' name='next' value='{escape(after)}'>"
+        "<label>Name <input name='name' autocomplete='username' required autofocus></label>"
+        "<label>Password <input name='password' type='password' autocomplete='current-password' required>"
+        "</label>"
+        "<button>Log in</button></form>",
+    )
