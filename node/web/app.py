@@ -7,7 +7,7 @@ In: the database, the metrics, and named readiness checks. Out: HTTP on one port
     /metrics      Prometheus text
     /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
     /api/series   the newest series versions, ``?limit=`` up to 1000
-    /api/jobs     the newest jobs, ``?limit=`` up to 1000
+    /api/jobs     the newest jobs, ``?limit=`` up to 1000; one of them: ``job_api``
     /login        and /logout (``login``); who may ask for what else: ``access``
 """
 
@@ -33,6 +33,7 @@ from node.errors import NodeError
 from node.metrics import Metrics
 from node.run.operations import list_jobs
 from node.web.access import Access
+from node.web.job_api import job_routes
 from node.web.login import Audited, Login
 from node.web.page import CONTENT_SECURITY_POLICY, render_page
 from node.web.sessions import Sessions
@@ -79,6 +80,7 @@ def create_app(
     users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
     app = _pages(engine, metrics, checks, more_metrics)
     app.include_router(Login(users, sessions, audited).router)
+    app.include_router(job_routes(engine))
     return Access(app, users, sessions, open_loopback=config.open_loopback, policy=CONTENT_SECURITY_POLICY)
 
 
