@@ -117,7 +117,13 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
         "triton": triton.why_not_ready,
     }
     pages = create_app(
-        engine, metrics, checks, receiver.metrics, config=config.web, audited=audit.authenticated
+        engine,
+        metrics,
+        checks,
+        receiver.metrics,
+        config=config.web,
+        data_dir=config.data_dir,
+        audited=audit.authenticated,
     )
     web = WebServer(config.web, pages)
     web.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -40,26 +40,24 @@ def list_jobs(engine: Engine, *, state: str | None = None, limit: int = 50) -> l
     if state is not None:
         query = query.where(jobs.c.state == state)
     with engine.connect() as connection:
-        found = [dict(row._mapping) for row in connection.execute(query)]
-        _add_deliveries(connection, found)
-    return found
+        return with_deliveries(connection, [dict(row._mapping) for row in connection.execute(query)])
 
 
 def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
     """One job with its deliveries; ``prefix`` is the beginning of its id. Raises JobNotFound."""
     with engine.connect() as connection:
-        job = dict(_find(connection, prefix)._mapping)
-        _add_deliveries(connection, [job])
-    return job
+        return with_deliveries(connection, [dict(_find(connection, prefix)._mapping)])[0]
 
 
-def _add_deliveries(connection: Connection, found: Sequence[dict[str, Any]]) -> None:
+def with_deliveries(connection: Connection, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same jobs, each with its ``deliveries``."""
     by_job: dict[str, list[dict[str, Any]]] = {job["job_id"]: [] for job in found}
     query = select(deliveries).where(deliveries.c.job_id.in_(by_job)).order_by(deliveries.c.destination)
     for row in connection.execute(query):
         by_job[row.job_id].append(dict(row._mapping))
     for job in found:
         job["deliveries"] = by_job[job["job_id"]]
+    return found
 
 
 def retry_job(engine: Engine, prefix: str) -> str:

@@ -8,6 +8,7 @@ In: the database, the metrics, and named readiness checks. Out: HTTP on one port
     /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000; one of them: ``job_api``
+    /studies/…    one study's life, and what can be asked there (``study_page``)
     /login        and /logout (``login``); who may ask for what else: ``access``
 """
 
@@ -17,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -37,6 +39,7 @@ from node.web.job_api import job_routes
 from node.web.login import Audited, Login
 from node.web.page import CONTENT_SECURITY_POLICY, render_page
 from node.web.sessions import Sessions
+from node.web.study_page import study_routes
 from node.web.users import UsersFile
 
 log = structlog.get_logger("node.web")
@@ -69,18 +72,22 @@ def create_app(
     more_metrics: Callable[[], bytes] = lambda: b"",
     *,
     config: WebConfig | None = None,
+    data_dir: Path | None = None,
     audited: Audited = lambda *_: None,
 ) -> ASGIApp:
     """The ASGI application, with who may ask it for what around it.
 
     checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
-    audited: logins and logouts.  Raises ConfigError for a users file that can't be used.
+    data_dir: where results are, for the studies' pages.  audited: logins and logouts.
+    Raises ConfigError for a users file that can't be used.
     """
     config = config or WebConfig()
     users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
     app = _pages(engine, metrics, checks, more_metrics)
     app.include_router(Login(users, sessions, audited).router)
     app.include_router(job_routes(engine))
+    if data_dir is not None:
+        app.include_router(study_routes(engine, data_dir))
     return Access(app, users, sessions, open_loopback=config.open_loopback, policy=CONTENT_SECURITY_POLICY)
 
 

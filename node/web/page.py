@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from node import __version__
 
@@ -36,7 +37,7 @@ tr:last-child td { border-bottom: 0; }
 .bad { color: var(--bad); } .empty { padding: 16px 12px; color: var(--soft); }
 .form { display: grid; gap: 14px; max-width: 340px; padding: 18px; } .form label { display: grid; gap: 4px; }
 input, button { font: inherit; padding: 8px 10px; border: 1px solid var(--line); border-radius: 6px;
-  background: var(--bg); color: var(--ink); } button { cursor: pointer; } .inline { display: inline; }
+  background: var(--bg); color: var(--ink); } button { cursor: pointer; } .inline { display: inline-block; margin: 0 6px 10px 0; }
 """
 
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -145,7 +146,7 @@ def _series_row(row: Mapping[str, Any], now: float) -> str:
     decision = row["decision"] or {}
     state = "unmatched" if row["state"] == "routed" and not decision.get("matched") else row["state"]
     return _row(
-        _uid(row["series_instance_uid"], f"version {row['version']}"),
+        _link(row["study_instance_uid"], _uid(row["series_instance_uid"], f"version {row['version']}")),
         _pill(state),
         escape(str(row["instance_count"])),
         escape(row["calling_ae_title"]),
@@ -216,6 +217,10 @@ def _row(*cells: str) -> str:
 
 def _uid(uid: str, note: str) -> str:
     return f"<span class='mono'>{escape(uid)}</span><br><span class='soft mono'>{escape(note)}</span>"
+
+
+def _link(study_instance_uid: str, shown: str) -> str:
+    return f"<a href='/studies/{quote(study_instance_uid)}'>{shown}</a>"
 
 
 def _pill(state: str) -> str:
