@@ -1,7 +1,7 @@
 """OHIF's built pages, as npm has them.
 
-The package's dependencies are built into its ``dist``, so only its own archive is fetched, by ``npm pack``, and
-compared with the digest below: what a lock file would hold.
+The package's dependencies are built into its ``dist``, so only its own archive is fetched, by ``npm pack``,
+and compared with the digest below: what a lock file would hold.
 """
 
 from __future__ import annotations

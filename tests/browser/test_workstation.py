@@ -1,4 +1,4 @@
-"""A radiologist's workstation, OHIF, shows the results: on the lesions, in the right colours, with their numbers."""
+"""A workstation, OHIF, shows the results: on the lesions, in the right colours, with their numbers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_overlay_lies_on_the_lesions_and_not_on_their_mirror_images(viewer: 
 def test_the_overlay_of_images_stored_the_other_way_round(
     browser: Browser, workstation: Workstation, archive: Pacs, tmp_path: Path
 ) -> None:
-    """Rows and columns run to the front and to the right: both mirrored on the screen, and so is the overlay."""
+    """Rows run to the front and columns to the right: the screen shows that, and the overlay follows."""
     turned = stored(archive, write_study(tmp_path, 2, pictures=False, orientation="prone_flipped"))
     for viewer in opened(browser, workstation, turned):
         check_overlay(viewer, turned, "turned")

@@ -1,8 +1,7 @@
 """What a radiologist does in OHIF, and what is then to be seen, as pixels.
 
 In: a page of a browser.  Out: RGB arrays of the active viewport, (rows, columns, 3), and of the whole page.
-OHIF puts cornerstone and its services on ``window``; they choose the image and the segments that are drawn. What is
-asserted is read from the screen.
+OHIF puts its services on ``window``; they choose the image that is drawn and say where the viewport is.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ CHROMIUM_FLAGS = (
     *("--disable-component-update", "--disable-sync", "--ignore-gpu-blocklist"),
     *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
 )
-SCREEN = {"width": 1200, "height": 800}
+SCREEN = {"width": 960, "height": 640}
 WAIT_SECONDS = 60.0
 _VIEWPORT = """
     const grid = window.services.viewportGridService.getState();
