@@ -23,7 +23,7 @@ from tests.unit.pipelines.test_process import write
 #: Enough to turn, little enough to load in a moment
 ROTATION_FRAMES, ROTATION_SIZE = 4, 256
 #: Fine enough for edges to be seen on a screen; 8 mm slices
-GRID = {"shape": (24, 192, 224), "spacing": (8.0, 1.4, 1.2)}
+GRID = {"shape": (24, 192, 224), "spacing": (8.0, 1.3, 1.3)}
 #: What a viewer shows first: lung white to black over these HU
 WINDOW = {"WindowCenter": -600, "WindowWidth": 1500}
 
