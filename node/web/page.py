@@ -37,7 +37,8 @@ tr:last-child td { border-bottom: 0; }
 .bad { color: var(--bad); } .empty { padding: 16px 12px; color: var(--soft); }
 .form { display: grid; gap: 14px; max-width: 340px; padding: 18px; } .form label { display: grid; gap: 4px; }
 input, button { font: inherit; padding: 8px 10px; border: 1px solid var(--line); border-radius: 6px;
-  background: var(--bg); color: var(--ink); } button { cursor: pointer; } .inline { display: inline-block; margin: 0 6px 10px 0; }
+  background: var(--bg); color: var(--ink); } button { cursor: pointer; }
+.inline { display: inline-block; margin: 0 6px 10px 0; }
 """
 
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()

@@ -41,6 +41,11 @@ def orthanc_program() -> str:
 class Pacs(OrthancArchive):
     """An Orthanc whose REST API answers questions about what it holds."""
 
+    @property
+    def url(self) -> str:
+        """Of its REST API."""
+        return self._url
+
     def instances(self) -> dict[str, dict[str, Any]]:
         """SOP Instance UID -> {tag keyword: value} of every instance held."""
         found = {}
@@ -59,7 +64,11 @@ class Pacs(OrthancArchive):
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         file = BytesIO()
         image.save_as(file, enforce_file_format=True)
-        httpx.post(f"{self._url}/instances", content=file.getvalue(), timeout=30.0).raise_for_status()
+        self.upload_file(file.getvalue())
+
+    def upload_file(self, content: bytes) -> None:
+        """Put a Part 10 file in, not by DICOM."""
+        httpx.post(f"{self._url}/instances", content=content, timeout=30.0).raise_for_status()
 
     def _get(self, path: str) -> Any:
         return httpx.get(f"{self._url}{path}", timeout=30.0).json()
