@@ -38,10 +38,12 @@ def _claim_stdout() -> Emit:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper
+    whole_line = threading.Lock()  # stages report from several threads
 
     def emit(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
+        with whole_line:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
 
     return emit
 
