@@ -41,6 +41,10 @@ def orthanc_program() -> str:
 class Pacs(OrthancArchive):
     """An Orthanc whose REST API answers questions about what it holds."""
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def instances(self) -> dict[str, dict[str, Any]]:
         """SOP Instance UID -> {tag keyword: value} of every instance held."""
         found = {}
