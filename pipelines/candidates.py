@@ -8,6 +8,7 @@ labels (``COMPONENTS``), which need no model of their own. What a candidate is, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,17 +101,39 @@ class Chest:
         return self.view.apply(self.volume.as_acquired(self.view.restore(labels)))
 
 
-#: asks the source's model
-Ask = Callable[[Arrays], dict[str, NDArray[Any]]]
+#: a model's outputs by name
+Answer = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class CandidateSource:
-    """title: for people.  spec: of the model that it asks, if any."""
+    """title: for people.  spec: of the model that it asks, if any.
+
+    asks: what it asks the model, of the chest, if anything; asks_of_hu: instead, where HU in the axial
+    view say all, so that it can be asked before lungs and lesions are known.
+    find: the candidates of chest and answer (empty without a model).
+    """
 
     title: str
     spec: ModelSpec | None
-    find: Callable[[Chest, Ask], list[Candidate]]
+    find: Callable[[Chest, Answer], list[Candidate]]
+    asks: Callable[[Chest], Arrays] | None = None
+    asks_of_hu: Callable[[NDArray[np.int16]], Arrays] | None = None
+
+
+def ask_early(
+    source: CandidateSource,
+    volume: Volume,
+    inference: Inference,
+    models: Mapping[str, ServedModel],
+    threads: Executor,
+) -> Future[Answer] | None:
+    """Begin to ask the source's model on another thread, if HU are all that it is asked about."""
+    spec, asks = source.spec, source.asks_of_hu
+    if spec is None or asks is None:
+        return None
+    hu = AxialView.of(volume.affine).view(volume.hu)
+    return threads.submit(lambda: inference.run(models[spec.name], asks(hu)))
 
 
 def find_candidates(
@@ -119,26 +142,48 @@ def find_candidates(
     inference: Inference,
     models: Mapping[str, ServedModel],
     *,
+    early: Future[Answer] | None = None,
     progress: Progress | None = None,
 ) -> list[Candidate]:
-    """The source's candidates inside of the lungs, by descending score; at most MOST_CANDIDATES."""
+    """The source's candidates inside of the lungs, by descending score; at most MOST_CANDIDATES.
 
-    def ask(inputs: Arrays) -> dict[str, NDArray[Any]]:
-        if source.spec is None:
-            raise TypeError(f"{source.title} have no model to ask")
-        return inference.run(models[source.spec.name], inputs, progress=progress)
-
-    found = [one for one in source.find(chest, ask) if _in_lungs(one, chest)]
+    early: of ``ask_early``.
+    """
+    answer: Answer = {}
+    if early is not None:
+        answer = early.result()
+    elif source.spec is not None and (inputs := _asked(source, chest)):
+        answer = inference.run(models[source.spec.name], inputs, progress=progress)
+    found = [one for one in source.find(chest, answer) if _in_lungs(one, chest)]
     return sorted(found, key=lambda one: (-one.score, one.box))[:MOST_CANDIDATES]
 
 
-def _proposals(chest: Chest, ask: Ask) -> list[Candidate]:
-    small = _working_volume(chest.hu)
-    answer = ask({"HU": small[None]})
+def _asked(source: CandidateSource, chest: Chest) -> Arrays:
+    if source.asks_of_hu is not None:
+        return source.asks_of_hu(chest.hu)
+    return source.asks(chest) if source.asks is not None else {}
+
+
+def _proposals_asked(hu: NDArray[np.int16]) -> Arrays:
+    return {"HU": _working_volume(hu)[None]}
+
+
+def _proposals(chest: Chest, answer: Answer) -> list[Candidate]:
     boxes, scores = answer["BOXES"][0], answer["SCORES"][0]
     kept = chosen(boxes, scores, OPERATIONS["candidates"])
-    scale = np.tile(np.divide(chest.hu.shape, small.shape), 2)
+    scale = np.tile(np.divide(chest.hu.shape, _working_shape(chest.hu.shape)), 2)
     return [_candidate(boxes[i] * scale, float(scores[i])) for i in kept]
+
+
+def _working_factors(shape: tuple[int, ...]) -> list[int]:
+    """How many rows, and columns, are averaged to one."""
+    return [max(1, n // PROPOSAL_PIXELS) for n in shape[1:]]
+
+
+def _working_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of ``_working_volume``."""
+    rows, columns = (n // factor for n, factor in zip(shape[1:], _working_factors(shape), strict=True))
+    return min(shape[0], PROPOSAL_SLICES), rows, columns
 
 
 def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -146,13 +191,11 @@ def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
 
     Slices are averaged over what each of the fewer ones covers, which the graph alone would skip.
     """
-    factors = [max(1, n // PROPOSAL_PIXELS) for n in hu.shape[1:]]
-    rows, columns = (n - n % factor for n, factor in zip(hu.shape[1:], factors, strict=True))
-    blocks = (rows // factors[0], factors[0], columns // factors[1], factors[1])
-    planes = (plane[:rows, :columns].reshape(blocks).mean(axis=(1, 3), dtype=np.float32) for plane in hu)
+    shape, factors = _working_shape(hu.shape), _working_factors(hu.shape)
+    planes = (_averaged(plane, factors, shape[1:]) for plane in hu)
     if len(hu) <= PROPOSAL_SLICES:
         return np.asarray(np.rint(np.stack(list(planes))), dtype=np.int16)
-    out = np.zeros((PROPOSAL_SLICES, blocks[0], blocks[2]), np.float32)
+    out = np.zeros(shape, np.float32)
     step = len(hu) / PROPOSAL_SLICES
     for index, plane in enumerate(planes):
         first = int(index / step)
@@ -163,13 +206,34 @@ def _working_volume(hu: NDArray[np.int16]) -> NDArray[np.int16]:
     return np.asarray(np.rint(out / step), dtype=np.int16)
 
 
-def _slice_boxes(chest: Chest, ask: Ask) -> list[Candidate]:
+def _averaged(plane: NDArray[np.int16], factors: Sequence[int], shape: Sequence[int]) -> NDArray[np.float32]:
+    """A plane's mean over blocks of pixels, ``shape`` of them: what is left over at the ends isn't used.
+
+    The sum is of whole numbers, pixel by pixel of the blocks, which is much faster than a mean over axes.
+    """
+    total = np.zeros(shape, np.int32)
+    for row in range(factors[0]):
+        for column in range(factors[1]):
+            total += plane[row :: factors[0], column :: factors[1]][: shape[0], : shape[1]]
+    return total.astype(np.float32) / np.float32(factors[0] * factors[1])
+
+
+def _asked_slices(chest: Chest) -> tuple[NDArray[np.intp], int]:
+    """The slices that Faster R-CNN looks at, and how many slices each of them stands for."""
     every = max(1, round(SLICE_BOXES_EVERY_MM / chest.spacing_mm[0]))
     shown = np.flatnonzero(chest.lungs.any(axis=(1, 2)))
-    slices = shown[every // 2 :: every] if len(shown) > every // 2 else shown
-    if not slices.size:
+    return shown[every // 2 :: every] if len(shown) > every // 2 else shown, every
+
+
+def _slice_boxes_asked(chest: Chest) -> Arrays:
+    slices, _ = _asked_slices(chest)
+    return {"HU": chest.hu[slices]} if slices.size else {}
+
+
+def _slice_boxes(chest: Chest, answer: Answer) -> list[Candidate]:
+    if not answer:  # there was no slice to ask about
         return []
-    answer = ask({"HU": chest.hu[slices]})
+    slices, every = _asked_slices(chest)
     found = []
     for boxes, scores in zip(answer["BOXES"], answer["SCORES"], strict=True):
         kept = chosen(boxes, scores, OPERATIONS["lesion_boxes"])
@@ -208,7 +272,7 @@ def joined(
     return [_candidate(box, score) for box, score in chains]
 
 
-def _components(chest: Chest, _ask: Ask) -> list[Candidate]:
+def _components(chest: Chest, _answer: Answer) -> list[Candidate]:
     crop, components = lesion_components(chest)
     boxes = [moved(box, crop) for box in ndimage.find_objects(components)]
     sizes = np.bincount(components.ravel(), minlength=len(boxes) + 1)[1:]
@@ -240,6 +304,6 @@ def _in_lungs(candidate: Candidate, chest: Chest) -> bool:
     return inside.size > 0 and float(np.count_nonzero(inside)) >= SMALLEST_LUNG_SHARE * inside.size
 
 
-PROPOSALS = CandidateSource("3D region proposals", PROPOSALS_SPEC, _proposals)
-SLICE_BOXES = CandidateSource("boxes on slices", SLICE_BOXES_SPEC, _slice_boxes)
+PROPOSALS = CandidateSource("3D region proposals", PROPOSALS_SPEC, _proposals, asks_of_hu=_proposals_asked)
+SLICE_BOXES = CandidateSource("boxes on slices", SLICE_BOXES_SPEC, _slice_boxes, asks=_slice_boxes_asked)
 COMPONENTS = CandidateSource("lesion components", None, _components)

@@ -3,11 +3,16 @@
 The method of Xu et al. 2020 (the order of work, candidates, patches with their relative distance-from-edge,
 votes, Noisy-OR), with the lungs, the slices' boxes and the inpainting of Deng et al. 2021, and the lesions of
 Zhang et al. 2021. One pipeline for each source of candidates; they are alike otherwise.
+
+So that the models have something to do while the stages between them work, what a model can be asked before
+its stage begins is asked early, on another thread. When it is asked changes no answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -19,6 +24,7 @@ from pipelines.candidates import (
     SLICE_BOXES,
     CandidateSource,
     Chest,
+    ask_early,
     find_candidates,
 )
 from pipelines.findings_summary import summarise
@@ -40,18 +46,26 @@ def analyse(
     source: CandidateSource,
 ) -> Findings:
     """Find pneumonia in a chest CT volume."""
-    with stages("lungs") as progress:
-        lung_labels = lungs.segment_lungs(volume, inference, models["lungs"], progress=progress)
-    with stages("lesions") as progress:
-        within = lungs.closed_lungs(volume, lung_labels)
-        lesion_labels = lesions.segment_lesions(
-            volume, within, inference, models["lesions"], progress=progress
-        )
-        lung_labels = np.where(lesion_labels > 0, within, lung_labels)  # lesions are part of the lungs
-    chest = Chest.of(volume, lung_labels, lesion_labels)
-    with stages("candidates") as progress:
-        candidates = find_candidates(source, chest, inference, models, progress=progress)
-        drawn, left_out = draw(candidates, chest)
+    with _threads() as threads:  # whatever ends this, nothing is asked for any more after it
+        early = ask_early(source, volume, inference, models, threads)
+        with stages("lungs") as progress:
+            mask = lungs.ask_lungs(volume, inference, models["lungs"], progress=progress)
+            likely = lesions.likely_slices(volume, mask)
+            ask = partial(lesions.ask_lesions, progress=stages.progress("lesions"))
+            known = threads.submit(ask, volume, likely, inference, models["lesions"])
+            lung_labels = lungs.label_lungs(volume, mask)
+            del mask
+        with stages("lesions"):
+            within = lungs.closed_lungs(volume, lung_labels)
+            lesion_labels = lesions.segment_lesions(
+                volume, within, inference, models["lesions"], known=known.result()
+            )
+            lung_labels = np.where(lesion_labels > 0, within, lung_labels)  # lesions are part of the lungs
+            del known, within
+        chest = Chest.of(volume, lung_labels, lesion_labels)
+        with stages("candidates") as progress:
+            candidates = find_candidates(source, chest, inference, models, early=early, progress=progress)
+            drawn, left_out = draw(candidates, chest)
     with stages("infection_type") as progress:
         suspects = [one.candidate for one in drawn]
         votes = infection.classify(suspects, chest, inference, models["infection_type"], progress=progress)
@@ -75,6 +89,16 @@ def analyse(
         inpainted=inpainted,
         notes=(*left_out, *found.notes),
     )
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that ask models for what can be asked for before its stage begins."""
+    threads = ThreadPoolExecutor(2, thread_name_prefix="early")
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:

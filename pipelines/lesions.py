@@ -3,9 +3,14 @@
 The ``lesions`` model is COVSeg-NET (Zhang et al. 2021). Only slices that hold lung are sent, and nothing
 outside of the lungs, with their notches closed, counts. The model's probabilities aren't asked for: what a
 region is, ``infection_type`` says.
+
+Which slices these will be, the ``lungs`` model's answer mostly tells before it is cleaned: they can be asked
+for meanwhile (``likely_slices``, ``ask_lesions``). What was asked for in vain costs time only.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +28,82 @@ SPEC = ModelSpec(
 )
 
 
-def segment_lesions(
+#: a slice on which the ``lungs`` model marks less than this may be stray marks alone
+LIKELY_MM2 = 100.0
+
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of some axial slices: labels is uint8 (slices, rows, columns), 0 or ``Lesion``."""
+
+    slices: slice
+    labels: Labels
+
+
+def likely_slices(volume: Volume, mask: NDArray[np.bool_]) -> slice:
+    """The longest run of axial slices that show lung.
+
+    mask: bool (slices, rows, columns) in the axial view, the ``lungs`` model's answer.
+    """
+    _, row_mm, column_mm = AxialView.of(volume.affine).spacing_mm(volume.spacing_mm)
+    fewest = LIKELY_MM2 / (row_mm * column_mm)
+    shown = np.array([np.count_nonzero(plane) >= fewest for plane in mask])
+    edges = np.flatnonzero(np.diff(shown, prepend=False, append=False)).reshape(-1, 2)  # start, stop of runs
+    if not edges.size:
+        return slice(0, 0)
+    start, stop = edges[np.argmax(edges[:, 1] - edges[:, 0])].tolist()
+    return slice(start, stop)
+
+
+def ask_lesions(
     volume: Volume,
-    within: NDArray[np.uint8],
+    slices: slice,
     inference: Inference,
     model: ServedModel,
     *,
     progress: Progress | None = None,
-) -> NDArray[np.uint8]:
+) -> Answer:
+    """Ask the model about a run of axial slices, none or more."""
+    hu = AxialView.of(volume.affine).view(volume.hu)[slices]
+    if not len(hu):
+        return Answer(slices, np.zeros(hu.shape, np.uint8))
+    return Answer(slices, inference.run(model, {"HU": hu}, progress=progress)["LABELS"])
+
+
+def segment_lesions(
+    volume: Volume,
+    within: Labels,
+    inference: Inference,
+    model: ServedModel,
+    *,
+    known: Answer | None = None,
+    progress: Progress | None = None,
+) -> Labels:
     """Segment ground glass and consolidation where ``within`` (uint8, the volume's grid) isn't 0.
 
+    known: what the model said already.
     Returns uint8 (slices, rows, columns), 0 or ``Lesion``; zero outside of ``within``.
     """
     view = AxialView.of(volume.affine)
     labels = np.zeros(within.shape, np.uint8)
-    slices = bounding_box(view.view(within))[0]
-    if slices.stop:
-        answer = inference.run(model, {"HU": view.view(volume.hu)[slices]}, progress=progress)
-        np.multiply(answer["LABELS"], view.view(within)[slices] > 0, out=view.view(labels)[slices])
+    wanted = bounding_box(view.view(within))[0]
+    answers = [] if known is None else [known]
+    answers += [
+        ask_lesions(volume, part, inference, model, progress=progress)
+        for part in _without(wanted, known.slices if known is not None else slice(0, 0))
+    ]
+    for answer in answers:
+        place = view.view(labels)[answer.slices]
+        np.multiply(answer.labels, view.view(within)[answer.slices] > 0, out=place)
     return volume.as_acquired(labels)
+
+
+def _without(wanted: slice, known: slice) -> list[slice]:
+    """What of ``wanted`` isn't in ``known``."""
+    if known.stop <= wanted.start or wanted.stop <= known.start:
+        parts = [wanted]
+    else:
+        parts = [slice(wanted.start, known.start), slice(known.stop, wanted.stop)]
+    return [part for part in parts if part.start < part.stop]

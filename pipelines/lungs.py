@@ -71,13 +71,26 @@ class _Coarse:
 def segment_lungs(
     volume: Volume, inference: Inference, model: ServedModel, *, progress: Progress | None = None
 ) -> Labels:
-    """Segment the lungs.
+    """Segment the lungs: ``label_lungs`` of what ``ask_lungs`` answers."""
+    return label_lungs(volume, ask_lungs(volume, inference, model, progress=progress))
 
-    Returns uint8 (slices, rows, columns) on the volume's grid, 0 or ``Lung``.
+
+def ask_lungs(
+    volume: Volume, inference: Inference, model: ServedModel, *, progress: Progress | None = None
+) -> Mask:
+    """What the model takes for lung: bool (slices, rows, columns) in the axial view, not cleaned."""
+    view = AxialView.of(volume.affine)
+    answer = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"]
+    return np.greater(answer, 0, out=answer.view(np.bool_))
+
+
+def label_lungs(volume: Volume, mask: Mask) -> Labels:
+    """Clean the model's mask, and tell right from left.
+
+    mask: of ``ask_lungs``. Returns uint8 (slices, rows, columns) on the volume's grid, 0 or ``Lung``.
     Raises SeriesRefused (no_lungs_found) when less than MINIMUM_LUNG_ML below AERATED_HU is found.
     """
     view = AxialView.of(volume.affine)
-    mask = inference.run(model, {"HU": view.view(volume.hu)}, progress=progress)["LUNGS"] > 0
     labels = volume.as_acquired(view.restore(split_lungs(mask, view.spacing_mm(volume.spacing_mm))))
     aerated = sum(
         np.count_nonzero(hu[lung > 0] < AERATED_HU) for hu, lung in zip(volume.hu, labels, strict=True)

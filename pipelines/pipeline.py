@@ -34,12 +34,16 @@ class Stages:
     report: StageProgress = lambda _stage, _done, _total: None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def progress(self, stage: str) -> Progress:
+        """The callback of work for a stage that may begin before the stage does."""
+        return lambda done, total: self.report(stage, done, total)
+
     @contextmanager
     def __call__(self, stage: str) -> Iterator[Progress]:
         self.report(stage, 0, 0)
         started = time.perf_counter()
         try:
-            yield lambda done, total: self.report(stage, done, total)
+            yield self.progress(stage)
         finally:
             self.seconds[stage] = round(time.perf_counter() - started, 3)
 

@@ -3,7 +3,7 @@
 ``python -m pipelines.worker``. A process of its own, because a codec or a renderer that crashes must not
 take the listener along, and because pixels must not compete with it for the interpreter lock. Events:
 
-    {"event": "ready"}                                              what a study needs is loaded
+    {"event": "ready"}                                              what a study needs is warm
     {"event": "progress", "stage": …, "done": n, "total": n}        done == total == 0: the stage begins
     {"event": "done", "summary": {…}}
     {"event": "failed", "code": …, "message": …, "hint": …, "retryable": …}
@@ -20,15 +20,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-from pipelines.errors import PipelineError, RenderingUnavailable
+from pipelines.errors import PipelineError
 from pipelines.process import process
-from pipelines.render import load_rendering
 from pipelines.request import decode_request
 from pipelines.triton import InferenceClient
+from pipelines.warm_up import warm_up
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -38,10 +37,12 @@ def _claim_stdout() -> Emit:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper
+    whole_line = threading.Lock()  # stages report from several threads
 
     def emit(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
+        with whole_line:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
 
     return emit
 
@@ -81,8 +82,11 @@ def _read_requests(requests: SimpleQueue[str]) -> None:
 
 def _warm_up() -> None:
     """Do now what the first study would wait for."""
-    with suppress(RenderingUnavailable):  # each study's notes say so
-        load_rendering()
+    try:
+        warm_up()
+    except Exception as error:  # the worker's boundary: a study that fails likewise is recorded with its job
+        traceback.print_tb(error.__traceback__)
+    gc.collect()
     gc.freeze()  # modules stay: no collection during a study need look at them
 
 

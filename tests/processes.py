@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -24,3 +25,9 @@ def kilobytes(text: str, name: str) -> int:
 def peak_kilobytes(pid: int) -> int:
     """Resident memory at its peak."""
     return kilobytes(read(pid, "status"), "VmHWM")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all its threads so far, of the kernel's for it, too."""
+    fields = read(pid, "stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

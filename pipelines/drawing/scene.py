@@ -33,7 +33,12 @@ from pipelines.drawing import palette
 from pipelines.volume import Findings, Lesion, Lung, Volume
 
 _VOXEL_MM = 2.5
-_OPACITY_MM = 2.0
+#: lungs are large and smooth: their surface is made of blocks of so many voxels a side
+_LUNG_BLOCK = 2
+_SMOOTHING_PASSES = 30
+#: between samples along a ray
+_STEP_MM = 3.5
+_OPACITY_MM = 2.5
 _MARGIN_MM = 24.0  # around the lungs: ribs are in, arms and table are not
 _RAY_MM = 2.25  # between rays: closer ones would see no more of the voxels, and cost by their number
 #: Ray casting: HU -> (opacity of ``_OPACITY_MM`` of material, RGB). Linear between the points.
@@ -183,12 +188,15 @@ def _sample(
     return sampled
 
 
-def _image(grid: _PatientGrid, array: NDArray[np.uint8]) -> vtkImageData:
-    """Wrap (z, y, x) or (z, y, x, components) as VTK image data placed in LPS mm."""
+def _image(grid: _PatientGrid, array: NDArray[np.uint8], *, block: int = 1) -> vtkImageData:
+    """Wrap (z, y, x) or (z, y, x, components) as VTK image data placed in LPS mm.
+
+    block: voxels of the grid a side of each of the array's.
+    """
     image = vtkImageData()
     image.SetDimensions(array.shape[2], array.shape[1], array.shape[0])
-    image.SetSpacing(_VOXEL_MM, _VOXEL_MM, _VOXEL_MM)
-    image.SetOrigin(*grid.origin_mm)
+    image.SetSpacing(*(block * _VOXEL_MM,) * 3)
+    image.SetOrigin(*(grid.origin_mm + (block - 1) / 2 * _VOXEL_MM))
     components = array.shape[3] if array.ndim == 4 else 1
     image.GetPointData().SetScalars(numpy_to_vtk(array.reshape(-1, components), deep=True))
     return image
@@ -196,26 +204,38 @@ def _image(grid: _PatientGrid, array: NDArray[np.uint8]) -> vtkImageData:
 
 def _surface_actors(grid: _PatientGrid) -> list[vtkActor]:
     actors = [
-        _surface(grid, grid.lesions == kind, palette.LESION[kind], opacity=1.0, passes=30) for kind in Lesion
+        _surface(grid, grid.lesions == kind, palette.LESION[kind], opacity=1.0, block=1) for kind in Lesion
     ]
     actors += [
-        _surface(grid, grid.lungs == lung, palette.LUNG[lung], opacity=0.2, passes=30) for lung in Lung
+        _surface(grid, grid.lungs == lung, palette.LUNG[lung], opacity=0.2, block=_LUNG_BLOCK)
+        for lung in Lung
     ]
     return [actor for actor in actors if actor is not None]
 
 
+def _counted(mask: NDArray[np.bool_], block: int) -> NDArray[np.uint8]:
+    """How many voxels of each block are set; what is left over at the ends, margin, isn't looked at."""
+    shape = [n // block for n in mask.shape]
+    counts = np.zeros(shape, np.uint8)
+    for corner in np.ndindex(*(block,) * 3):
+        sampled = mask[tuple(slice(first, None, block) for first in corner)]
+        counts += sampled[: shape[0], : shape[1], : shape[2]]
+    return counts
+
+
 def _surface(
-    grid: _PatientGrid, mask: NDArray[np.bool_], color: palette.RGB, *, opacity: float, passes: int
+    grid: _PatientGrid, mask: NDArray[np.bool_], color: palette.RGB, *, opacity: float, block: int
 ) -> vtkActor | None:
     if not mask.any():
         return None
     cubes = vtkDiscreteFlyingEdges3D()
-    cubes.SetInputData(_image(grid, mask.astype(np.uint8)))
+    half = block**3 / 2
+    cubes.SetInputData(_image(grid, (_counted(mask, block) >= half).astype(np.uint8), block=block))
     cubes.SetValue(0, 1)
     cubes.ComputeNormalsOff()  # they would be the stairs', and kept after smoothing
     smooth = vtkWindowedSincPolyDataFilter()  # Taubin: smooths without shrinking small lesions away
     smooth.SetInputConnection(cubes.GetOutputPort())
-    smooth.SetNumberOfIterations(passes)
+    smooth.SetNumberOfIterations(_SMOOTHING_PASSES)
     smooth.SetPassBand(0.01)
     smooth.NonManifoldSmoothingOn()
     smooth.NormalizeCoordinatesOn()
@@ -243,13 +263,12 @@ def _cast_volume(grid: _PatientGrid) -> vtkVolume:
     # blocks of one half of an RGBA volume (seen with one and with two threads).
     mapper = vtkOpenGLGPUVolumeRayCastMapper()
     mapper.SetInputData(_image(grid, _colored(grid)))
-    mapper.SetSampleDistance(_VOXEL_MM)
+    mapper.SetSampleDistance(_STEP_MM)
     mapper.AutoAdjustSampleDistancesOff()  # it would follow the clock, and the picture with it
     mapper.UseJitteringOff()
     look = vtkVolumeProperty()
     look.IndependentComponentsOff()  # colours are in the voxels; the fourth component is the opacity
     look.SetInterpolationTypeToLinear()
-    look.SetScalarOpacityUnitDistance(_OPACITY_MM)
     opacity = vtkPiecewiseFunction()
     opacity.AddPoint(0, 0.0)
     opacity.AddPoint(255, 1.0)
@@ -258,7 +277,7 @@ def _cast_volume(grid: _PatientGrid) -> vtkVolume:
     volume = vtkVolume()
     volume.SetMapper(mapper)
     volume.SetProperty(look)
-    # The voxels hold the opacity itself: looking it up in a table, too, takes a fifth of the shader's time.
+    # The voxels hold a step's opacity: looking it up in a table, too, takes a fifth of the shader's time.
     volume.GetShaderProperty().AddFragmentShaderReplacement(
         "//VTK::ComputeOpacity::Dec", True, "float computeOpacity(vec4 rgba) { return rgba.w; }\n", False
     )
@@ -285,7 +304,7 @@ def _colored(grid: _PatientGrid) -> NDArray[np.uint8]:
         rgba[hit, :3] = palette.LESION[kind]
         opacity[hit] = _LESION_OPACITY
     rgba[..., :3] = (rgba[..., :3] * _shade(opacity)[..., None]).astype(np.uint8)
-    rgba[..., 3] = np.clip(opacity * 255, 0, 255)
+    rgba[..., 3] = (1 - (1 - opacity) ** (_STEP_MM / _OPACITY_MM)) * 255
     return rgba
 
 

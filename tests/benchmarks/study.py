@@ -17,8 +17,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -37,12 +38,14 @@ from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
 from pipelines.volume import ModelIdentity, Volume
 from tests.benchmarks.taking import Measure, take
 from tests.integration.running import Pacs, RunningNode, orthanc_program, storescu
-from tests.processes import children, peak_kilobytes, read
+from tests.processes import children, cpu_seconds, peak_kilobytes, read
 from triton_models.registry import MODELS
 
 SERIES = Path("../shared/data/chest_ct/lidc0001_ge_deflated")
 BACKEND = Path("triton_models/backend/onnxruntime/model.py")
 QUIET_SECONDS = 0.3
+#: what a command line of the node's processes holds -> its name; first that is there
+_PROCESSES = {"triton": "triton", "pipelines.worker": "worker", "node.receive": "receiver"}
 LONGEST_SECONDS = 600.0
 
 
@@ -115,12 +118,12 @@ class Bare:
         ]
         return {name: np.concatenate([a[n] for a in answers]) for n, name in enumerate(names)}
 
-    def again(self) -> float:
-        """Seconds for all that was asked."""
-        started = time.perf_counter()
+    def again(self) -> tuple[float, float]:
+        """Wall and CPU seconds for all that was asked."""
+        started, used = time.perf_counter(), time.process_time()
         for model, inputs in self.asked:
             self._answer(model, inputs)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - used
 
     @property
     def bytes_asked(self) -> int:
@@ -133,16 +136,27 @@ def bare_for(volume: Volume) -> Bare:
     return bare
 
 
+@dataclass(frozen=True)
+class Study:
+    """How one was: wall seconds as a whole and by stage, CPU seconds by process."""
+
+    seconds: float
+    by_stage: Mapping[str, float]
+    cpu_by_process: Mapping[str, float]
+
+
 class Site:
     """A node and its archive."""
 
     def __init__(self, node: RunningNode, pacs: Pacs) -> None:
         self.node, self.pacs = node, pacs
 
-    def study(self, *folders: Path) -> tuple[float, dict[str, float]]:
-        """Send series, one after another; seconds from the first one's last C-STORE response until all
-        results are in the archive, and the seconds of the last one's stages."""
+    def study(self, *folders: Path) -> Study:
+        """Send series, one after another; the time from the first one's last C-STORE response until all
+        results are in the archive, the last one's stages, and the CPU time from before the first one's
+        first C-STORE."""
         before, held = len(self.node.events("delivered")), self.pacs.count()
+        used = self._cpu_seconds()
         responded = []
         for folder in folders:
             sent = storescu(self.node.port, folder)
@@ -156,7 +170,18 @@ class Site:
         seconds = time.perf_counter() - started - QUIET_SECONDS
         assert self.pacs.count() == held + sum(one["objects"] for one in delivered[before:])
         ran = self.node.events("job_ran")[-1]
-        return seconds, dict(ran["timings_seconds"])
+        cpu = {name: round(value - used.get(name, 0.0), 2) for name, value in self._cpu_seconds().items()}
+        return Study(seconds, ran["timings_seconds"], cpu)
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        """CPU seconds so far of the archive and of the node's processes, by what they are."""
+        assert self.node.process is not None
+        found = {"orthanc": cpu_seconds(self.pacs.pid), "node": cpu_seconds(self.node.process.pid)}
+        for pid in children(self.node.process.pid, deep=True):
+            command = read(pid, "cmdline")
+            name = next((name for part, name in _PROCESSES.items() if part in command), "node")
+            found[name] = found.get(name, 0.0) + cpu_seconds(pid)
+        return found
 
     def worker_peak_bytes(self) -> int:
         """The largest worker at its peak: all its processes' peaks together, though they may have been at
@@ -191,23 +216,34 @@ def measure_overhead(work: Path, volume: Volume, rounds: int) -> dict[str, objec
     """The node's time over that of ONNX Runtime alone, rounds alternating."""
     bare = bare_for(volume)
     seconds: dict[str, list[float]] = {"study": [], "bare": []}
-    stages: list[dict[str, float]] = []
+    studies: list[Study] = []
+    cpu: list[dict[str, float]] = []
     with site(work / "site") as running:
         for number in range(rounds + 1):
             folder = make_series(volume, len(volume.hu), work / f"series-{number}", name=f"overhead {number}")
-            took, by_stage = running.study(folder)
-            alone = bare.again()
-            print(f"round {number}: study {took:.2f} s, ONNX Runtime alone {alone:.2f} s", flush=True)
+            study = running.study(folder)
+            alone, alone_cpu = bare.again()
+            print(
+                f"round {number}: study {study.seconds:.2f} s, ONNX Runtime alone {alone:.2f} s; CPU seconds "
+                f"{dict(study.cpu_by_process)}, {alone_cpu:.2f}",
+                flush=True,
+            )
             if number:  # the first warms up
-                seconds["study"].append(took)
+                seconds["study"].append(study.seconds)
                 seconds["bare"].append(alone)
-                stages.append(by_stage)
+                cpu.append({**study.cpu_by_process, "bare": alone_cpu})
+                studies.append(study)
+            else:
+                first = study.seconds
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "overhead_ratio": round(medians["study"] / medians["bare"], 3),
         "seconds_per_stage": {
-            name: round(statistics.median(s[name] for s in stages), 3) for name in stages[0]
+            name: round(statistics.median(s.by_stage[name] for s in studies), 3)
+            for name in studies[0].by_stage
         },
+        "cpu_seconds": {name: round(statistics.median(c.get(name, 0.0) for c in cpu), 2) for name in cpu[0]},
+        "first_study_seconds": round(first, 3),
         "bytes_to_triton": bare.bytes_asked,
         "overhead_seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
     }
@@ -239,7 +275,7 @@ def measure_two(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
                     )
                     for which in ("first", "second")
                 ]
-                took.append(running.study(*folders)[0])
+                took.append(running.study(*folders).seconds)
                 print(f"{workers} worker(s), two series, round {number}: {took[-1]:.2f} s", flush=True)
         seconds[workers] = statistics.median(took[1:])
     return {"throughput_two_over_one": round(seconds[1] / seconds[2], 3)}
@@ -251,7 +287,7 @@ def _median(work: Path, volume: Volume, slices: int, rounds: int) -> tuple[float
     with site(work / "site") as running:
         for number in range(rounds + 1):
             folder = make_series(volume, slices, work / f"series-{number}", name=f"{slices} slices {number}")
-            seconds.append(running.study(folder)[0])
+            seconds.append(running.study(folder).seconds)
             print(f"{slices} slices, round {number}: {seconds[-1]:.2f} s", flush=True)
         return round(statistics.median(seconds[1:]), 3), running.worker_peak_bytes()
 

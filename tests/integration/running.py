@@ -46,6 +46,10 @@ class Pacs(OrthancArchive):
         """Of its REST API."""
         return self._url
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def instances(self) -> dict[str, dict[str, Any]]:
         """SOP Instance UID -> {tag keyword: value} of every instance held."""
         found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,26 @@ def test_slices_of_lung_are_asked_every_5_mm() -> None:
     assert found.box[0] <= 4
     assert found.box[3] >= 99
     assert found.box[1:3] == (20, 20)
+
+
+@pytest.mark.parametrize("source", [PROPOSALS, SLICE_BOXES, COMPONENTS])
+def test_only_what_hu_alone_say_is_asked_early(source: CandidateSource) -> None:
+    scene = chest()
+    boxes = answer([[5.0, 20, 20, 9, 30, 30]], [0.5])
+    inference = ByRule(lambda _: {}, candidates=lambda _: boxes)
+    models = {source.spec.name: inference.check(source.spec)} if source.spec else {}
+    with ThreadPoolExecutor(1) as threads:
+        early = candidates.ask_early(source, scene.volume, inference, models, threads)
+        assert (early is not None) == (source is PROPOSALS)
+        if early is not None:
+            found = candidates.find_candidates(source, scene, inference, {}, early=early)
+            assert [one.box for one in found] == [(5, 20, 20, 9, 30, 30)]
+
+
+def test_without_lung_no_slice_is_asked() -> None:
+    scene = chest()
+    scene.lungs[:] = 0
+    assert find(SLICE_BOXES, scene) == []
 
 
 def test_components_need_no_model() -> None:

@@ -176,6 +176,26 @@ def test_answers_keep_the_order_and_the_batch_boundaries(backend, folder: Path) 
         assert np.array_equal(response.tensors["SUM"], _ones(n, length, value))
 
 
+def test_a_batch_in_pieces_gives_the_answers_of_a_whole_one(backend, folder: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((4, 3), dtype=np.float32), rng.random((4, 3), dtype=np.float32)
+    monkeypatch.setattr(backend, "PIECE_BYTES", 24)  # an item of both inputs
+    assert backend.piece_length({"A": a, "B": b}) == 1
+    config = {**CONFIG, "parameters": {"intra_op_thread_count": {"string_value": "3"}}}
+    (response,) = _initialized(backend, folder, config).execute([_Request({"A": a, "B": b})])
+    np.testing.assert_array_equal(response.tensors["SUM"], a + b)
+    np.testing.assert_array_equal(response.tensors["TWICE"], a + a)
+
+
+def test_a_piece_is_as_long_as_its_bytes_allow(backend) -> None:
+    def slices(count: int, pixels: int) -> dict[str, np.ndarray]:
+        return {"HU": np.zeros((count, pixels, pixels), np.int16)}
+
+    assert [backend.piece_length(slices(n, 512)) for n in (1, 16)] == [1, 1]
+    assert backend.piece_length(slices(3, 1024)) == 1
+    assert [backend.piece_length(slices(n, 64)) for n in (1, 64)] == [64, 64]
+
+
 def test_only_requested_outputs_are_answered(backend, folder: Path) -> None:
     model = _initialized(backend, folder)
     first, second = model.execute(
