@@ -24,8 +24,8 @@ from node.triton_server import free_port
 
 USER = "pacsnode"
 SERVER_USER = "postgres"  # initdb refuses to be root
-#: nothing that a test keeps survives the machine, so nothing needs to be synced
-_SETTINGS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300"
+#: nothing that a test keeps survives the machine, so nothing needs to be synced; but the server may be killed
+_SETTINGS = "-c fsync=off -c full_page_writes=off -c max_connections=300"
 
 
 def program(name: str) -> str:
