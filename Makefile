@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
 
-.PHONY: help demo test test-kills browser fuzz check bench bench-ingest bench-study conformance format clean
+.PHONY: help demo test test-kills browser chaos fuzz check bench bench-ingest bench-study conformance format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,9 @@ test-kills: $(VENV)/.dev ## kill -9 the listener 100 times under load
 
 browser: $(VENV)/.dev ## Only the workstation: OHIF in Chromium shows the results; screenshots in build/browser
 	$(BIN)/pytest tests/browser
+
+chaos: $(VENV)/.dev ## kill -9 nodes, Triton, Orthanc and PostgreSQL; SEED=<number> KILLS=<number>
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 fuzz: $(VENV)/.dev ## 10,000 mutated associations; SEED=<number> repeats a run
 	$(BIN)/python -m tests.integration.fuzz_receive $(if $(SEED),--seed $(SEED))

@@ -23,7 +23,7 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from node import __version__
-from node.app import routes_of, serve
+from node.app import Role, routes_of, serve
 from node.config import LogConfig, NodeConfig, load_config
 from node.database import open_database
 from node.deliver import make_deliverer
@@ -68,11 +68,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 
 
 @app.command()
-def run(config: ConfigOption) -> None:
+def run(
+    config: ConfigOption,
+    role: Annotated[
+        Role,
+        typer.Option(help="Receive and route (listener), run and deliver (worker), or all."),
+    ] = "all",
+    node_id: Annotated[str | None, typer.Option(help="Instead of node_id in the configuration.")] = None,
+) -> None:
     """Run the node until SIGTERM."""
-    loaded = load_config(config)
+    loaded = load_config(config, node_id=node_id)
     configure_logging(loaded.log)
-    serve(loaded)
+    serve(loaded, role)
     sys.stderr.flush()
     os._exit(0)  # threads of the workflow engine that wait for a step must not hold the process back
 
@@ -100,7 +107,10 @@ def check(config: ConfigOption) -> None:
 def _check_models(config: NodeConfig) -> bool:
     names = sorted({route.pipeline for route in config.routes})
     ok = True
-    with _triton(config) as url, InferenceClient(url, timeout_seconds=10.0) as client:
+    with (
+        _triton(config) as url,
+        InferenceClient(url, timeout_seconds=10.0, access=config.triton.access()) as client,
+    ):
         pipelines = [find_pipeline(name) for name in names]
         optional = {spec.name: spec for pipeline in pipelines for spec in pipeline.optional_models}
         required = {spec.name: spec for pipeline in pipelines for spec in pipeline.models}
@@ -160,7 +170,7 @@ def process_folder(
     timeout = loaded.triton.request_timeout_seconds
     with (
         _triton(loaded) as url,
-        InferenceClient(url, timeout_seconds=timeout) as client,
+        InferenceClient(url, timeout_seconds=timeout, access=loaded.triton.access()) as client,
         _StageBars() as bars,
     ):
         summary = process(request, client, bars.report)
@@ -295,7 +305,8 @@ def jobs_cancel(job_id: str, config: ConfigOption) -> None:
 
 
 def _database(config: Path) -> Engine:
-    return open_database(load_config(config).data_dir)
+    loaded = load_config(config)
+    return open_database(loaded.data_dir, loaded.database)
 
 
 def _time(seconds: float) -> str:

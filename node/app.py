@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Literal
 
 import structlog
 from sqlalchemy import select
@@ -19,18 +20,22 @@ from node.deliver import make_deliverer
 from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
+from node.postgres import postgres_engine
 from node.receive.process import ReceiverProcess
 from node.route.router import Route, Router, compile_routes
-from node.run.engine import JobEngine
-from node.run.operations import RetryWatch
+from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.membership import Membership, Takeover
+from node.run.operations import RetryWatch, begin_again
 from node.run.steps import Services, Steps
 from node.run.worker_pool import WorkerPool
 from node.tls import check_tls
 from node.triton_watch import TritonWatch
-from node.web.app import WebServer, create_app
+from node.web.app import Check, WebServer, create_app
 from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
+
+Role = Literal["all", "listener", "worker"]
 
 
 def routes_of(config: NodeConfig) -> tuple[Route, ...]:
@@ -44,97 +49,175 @@ def routes_of(config: NodeConfig) -> tuple[Route, ...]:
     return compile_routes(config.routes)
 
 
-def serve(config: NodeConfig) -> None:
+def serve(config: NodeConfig, role: Role = "all") -> None:
     """Run the node until SIGTERM or SIGINT. Blocks; call from the main thread."""
+    if role != "all" and not config.shared:
+        raise ConfigError(
+            f"run --role {role}: nodes of different roles share PostgreSQL, and database.url isn't set",
+            hint="set database.url, or run everything in one node (--role all)",
+        )
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with ExitStack() as stack:
-        _start(config, stack)
-        log.info("node_ready", version=__version__, data_dir=str(config.data_dir))
+        Node(config, role, stack).start()
+        log.info("node_ready", version=__version__, data_dir=str(config.data_dir), role=role)
         stopping.wait()
         log.info("node_stopping")
     log.info("node_stopped")
 
 
-def _start(config: NodeConfig, stack: ExitStack) -> None:
-    """Start every service; ``stack`` stops them in reverse."""
-    routes = routes_of(config)
-    for warning in check_tls(config):
-        log.warning("tls_warning", reason=warning)
-    config.data_dir.mkdir(parents=True, exist_ok=True)
-    _lock(config.data_dir, stack)
-    engine = open_database(config.data_dir)
-    stack.callback(engine.dispose)
-    metrics = Metrics(__version__)
-    metrics.watch_disk(config.data_dir)
-    audit = AuditTrail(
-        config.audit,
-        config.data_dir / "audit",
-        Source(config.receive.ae_title, "node", config.audit.enterprise_site_id),
-        metrics.audit_messages,
-    )
-    audit.start()
-    stack.callback(audit.stop)
+class Node:
+    """What one process is made of, by its role: a listener receives, judges, routes and enqueues; a worker
+    runs jobs and delivers; ``all`` does both."""
 
-    triton = TritonWatch(config.triton, metrics)
-    triton.start()
-    stack.callback(triton.stop)
+    def __init__(self, config: NodeConfig, role: Role, stack: ExitStack) -> None:
+        self._config = config
+        self._role = role
+        self._stack = stack
+        self._checks: dict[str, Check] = {}
+        self._more_metrics: Callable[[], bytes] = lambda: b""
 
-    pool = WorkerPool(config.run.workers)
-    stack.callback(pool.stop)
-    pool.start()
-    deliverers = {
-        name: make_deliverer(
-            name, destination, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
+    def start(self) -> None:
+        """Start everything, in order; ``stack`` stops it in reverse order."""
+        config, stack = self._config, self._stack
+        routes = routes_of(config)
+        for warning in check_tls(config):
+            log.warning("tls_warning", reason=warning)
+        config.own_dir.mkdir(parents=True, exist_ok=True)
+        _lock(config, stack)
+        self._engine = engine = open_database(
+            config.data_dir, config.database, application_name=f"pacsnode {config.node_id}"
         )
-        for name, destination in config.destinations.items()
-    }
-    steps = Steps(Services(config, engine, pool, deliverers, metrics, lambda: triton.url))
-    job_engine = JobEngine(
-        config.data_dir, steps, workers=config.run.workers, destinations=tuple(config.destinations)
-    )
-    job_engine.start()
-    stack.callback(job_engine.stop)
+        stack.callback(engine.dispose)
+        self._metrics = metrics = Metrics(__version__)
+        metrics.watch_disk(config.data_dir)
+        self._audit = AuditTrail(
+            config.audit,
+            config.own_dir / "audit",
+            Source(config.receive.ae_title, "node", config.audit.enterprise_site_id),
+            metrics.audit_messages,
+        )
+        self._audit.start()
+        stack.callback(self._audit.stop)
+        self._membership = self._join() if config.shared else None
+        self._jobs = self._job_engine(self._steps() if self._role != "listener" else None)
+        router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
+        router.enqueue_waiting()
+        if self._role != "listener":
+            self._look_after_jobs()
+        if self._role != "worker":
+            self._receive(router)
+        pages = create_app(
+            engine,
+            metrics,
+            self._checks,
+            self._more_metrics,
+            config=config.web,
+            data_dir=config.data_dir,
+            audited=self._audit.authenticated,
+        )
+        web = WebServer(config.web, pages)
+        web.start()
+        stack.callback(web.stop)
 
-    def enqueue(job_id: str) -> None:
-        with engine.connect() as connection:
+    def _join(self) -> Membership:
+        version = None if self._role == "listener" else WORKFLOW_VERSION
+        membership = Membership(self._engine, self._config.node_id, self._role, version)
+        membership.start()
+        self._stack.callback(membership.stop)
+        return membership
+
+    def _steps(self) -> Steps:
+        """What jobs need: Triton, processes for pipelines, destinations."""
+        config, stack, metrics = self._config, self._stack, self._metrics
+        triton = TritonWatch(config.triton, metrics)
+        triton.start()
+        stack.callback(triton.stop)
+        self._checks["triton"] = triton.why_not_ready
+        pool = WorkerPool(config.run.workers)
+        stack.callback(pool.stop)
+        pool.start()
+        deliverers = {
+            name: make_deliverer(
+                name,
+                destination,
+                calling_ae_title=config.receive.ae_title,
+                audit=self._audit,
+                metrics=metrics,
+            )
+            for name, destination in config.destinations.items()
+        }
+        return Steps(
+            Services(
+                config,
+                self._engine,
+                pool,
+                deliverers,
+                metrics,
+                lambda: triton.url,
+                triton.wait_ready,
+                self._membership,
+            )
+        )
+
+    def _job_engine(self, steps: Steps | None) -> JobEngine:
+        config = self._config
+        sharing = None
+        if config.shared:
+            database = postgres_engine(
+                config.database, application_name=f"pacsnode {config.node_id} workflows"
+            )
+            self._stack.callback(database.dispose)
+            sharing = Sharing(database, config.node_id, runs=steps is not None)
+        limits = Limits(config.run.workers, config.run.concurrency)
+        jobs_engine = JobEngine(
+            config.data_dir, steps, limits, destinations=tuple(config.destinations), sharing=sharing
+        )
+        jobs_engine.start()
+        self._stack.callback(jobs_engine.stop)
+        return jobs_engine
+
+    def _enqueue(self, job_id: str) -> None:
+        with self._engine.connect() as connection:
             job = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
-        job_engine.enqueue(job_id, job.priority, job.generation)
+        self._jobs.enqueue(job_id, job.priority, job.generation, job.pipeline)
 
-    router = Router(engine, config.data_dir, routes, enqueue, metrics)
-    router.enqueue_waiting()
-    retry_watch = RetryWatch(engine, enqueue)
-    retry_watch.start()
-    stack.callback(retry_watch.stop)
+    def _look_after_jobs(self) -> None:
+        """Jobs of another workflow version, of nodes that are gone, and those that ops ask for again."""
+        if self._config.shared:
+            takeover = Takeover(
+                self._engine, self._config.node_id, self._jobs.hand_on, on_versions=self._begin_again
+            )
+            takeover.start()
+            self._stack.callback(takeover.stop)
+        else:
+            self._begin_again(())
+        retry_watch = RetryWatch(self._engine, self._enqueue)
+        retry_watch.start()
+        self._stack.callback(retry_watch.stop)
 
-    receiver = ReceiverProcess(config, router.route)
-    stack.callback(receiver.stop)
-    receiver.start()
+    def _begin_again(self, alive: Collection[str]) -> None:
+        for job_id in self._jobs.abandon_old(alive):
+            if begin_again(self._engine, job_id):
+                self._enqueue(job_id)
 
-    checks = {
-        "listener": receiver.why_not_ready,
-        "triton": triton.why_not_ready,
-    }
-    pages = create_app(
-        engine,
-        metrics,
-        checks,
-        receiver.metrics,
-        config=config.web,
-        data_dir=config.data_dir,
-        audited=audit.authenticated,
-    )
-    web = WebServer(config.web, pages)
-    web.start()
-    stack.callback(web.stop)
+    def _receive(self, router: Router) -> None:
+        receiver = ReceiverProcess(self._config, router.route)
+        self._stack.callback(receiver.stop)
+        receiver.start()
+        self._checks["listener"] = receiver.why_not_ready
+        self._more_metrics = receiver.metrics
 
 
-def _lock(data_dir: Path, stack: ExitStack) -> None:
-    """One node a data_dir."""
+def _lock(config: NodeConfig, stack: ExitStack) -> None:
+    """One node a data_dir, or of those that share one, one of an id."""
     try:
-        lock(data_dir / "lock", stack)
+        lock(config.own_dir / "lock", stack)
     except OSError:
+        where = f"data_dir: {config.data_dir}"
+        if config.shared:
+            where = f"node_id: {config.node_id!r}, on {where},"
         raise ConfigError(
-            f"data_dir: {data_dir} is in use by another node", hint="stop it, or choose another data_dir"
+            f"{where} is in use by another node", hint="stop it, or choose another data_dir or node_id"
         ) from None

@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from node.errors import ConfigError
+from pipelines.request import Access
 
 
 def _ae_title(value: str) -> str:
@@ -33,12 +36,39 @@ def _network(value: str) -> str:
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+TritonUrl = Annotated[str, Field(pattern=r"^[^/\s:]+:\d+$")]
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+NodeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")]
 
 
 class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseConfig(Model):
+    """Where state is kept. Without ``url``, in SQLite files in data_dir; PostgreSQL is for several nodes.
+
+    password_file comes before password_env; without both, libpq's own ways are used (~/.pgpass).
+    """
+
+    url: str | None = None
+    password_file: Path | None = None
+    password_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @model_validator(mode="after")
+    def _url_without_password(self) -> DatabaseConfig:
+        if self.url is None:
+            return self
+        try:
+            url = make_url(self.url)
+        except ArgumentError:
+            raise ValueError("url: must be postgresql://USER@HOST:PORT/DATABASE") from None
+        if url.password is not None:
+            raise ValueError("url: must not hold the password; use password_file or password_env")
+        if url.drivername != "postgresql" or not url.username or not url.database:
+            raise ValueError("url: must be postgresql://USER@HOST:PORT/DATABASE")
+        return self
 
 
 class ServerTls(Model):
@@ -144,19 +174,61 @@ class QueryPeer(Model):
     tls: ClientTls | None = None
 
 
+class TritonTls(Model):
+    """TLS to Triton. PEM files; the node follows their changes from job to job."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> TritonTls:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: name both, or neither")
+        return self
+
+
 class TritonConfig(Model):
     """Where inference happens. Without ``url`` the node starts the embedded server itself."""
 
-    url: str | None = Field(default=None, pattern=r"^[^/\s:]+:\d+$")
+    url: TritonUrl | None = None
+    fallback_urls: tuple[TritonUrl, ...] = ()
+    tls: TritonTls | None = None
+    token_file: Path | None = None
     model_repository: Path | None = None
     start_timeout_seconds: Seconds = 120.0
     request_timeout_seconds: Seconds = 120.0
+    model_timeouts_seconds: dict[str, Seconds] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _external_options_with_url(self) -> TritonConfig:
+        if self.url is None and (self.fallback_urls or self.tls or self.token_file):
+            raise ValueError("fallback_urls, tls and token_file are for servers that you run: set url")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Of servers that someone else runs, in the order of preference; none: the embedded one."""
+        return () if self.url is None else (self.url, *self.fallback_urls)
+
+    def access(self) -> Access:
+        """How they are reached."""
+        tls = self.tls or TritonTls()
+        files = {"ca": tls.ca, "certificate": tls.certificate, "key": tls.key, "token_file": self.token_file}
+        return Access(
+            tls=self.tls is not None,
+            server_name=tls.server_name,
+            model_timeouts_seconds=self.model_timeouts_seconds,
+            **{name: None if path is None else str(path) for name, path in files.items()},
+        )
 
 
 class RunConfig(Model):
     """Workers and the durable job engine."""
 
     workers: int = Field(default=1, ge=1, le=64)
+    concurrency: dict[str, Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=dict)
     max_attempts: int = Field(default=5, ge=1, le=100)
     retry_seconds: Seconds = 5.0
     step_timeout_seconds: Seconds = 1800.0
@@ -236,6 +308,8 @@ class NodeConfig(Model):
     """The whole configuration file."""
 
     data_dir: Path = Path("var")
+    database: DatabaseConfig = DatabaseConfig()
+    node_id: NodeId = "node"
     receive: ReceiveConfig = ReceiveConfig()
     series: SeriesConfig = SeriesConfig()
     query: dict[Name, QueryPeer] = Field(default_factory=dict)
@@ -247,6 +321,16 @@ class NodeConfig(Model):
     audit: AuditConfig = AuditConfig()
     destinations: dict[Name, Destination] = Field(default_factory=dict)
     routes: tuple[RouteConfig, ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other nodes may use the same database and data_dir."""
+        return self.database.url is not None
+
+    @property
+    def own_dir(self) -> Path:
+        """For what belongs to this node alone: data_dir, or a folder in one that nodes share."""
+        return self.data_dir / "nodes" / self.node_id if self.shared else self.data_dir
 
     @model_validator(mode="after")
     def _one_query_peer_a_sender(self) -> NodeConfig:
@@ -277,8 +361,10 @@ class NodeConfig(Model):
         return self
 
 
-def load_config(path: Path) -> NodeConfig:
+def load_config(path: Path, *, node_id: str | None = None) -> NodeConfig:
     """Read and check a configuration file. Relative paths in it are relative to the file's folder.
+
+    node_id: instead of the file's.
 
     Raises ConfigError for anything wrong, naming file, field, value and what is allowed.
     """
@@ -294,6 +380,8 @@ def load_config(path: Path) -> NodeConfig:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, got {type(raw).__name__}")
+    if node_id is not None:
+        raw["node_id"] = node_id
     return parse_config(raw, source=str(path), base=path.resolve().parent)
 
 

@@ -1,7 +1,7 @@
-"""The node's own state, in one SQL database (SQLite, WAL, synchronous=FULL).
+"""The node's own state, in one SQL database: SQLite (WAL, synchronous=FULL), or PostgreSQL that nodes share.
 
 Bytes are in the spool; this says what they are and what became of them. SQLAlchemy Core, so that the same
-tables serve PostgreSQL when several workers share them. Times are seconds since the epoch, UTC.
+statements serve both. Times are seconds since the epoch, UTC.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ClauseElement,
     Column,
     Connection,
@@ -28,20 +29,26 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from node.config import DatabaseConfig
 from node.errors import ConfigError
+from node.postgres import hold_names, postgres_engine
 
 metadata = MetaData()
+_BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up an INTEGER only
 
 #: One row an acknowledged instance. ``state``: stored | quarantined | duplicate.
 #: Every row ends explained (DESIGN I3): in a series version with its jobs or its reason, or with ``reason``.
 instances = Table(
     "instances",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _BigId, primary_key=True),
     Column("sop_instance_uid", String(64), nullable=False),
     Column("sop_class_uid", String(64), nullable=False),
     Column("transfer_syntax_uid", String(64), nullable=False),
@@ -49,9 +56,9 @@ instances = Table(
     Column("series_instance_uid", String(64)),
     Column("series_version", Integer),
     Column("path", String, nullable=False, unique=True),  # relative to data_dir
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
     Column("association_id", String(64), nullable=False),
-    Column("calling_ae_title", String(16), nullable=False),
+    Column("calling_ae_title", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("reason_code", String(64)),
     Column("reason", String),
@@ -147,7 +154,7 @@ deliveries = Table(
 commitments = Table(
     "commitments",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _BigId, primary_key=True),
     Column("transaction_uid", String(64), nullable=False),
     Column("calling_ae_title", String(16), nullable=False),
     Column("requested", JSON, nullable=False),
@@ -155,8 +162,23 @@ commitments = Table(
     Column("state", String(16), nullable=False),
     Column("requested_at", Float, nullable=False),
     Column("finished_at", Float),
+    Column("node_id", String(64)),  # who reports it
     Index("commitments_by_transaction", "transaction_uid"),
     Index("commitments_by_state", "state", "finished_at"),
+)
+
+
+#: One row a node that shares this database; it holds a lock by its id while it lives (``membership``).
+#: ``epoch``: counts its starts and the times that others took over what it was doing.
+#: ``workflow_version``: of the jobs that it runs; null when it runs none.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("workflow_version", String(16)),
+    Column("epoch", Integer, nullable=False, default=0),
+    Column("started_at", Float, nullable=False),
 )
 
 
@@ -175,35 +197,47 @@ def _number_1(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS series_by_check ON series (state, check_at)")
 
 
+def _number_2(connection: Connection) -> None:
+    """Several nodes on one database."""
+    inspector = inspect(connection)
+    if not inspector.has_table("commitments"):
+        return
+    if "node_id" not in {column["name"] for column in inspector.get_columns("commitments")}:
+        connection.exec_driver_sql("ALTER TABLE commitments ADD COLUMN node_id VARCHAR(64)")
+
+
 #: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above
 #: needs a step here, unless the table is new; steps that were released don't change.
-_STEPS = (_number_1,)
+_STEPS = (_number_1, _number_2)
 SCHEMA_VERSION = len(_STEPS)
 
 
-def open_database(data_dir: Path) -> Engine:
-    """Open ``data_dir/node.sqlite``: create it if new, bring it up to date if older.
+def open_database(
+    data_dir: Path,
+    database: DatabaseConfig = DatabaseConfig(),  # noqa: B008 - frozen
+    *,
+    application_name: str = "pacsnode",
+) -> Engine:
+    """Open ``data_dir/node.sqlite``, or the PostgreSQL database of ``database.url``: create what is missing,
+    bring it up to date if older.
 
-    Safe to call from several threads and processes. Raises ConfigError when newer software wrote it.
+    Safe to call from several threads and processes. Raises ConfigError when newer software wrote it, when a
+    password can't be read, or when PostgreSQL can't be reached.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(f"sqlite:///{data_dir / 'node.sqlite'}", connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
+    if database.url is None:
+        engine = _open_sqlite(data_dir)
+    else:
+        engine = postgres_engine(database, application_name=application_name)
     try:
-        with engine.connect() as connection:
+        with _reachable(database), engine.connect() as connection:
             version = _version(connection)
         if version > SCHEMA_VERSION:
+            where = f"data_dir: {data_dir}" if database.url is None else f"database.url: {database.url}"
             raise ConfigError(
-                f"data_dir: {data_dir} is of newer software (database version {version}; allowed are "
+                f"{where} is of newer software (database version {version}; allowed are "
                 f"versions up to {SCHEMA_VERSION})",
-                hint="run that software again, or choose another data_dir",
+                hint="run that software again, or choose another data_dir or database",
             )
         if version < SCHEMA_VERSION:
             _bring_up_to_date(engine)
@@ -213,18 +247,65 @@ def open_database(data_dir: Path) -> Engine:
     return engine
 
 
+def _open_sqlite(data_dir: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{data_dir / 'node.sqlite'}", connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return engine
+
+
+@contextmanager
+def _reachable(database: DatabaseConfig) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if database.url is None:
+            raise
+        reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
+        raise ConfigError(
+            f"database.url: {database.url}: {reason}",
+            hint="is PostgreSQL running there, and do user, database and password exist?",
+        ) from error
+
+
 def _version(connection: Connection) -> int:
-    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    if connection.dialect.name == "sqlite":
+        return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    if not inspect(connection).has_table("schema_version"):
+        return 0
+    return int(connection.exec_driver_sql("SELECT version FROM schema_version").scalar_one())
+
+
+def _set_version(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return
+    connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+    connection.exec_driver_sql("DELETE FROM schema_version")
+    connection.execute(text("INSERT INTO schema_version VALUES (:version)"), {"version": SCHEMA_VERSION})
 
 
 def _bring_up_to_date(engine: Engine) -> None:
     """In one transaction: killed within it, nothing has changed."""
     with write_transaction(engine) as connection:
+        hold_names(connection, ["schema"])
         if inspect(connection).has_table(series.name):
             for step in _STEPS[_version(connection) :]:
                 step(connection)
         metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _set_version(connection)
+
+
+def insert_if_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+    """Insert a row unless one with its key is there; whether it was inserted."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return connection.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
 
 
 @contextmanager
@@ -232,7 +313,9 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction that may read and then write: committed on leaving, rolled back on an exception.
 
     SQLite takes its write lock at the start. A transaction that read first and asked for the lock later
-    would fail at once, whatever the timeout, when someone else wrote in between.
+    would fail at once, whatever the timeout, when someone else wrote in between. On PostgreSQL others write
+    meanwhile: what was read and is to be changed is held by name (``postgres.hold_names``), or changed in one
+    statement that says what it expects.
     """
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":

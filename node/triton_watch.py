@@ -10,6 +10,7 @@ from node.config import TritonConfig
 from node.errors import TritonStartError
 from node.metrics import Metrics
 from node.triton_server import EmbeddedTriton
+from pipelines.errors import InferenceUnavailable
 from pipelines.triton import InferenceClient
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ class TritonWatch:
             self._embedded = EmbeddedTriton(
                 config.model_repository, start_timeout_seconds=config.start_timeout_seconds
             )
+        self._url = config.urls[0] if config.urls else ""
         self._ready = threading.Event()
         self._failed: TritonStartError | None = None
         self._first_try = threading.Event()
@@ -41,8 +43,8 @@ class TritonWatch:
 
     @property
     def url(self) -> str:
-        """host:port of the gRPC endpoint to use now."""
-        return self._embedded.url if self._embedded is not None else str(self._config.url)
+        """host:port of the gRPC endpoint to use now: of several servers, the first that was ready."""
+        return self._embedded.url if self._embedded is not None else self._url
 
     def start(self) -> None:
         """Start watching.
@@ -58,7 +60,13 @@ class TritonWatch:
 
     def why_not_ready(self) -> str | None:
         """A readiness check: None, or the reason."""
-        return None if self._ready.is_set() else f"Triton at {self.url} isn't ready"
+        if self._ready.is_set():
+            return None
+        return f"Triton at {', '.join(self._config.urls) or self.url} isn't ready"
+
+    def wait_ready(self, seconds: float) -> bool:
+        """Whether it is ready within so many seconds; True as well when the node is stopping."""
+        return self._ready.wait(seconds) or self._stopping.is_set()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -93,8 +101,22 @@ class TritonWatch:
                 log.error("triton_restart_failed", reason=str(error))
                 self._stopping.wait(RESTART_SECONDS)
                 return
-        with InferenceClient(self.url, timeout_seconds=WATCH_SECONDS) as client:
-            self._set_ready(client.ready())
+        if self._embedded is not None:
+            self._set_ready(self._is_ready(self.url))
+            return
+        ready = next((url for url in self._config.urls if self._is_ready(url)), None)
+        if ready is not None and ready != self._url:
+            log.warning("triton_changed", url=ready, before=self._url)
+            self._url = ready
+        self._set_ready(ready is not None)
+
+    def _is_ready(self, url: str) -> bool:
+        try:
+            with InferenceClient(url, timeout_seconds=WATCH_SECONDS, access=self._config.access()) as client:
+                return client.ready()
+        except InferenceUnavailable as error:
+            log.error("triton_access_failed", reason=str(error), hint=error.hint)
+            return False
 
     def _set_ready(self, ready: bool) -> None:
         if ready != self._ready.is_set():

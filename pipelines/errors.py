@@ -4,7 +4,8 @@
     ├── SeriesRefused        the input can't be processed; names the tag or UID; never retried
     ├── ModelMismatch        Triton serves something else than the pipeline expects; never retried
     │   └── ModelNotServed   it doesn't serve that model at all, or not in that version
-    ├── InferenceUnavailable Triton is down, loading or overloaded; retried
+    ├── InferenceUnavailable Triton is down or loading; retried until it is there
+    ├── InferenceInterrupted a request took too long, or Triton gave it up; retried so many times
     ├── InferenceFailed      Triton answered with an error for this input; never retried
     └── RenderingUnavailable no off-screen rendering here; the pipeline falls back to a montage
 
@@ -47,6 +48,13 @@ class InferenceUnavailable(PipelineError):
     """Triton can't be reached or isn't ready."""
 
     code = "triton_unavailable"
+    retryable = True
+
+
+class InferenceInterrupted(PipelineError):
+    """A request wasn't answered in its time, or Triton had no room for it."""
+
+    code = "inference_interrupted"
     retryable = True
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,31 @@ class Request:
     uid_root: str | None = None
 
 
-def encode_request(request: Request, *, triton_url: str, timeout_seconds: float) -> str:
+@dataclass(frozen=True)
+class Access:
+    """What all servers of a list have in common.
+
+    tls: whether TLS is used; then ca (PEM; None: those of gRPC), certificate and key (ours, PEM), and
+    server_name (that the server's certificate is for, unless the URL's host).  token_file: holds what is sent
+    as ``authorization: Bearer …``.  model_timeouts_seconds: of a request, by model.
+    """
+
+    tls: bool = False
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+    token_file: str | None = None
+    model_timeouts_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+#: neither TLS nor a token
+PLAIN = Access()
+
+
+def encode_request(
+    request: Request, *, triton_url: str, timeout_seconds: float, access: Access = PLAIN
+) -> str:
     """One line for the worker's stdin."""
     return json.dumps(
         {
@@ -38,6 +63,7 @@ def encode_request(request: Request, *, triton_url: str, timeout_seconds: float)
             "uid_root": request.uid_root,
             "triton_url": triton_url,
             "timeout_seconds": timeout_seconds,
+            "access": asdict(access),
         }
     )
 

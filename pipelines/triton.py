@@ -24,20 +24,27 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from pipelines.errors import (
     InferenceFailed,
+    InferenceInterrupted,
     InferenceUnavailable,
     ModelMismatch,
     ModelNotServed,
     PipelineError,
 )
+from pipelines.request import PLAIN, Access
 from pipelines.shared_memory import Region, SharedMemory, padded
+from pipelines.triton_access import connect
 from pipelines.volume import ModelIdentity
 
 #: requests under way at once: one computing, one travelling
 REQUESTS_IN_FLIGHT = 2
 #: inputs of one request, unless a single item is larger
 LONGEST_MESSAGE_BYTES = 32 * 2**20
-#: gRPC status codes after which the same request may succeed later
-RETRYABLE_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
+#: gRPC status codes of requests that may succeed once the server is there
+UNAVAILABLE_STATUS = ("UNAVAILABLE",)
+#: … and of requests that may succeed, or be what breaks the server
+INTERRUPTED_STATUS = ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
+#: states of a model that is about to be served, or was until now
+_PASSING_STATES = ("LOADING", "UNLOADING")
 
 Arrays = Mapping[str, NDArray[Any]]
 Progress = Callable[[int, int], None]
@@ -95,14 +102,15 @@ class Inference(Protocol):
 class InferenceClient:
     """A connection to one Triton server.
 
-    url: ``host:port`` of its gRPC endpoint. timeout_seconds: for each request.
-    Use as a context manager, or call ``close``.
+    url: ``host:port`` of its gRPC endpoint. timeout_seconds: for each request, unless ``access`` has another
+    for its model. Use as a context manager, or call ``close``.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float, access: Access = PLAIN) -> None:
         self.url = url
         self._timeout = timeout_seconds
-        self._client = grpcclient.InferenceServerClient(url)
+        self._access = access
+        self._client = connect(url, access)
         self._shared = SharedMemory(self._client, url, timeout_seconds=timeout_seconds)
 
     def __enter__(self) -> InferenceClient:
@@ -141,9 +149,15 @@ class InferenceClient:
         """
         with self._errors(spec.name):
             if not self._client.is_model_ready(spec.name, spec.version, client_timeout=self._timeout):
+                served_instead = self._served(spec.name)
+                if any(state in served_instead for state in _PASSING_STATES):
+                    raise InferenceUnavailable(
+                        f"model {spec.name} version {spec.version} isn't ready at {self.url}: "
+                        f"{served_instead}"
+                    )
                 raise ModelNotServed(
                     f"model {spec.name} version {spec.version} is expected; Triton at {self.url} serves "
-                    f"{self._served(spec.name)}",
+                    f"{served_instead}",
                     hint="put the model into the repository or change the pipeline's expectation",
                 )
             metadata = self._client.get_model_metadata(
@@ -205,7 +219,10 @@ class InferenceClient:
     def _infer(self, model: ServedModel, batch: Arrays, answers: _Answers, piece: slice) -> None:
         expected = answers.sizes(piece)
         needed = [array.nbytes for array in batch.values()] + list(expected.values())
-        with self._shared.lend(sum(map(padded, needed))) as region, self._errors(model.spec.name):
+        with (
+            self._shared.lend(sum(map(padded, needed))) as region,
+            self._errors(model.spec.name, computing=True),
+        ):
             wanted = [grpcclient.InferRequestedOutput(tensor.name) for tensor in model.spec.outputs]
             tensors = [_input(name, array, region) for name, array in batch.items()]
             offsets: dict[str, int] = {}
@@ -219,7 +236,7 @@ class InferenceClient:
                 tensors,
                 model_version=model.spec.version,
                 outputs=wanted,
-                client_timeout=self._timeout,
+                client_timeout=self._access.model_timeouts_seconds.get(model.spec.name, self._timeout),
             )
             for tensor in model.spec.outputs:
                 if region is None or tensor.name not in offsets:
@@ -239,15 +256,18 @@ class InferenceClient:
         return ", ".join(found) or f"no model named {name}"
 
     @contextmanager
-    def _errors(self, model_name: str) -> Iterator[None]:
+    def _errors(self, model_name: str, *, computing: bool = False) -> Iterator[None]:
         try:
             yield
         except InferenceServerException as error:
             status, message = str(error.status()), str(error.message())
             kind: type[PipelineError] = InferenceFailed
             crashed = "is not healthy" in message  # a backend process died: the server is to be restarted
-            if crashed or any(code in status for code in RETRYABLE_STATUS):
+            if crashed or any(code in status for code in UNAVAILABLE_STATUS):
                 kind = InferenceUnavailable
+            elif any(code in status for code in INTERRUPTED_STATUS):
+                # nobody answers a question that takes no time; else the input may be to blame
+                kind = InferenceInterrupted if computing else InferenceUnavailable
             raise kind(f"model {model_name} at {self.url}: {status}: {message}") from error
 
 

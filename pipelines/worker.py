@@ -25,7 +25,7 @@ from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.process import process
-from pipelines.request import decode_request
+from pipelines.request import Access, decode_request
 from pipelines.triton import InferenceClient
 from pipelines.warm_up import warm_up
 
@@ -50,7 +50,11 @@ def _claim_stdout() -> Emit:
 def _run(line: str, emit: Emit) -> None:
     try:
         message = json.loads(line)
-        with InferenceClient(message["triton_url"], timeout_seconds=message["timeout_seconds"]) as client:
+        with InferenceClient(
+            message["triton_url"],
+            timeout_seconds=message["timeout_seconds"],
+            access=Access(**message["access"]),
+        ) as client:
             summary = process(
                 decode_request(message),
                 client,

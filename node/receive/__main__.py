@@ -78,7 +78,7 @@ def main() -> None:
     config = NodeConfig.model_validate_json(sys.stdin.readline())
     configure_logging(config.log)
     _leave_out()
-    keep_fetched_in(config.data_dir / INCOMING)  # emptied at each start
+    keep_fetched_in(config.own_dir / INCOMING)  # emptied at each start
 
     def complete(series_instance_uid: str, version: int) -> None:
         emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})

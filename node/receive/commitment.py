@@ -72,16 +72,28 @@ class _Refused(Exception):
 class CommitmentService:
     """The SCP for every association of a listener."""
 
-    def __init__(self, config: ReceiveConfig, engine: Engine, spool: Spool, metrics: ReceiveMetrics) -> None:
+    def __init__(
+        self,
+        config: ReceiveConfig,
+        engine: Engine,
+        spool: Spool,
+        metrics: ReceiveMetrics,
+        *,
+        node_id: str = "node",
+    ) -> None:
         """Raises ConfigError when a TLS file of ``config.commitment`` can't be used."""
         accepts = partial(is_accepted_storage, accept_unknown=config.accept_unknown_sop_classes)
-        self._ledger = CommitmentLedger(engine, spool, accepts)
+        self._ledger = CommitmentLedger(engine, spool, accepts, node_id=node_id)
         self._reports = CommitmentReports(self._ledger, config.commitment, config.ae_title, metrics)
         self._metrics = metrics
 
     def start(self) -> None:
         """Report what the last process couldn't. Raises SQLAlchemyError."""
         self._reports.start()
+
+    def take_over(self, node_id: str) -> None:
+        """Report what a node that is gone couldn't. Raises SQLAlchemyError."""
+        self._reports.take_over(node_id)
 
     def stop(self) -> None:
         """Leave what isn't reported to the next process."""

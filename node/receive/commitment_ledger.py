@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, insert, or_, select, update
 
 from node.database import commitments, instances, write_transaction
 from node.receive.commitment_messages import COMMITTED, CommitmentRequest, Reference
@@ -69,12 +69,14 @@ class CommitmentLedger:
         spool: Spool,
         accepts: Callable[[str], bool],
         *,
+        node_id: str = "node",
         clock: Callable[[], float] = time.time,
     ) -> None:
         """accepts: whether a SOP Class UID is of storage that we take."""
         self._engine = engine
         self._spool = spool
         self._accepts = accepts
+        self._node_id = node_id
         self._clock = clock
 
     def record(self, request: CommitmentRequest, calling_ae_title: str) -> Transaction:
@@ -90,17 +92,32 @@ class CommitmentLedger:
                     requested=request.references,
                     state="open",
                     requested_at=now,
+                    node_id=self._node_id,
                 )
             )
             (key,) = result.inserted_primary_key or (0,)
         return Transaction(key, request.transaction_uid, calling_ae_title, now)
 
     def open_transactions(self) -> list[Transaction]:
-        """Those that wait for their report, oldest first."""
-        columns = [commitments.c[name] for name in Transaction.__dataclass_fields__]
-        query = select(*columns).where(commitments.c.state == "open").order_by(commitments.c.id)
+        """Those of this node that wait for their report, oldest first."""
         with self._engine.connect() as connection:
-            return [Transaction(*row) for row in connection.execute(query)]
+            ours = or_(commitments.c.node_id == self._node_id, commitments.c.node_id.is_(None))
+            return self._open(connection, ours)
+
+    def take_over(self, node_id: str) -> list[Transaction]:
+        """Those of a node that is gone, which are ours from now on."""
+        theirs = commitments.c.node_id == node_id
+        with write_transaction(self._engine) as connection:
+            taken = self._open(connection, theirs)
+            connection.execute(
+                update(commitments).where(theirs, commitments.c.state == "open").values(node_id=self._node_id)
+            )
+        return taken
+
+    def _open(self, connection: Connection, whose: ColumnElement[bool]) -> list[Transaction]:
+        columns = [commitments.c[name] for name in Transaction.__dataclass_fields__]
+        query = select(*columns).where(commitments.c.state == "open", whose).order_by(commitments.c.id)
+        return [Transaction(*row) for row in connection.execute(query)]
 
     def judge(self, transaction: Transaction) -> list[tuple[Reference, int]]:
         """Each reference with its Failure Reason or COMMITTED; once judged, it stays so.

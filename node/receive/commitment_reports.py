@@ -85,12 +85,19 @@ class CommitmentReports:
 
     def start(self) -> None:
         """Take up what the last process left. Raises SQLAlchemyError."""
-        left = self._ledger.open_transactions()
+        self._take_up(self._ledger.open_transactions())
+        self._thread.start()
+
+    def take_over(self, node_id: str) -> None:
+        """Take up what a node that is gone left. Raises SQLAlchemyError."""
+        self._take_up(self._ledger.take_over(node_id))
+        self._wake.set()
+
+    def _take_up(self, left: Sequence[Transaction]) -> None:
         for transaction in left:
             self._add(transaction, None, None)
         if left:
             log.info("commitments_taken_up", transactions=len(left))
-        self._thread.start()
 
     def stop(self) -> None:
         """Begin nothing more; what isn't reported is by the next process."""

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.database import Prepared, instances, write_transaction
 from node.files import fsync_folder
+from node.postgres import hold_series
 from node.receive.part10 import FilingUids, printable
 
 #: association_id of an instance that was indexed from its file at start-up
@@ -148,8 +149,10 @@ class InstanceIndex:
 
     def seen_again(self, entry: Entry) -> None:
         """Commit that a stored instance was sent again."""
+        filing = entry.filing()
         with self._commit_lock, write_transaction(self._engine) as connection:
-            self._series.seen_again(connection, entry.filing())
+            hold_series(connection, [filing.series_instance_uid])
+            self._series.seen_again(connection, filing)
 
     def _commit(self, batch: Sequence[Entry]) -> None:
         try:
@@ -167,6 +170,7 @@ class InstanceIndex:
         moved: list[Entry] = []
         try:
             with write_transaction(self._engine) as connection:
+                hold_series(connection, [entry.uids.series_instance_uid for entry in batch if entry.uids])
                 folders: set[Path] = set()
                 for entry in batch:
                     if entry.rejection is None:

@@ -28,11 +28,14 @@ class Intake(ABC):
         journal: Journal,
         *,
         free_disk_floor_bytes: int,
+        own_dir: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """own_dir: of this node alone, on the same file system; left out, data_dir."""
         self.data_dir = data_dir
+        self.own_dir = data_dir if own_dir is None else own_dir
         self.journal = journal
-        self.incoming = data_dir / INCOMING
+        self.incoming = self.own_dir / INCOMING
         self._floor = free_disk_floor_bytes
         self._space_of = str(data_dir)
         self._clock = clock

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import SeriesConfig
 from node.database import series, write_transaction
 from node.metrics import ReceiveMetrics
+from node.postgres import hold_series
 from node.receive.completeness import (
     Associations,
     Inquiry,
@@ -39,6 +40,8 @@ log = structlog.get_logger("node.receive.judging")
 #: The longest sleep of the tracker's thread; wall-clock jumps are noticed after that at the latest.
 _MAX_SLEEP_SECONDS = 30.0
 _FILING_RETRY_SECONDS = 1.0
+#: how soon a node that doesn't judge asks for the turn again, and one that does notices what others filed
+_TURN_SECONDS = 0.5
 #: versions looked at in one go, and judged in one transaction: the database is locked for so long
 _AT_ONCE, _BATCH = 500, 50
 
@@ -58,6 +61,13 @@ class Inquiring(Protocol):
         """Ask it, without waiting."""
 
 
+class Turn(Protocol):
+    """Whether this node judges, of several that track the same series; see ``postgres.SessionLock``."""
+
+    def hold(self) -> bool:
+        """Take the turn or see that we have it still. Raises SQLAlchemyError."""
+
+
 class Judging:
     """Completes open series versions; used by one thread, except ``news``."""
 
@@ -70,6 +80,7 @@ class Judging:
         *,
         headers: HeaderReader | None,
         inquiries: Inquiring | None,
+        turn: Turn | None,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
@@ -79,6 +90,8 @@ class Judging:
         self._headers = headers
         self._inquiries = inquiries
         self._clock = clock
+        self._turn = turn
+        self._judges = turn is None
         self.file_all: Callable[[], bool] = lambda: True
         #: called when something became known that is to be judged
         self.on_news: Callable[[], None] = lambda: None
@@ -92,6 +105,8 @@ class Judging:
 
     def recover(self) -> None:
         """What was complete and not routed when the last process ended is handed on again."""
+        if not self._judges:
+            return
         columns = (series.c.series_instance_uid, series.c.version)
         waiting = select(*columns).where(series.c.state == "complete").order_by(series.c.completed_at)
         with self._engine.connect() as connection:
@@ -107,6 +122,8 @@ class Judging:
 
     def check(self) -> float:
         """Judge what is due, and hand on what is complete; returns seconds until the next is due."""
+        if not self._have_turn():
+            return _TURN_SECONDS
         with self._lock:
             news, self._news = self._news, set()
         try:
@@ -115,6 +132,22 @@ class Judging:
             with self._lock:
                 self._news |= news
             raise
+
+    def _have_turn(self) -> bool:
+        """Whether this node is the one that judges; it takes up what the one before it left."""
+        if self._turn is None:
+            return True
+        try:
+            judges = self._turn.hold()
+        except SQLAlchemyError:
+            self._judges = False
+            raise
+        if judges and not self._judges:
+            log.info("judging_begun")
+            self._judges = True
+            self.recover()
+        self._judges = judges
+        return judges
 
     def _check(self, news: set[str], now: float) -> float:
         rows = self._due_rows(now, news)
@@ -178,6 +211,7 @@ class Judging:
         """Record what follows for each version, judged again: an instance may have come in between."""
         completed: list[tuple[Row[Any], dict[str, Any]]] = []
         with write_transaction(self._engine) as connection:
+            hold_series(connection, [seen.series_instance_uid for seen, _first in judged])
             for seen, first in judged:
                 key = (
                     series.c.series_instance_uid == seen.series_instance_uid,
@@ -223,5 +257,5 @@ class Judging:
             first = connection.execute(
                 select(func.min(series.c.check_at)).where(series.c.state == "open")
             ).scalar_one()
-        now = self._clock()
-        return _MAX_SLEEP_SECONDS if first is None else min(max(0.0, first - now), _MAX_SLEEP_SECONDS)
+        longest = _MAX_SLEEP_SECONDS if self._turn is None else _TURN_SECONDS
+        return longest if first is None else min(max(0.0, first - self._clock()), longest)

@@ -75,7 +75,10 @@ class _LoanIntake(Intake):
 
     def __init__(self, mover: Mover, channel: Channel) -> None:
         super().__init__(
-            mover.data_dir, mover.journal, free_disk_floor_bytes=mover.config.receive.free_disk_floor_bytes
+            mover.config.data_dir,
+            mover.journal,
+            free_disk_floor_bytes=mover.config.receive.free_disk_floor_bytes,
+            own_dir=mover.config.own_dir,
         )
         self._channel = channel
         self.wanted_back = False
@@ -100,8 +103,7 @@ class Mover:
 
     def __init__(self, number: int, journal_bytes: int, config: NodeConfig, channel: Channel) -> None:
         self.config = config
-        self.data_dir = config.data_dir
-        self.journal = Journal(self.data_dir / JOURNAL / str(number), journal_bytes, self._file)
+        self.journal = Journal(config.own_dir / JOURNAL / str(number), journal_bytes, self._file)
         self._channel = channel
         self._lanes: dict[str, Lane] = {}
         self._lock = threading.Lock()

@@ -254,7 +254,7 @@ def _returned(message: Message) -> Returned:
 
 def file_left_journals(spool: Spool, movers: int) -> None:
     """File the journals of movers that there are no more, when there are so many now."""
-    for folder in (spool.data_dir / JOURNAL).glob("*/"):
+    for folder in (spool.own_dir / JOURNAL).glob("*/"):
         if folder.name.isdigit() and int(folder.name) >= movers:
             _file_left_journal(spool, folder)
 

@@ -1,4 +1,4 @@
-"""Where received instances lie, relative to data_dir.
+"""Where received instances lie: JOURNAL and INCOMING below the node's ``own_dir``, the others below data_dir.
 
 No path contains text that a peer chose, only hashes of it.
 """

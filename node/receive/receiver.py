@@ -14,6 +14,8 @@ from node.config import NodeConfig
 from node.database import open_database
 from node.files import lock
 from node.metrics import ReceiveMetrics
+from node.postgres import SessionLock
+from node.receive.adoption import LOCK, Adoption
 from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
 from node.receive.inquiry import FetchTarget, Inquiries
@@ -57,21 +59,34 @@ class Receiver:
 
     def _start(self, stack: ExitStack) -> None:
         config, receive = self._config, self._config.receive
-        config.data_dir.mkdir(parents=True, exist_ok=True)
+        config.own_dir.mkdir(parents=True, exist_ok=True)
         # two would reconcile each other's running transfers away
-        lock(config.data_dir / "receive.lock", stack, wait_seconds=LOCK_SECONDS)
+        lock(config.own_dir / LOCK, stack, wait_seconds=LOCK_SECONDS)
         movers = Movers(config, receive.movers) if receive.movers and receive.tls is None else None
         if movers is not None:
             stack.callback(movers.stop)
-        self.engine = engine = open_database(config.data_dir)
+        self.engine = engine = open_database(
+            config.data_dir, config.database, application_name=f"pacsnode {config.node_id} receive"
+        )
         stack.callback(engine.dispose)
         self.metrics = metrics = ReceiveMetrics()
         self.headers = HeaderReader(engine, config.data_dir)
         stack.callback(self.headers.stop)
         self.inquiries = Inquiries(engine, config.query, metrics, ae_title=receive.ae_title)
         stack.callback(self.inquiries.stop)
+        prefix = f"{config.node_id}." if config.shared else ""
+        turn = SessionLock(engine, "judging") if config.shared else None
+        if turn is not None:
+            stack.callback(turn.release)
         self.tracker = SeriesTracker(
-            engine, config.series, self._on_complete, metrics, headers=self.headers, inquiries=self.inquiries
+            engine,
+            config.series,
+            self._on_complete,
+            metrics,
+            headers=self.headers,
+            inquiries=self.inquiries,
+            association_prefix=prefix,
+            turn=turn,
         )
         self.spool = Spool(
             config.data_dir,
@@ -79,6 +94,7 @@ class Receiver:
             self.tracker,
             free_disk_floor_bytes=receive.free_disk_floor_bytes,
             journal_bytes=0 if movers else receive.journal_bytes,
+            own_dir=config.own_dir,
         )
         self.reconciled = reconcile(self.spool, engine)
         self.spool.journal.start()
@@ -89,24 +105,40 @@ class Receiver:
         self.tracker.file_all = self.spool.file_all
         self.audit = audit = AuditTrail(
             config.audit,
-            config.data_dir / "audit",
+            config.own_dir / "audit",
             Source(receive.ae_title, "receive", config.audit.enterprise_site_id),
             metrics.audit_messages,
         )
         audit.start()
         stack.callback(audit.stop)
         storage = StorageService(
-            self.spool, metrics, audit, accept_unknown=receive.accept_unknown_sop_classes
+            self.spool,
+            metrics,
+            audit,
+            accept_unknown=receive.accept_unknown_sop_classes,
+            association_prefix=prefix,
         )
         self.inquiries.target = FetchTarget(storage, self.tracker)
         self.tracker.start()
         stack.callback(self.tracker.stop)
         stack.callback(self.spool.journal.stop)
-        commitment = CommitmentService(receive, engine, self.spool, metrics)
+        commitment = CommitmentService(receive, engine, self.spool, metrics, node_id=config.node_id)
         commitment.start()
         stack.callback(commitment.stop)
+        if config.shared:
+            self._look_after_others(stack, commitment)
         self.listener = Listener(
             receive, storage, self.tracker, metrics, audit, commitment=commitment, movers=movers
         )
         self.listener.start()
         stack.callback(lambda: self.listener.stop(self._grace_seconds))
+
+    def _look_after_others(self, stack: ExitStack, commitment: CommitmentService) -> None:
+        def take_over(node_id: str) -> None:
+            self.tracker.associations_lost(f"{node_id}.")
+            commitment.take_over(node_id)
+
+        nodes = self._config.own_dir.parent
+        adoption = Adoption(self.spool, nodes, self._config.node_id, take_over)
+        adoption.start()
+        stack.callback(adoption.stop)

@@ -41,10 +41,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import SeriesConfig
 from node.database import Prepared, instances, series, write_transaction
 from node.metrics import ReceiveMetrics
+from node.postgres import hold_series
 from node.receive.completeness import Associations, settle_seconds
 from node.receive.header_reader import HeaderReader
 from node.receive.index import RECOVERED, Filing
-from node.receive.judging import Inquiring, Judging
+from node.receive.judging import Inquiring, Judging, Turn
 
 log = structlog.get_logger("node.receive.series")
 
@@ -77,6 +78,8 @@ class SeriesTracker:
         *,
         headers: HeaderReader | None = None,
         inquiries: Inquiring | None = None,
+        association_prefix: str = "",
+        turn: Turn | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``on_complete(series_instance_uid, version)`` is called from the tracker's thread, once for each
@@ -84,13 +87,16 @@ class SeriesTracker:
 
         headers, inquiries: where more evidence comes from. Without them association ends and quiet time
         decide.
+        association_prefix: what the ids of this node's associations begin with.  turn: where several nodes
+        track the same series, whether this one judges.
         """
         self._engine = engine
         self._config = config
+        self._prefix = association_prefix
         self._metrics = metrics
         self._clock = clock
         self._judging = Judging(
-            engine, config, metrics, on_complete, headers=headers, inquiries=inquiries, clock=clock
+            engine, config, metrics, on_complete, headers=headers, inquiries=inquiries, turn=turn, clock=clock
         )
         self._lock = threading.Lock()
         self._sent_to: dict[str, set[tuple[str, int]]] = defaultdict(set)
@@ -137,20 +143,28 @@ class SeriesTracker:
 
         Every open version is looked at soon, whatever it waited for; what is complete is handed on again.
         """
+        self.associations_lost(self._prefix)
+        self._judging.recover()
+
+    def associations_lost(self, prefix: str) -> None:
+        """The associations with this prefix ended with their node. Every open version is looked at soon."""
+        is_open = series.c.state == "open"
         with write_transaction(self._engine) as connection:
-            connection.execute(update(series).where(series.c.state == "open").values(check_at=0.0))
-            for row in connection.execute(select(series).where(series.c.state == "open")).all():
+            uids = connection.execute(select(series.c.series_instance_uid).where(is_open)).scalars().all()
+            hold_series(connection, uids)
+            connection.execute(update(series).where(is_open).values(check_at=0.0))
+            for row in connection.execute(select(series).where(is_open)).all():
                 associations = Associations.of(row.evidence)
-                if associations.open:
-                    associations.lost += len(associations.open)
-                    associations.open = []
+                left = [name for name in associations.open if not name.startswith(prefix)]
+                if len(left) < len(associations.open):
+                    associations.lost += len(associations.open) - len(left)
+                    associations.open = left
                     self._set(
                         connection,
                         row,
                         evidence={"associations": associations.to_json()},
-                        released_at=row.last_instance_at,
+                        released_at=None if left else row.last_instance_at,
                     )
-        self._judging.recover()
 
     def stop(self) -> None:
         """Stop watching; what is open stays open and is judged after the next start."""
@@ -237,6 +251,7 @@ class SeriesTracker:
     def _record_end(self, association_id: str, sent_to: set[tuple[str, int]], *, released: bool) -> None:
         now = self._clock()
         with write_transaction(self._engine) as connection:
+            hold_series(connection, [series_instance_uid for series_instance_uid, _version in sent_to])
             for series_instance_uid, version in sorted(sent_to):
                 row = connection.execute(
                     select(series).where(

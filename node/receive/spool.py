@@ -4,14 +4,15 @@ In: one C-STORE request and its data set, piece by piece as it comes off the wir
 ``kill -9`` and power loss, a row in ``instances``, and a series version that it belongs to; or its place in
 quarantine and why. Nothing holds a whole data set in memory.
 
-    data_dir/spool/journal/                                      acknowledged, filed in a moment
-    data_dir/spool/incoming/<random>.part                        being written
+    own_dir/spool/journal/                                       acknowledged, filed in a moment
+    own_dir/spool/incoming/<random>.part                         being written
     data_dir/spool/series/<hash of series>/<hash of SOP>.dcm     stored
     data_dir/spool/quarantine/<hash of SOP and content>.dcm      kept, not used
 
 Most instances are acknowledged when they are in the journal, and filed from there; the others when they are
 filed. Order of filing (DESIGN I1): temporary file, fsync, rename, fsync of the folder, commit. A crash leaves
 a temporary file or a file without a row, which ``reconcile`` mends at start-up; never a row without its file.
+own_dir is data_dir, or the node's own folder in one that nodes share (``NodeConfig.own_dir``).
 No path contains text that a peer chose: only hashes of it.
 """
 
@@ -58,10 +59,14 @@ class Spool(Intake):
         *,
         free_disk_floor_bytes: int,
         journal_bytes: int = 0,
+        own_dir: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        journal = Journal(data_dir / JOURNAL, journal_bytes, self.file_records)
-        super().__init__(data_dir, journal, free_disk_floor_bytes=free_disk_floor_bytes, clock=clock)
+        own_dir = data_dir if own_dir is None else own_dir
+        journal = Journal(own_dir / JOURNAL, journal_bytes, self.file_records)
+        super().__init__(
+            data_dir, journal, free_disk_floor_bytes=free_disk_floor_bytes, own_dir=own_dir, clock=clock
+        )
         self.index = InstanceIndex(data_dir, engine, series)
         #: files what is acknowledged anywhere and isn't filed yet; False when that failed
         self.file_all: Callable[[], bool] = journal.file_now

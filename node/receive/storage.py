@@ -140,9 +140,17 @@ class StorageService:
     """Answers C-STORE for every association of a listener."""
 
     def __init__(
-        self, spool: Spool, metrics: ReceiveMetrics, audit: AuditTrail, *, accept_unknown: bool
+        self,
+        spool: Spool,
+        metrics: ReceiveMetrics,
+        audit: AuditTrail,
+        *,
+        accept_unknown: bool,
+        association_prefix: str = "",
     ) -> None:
+        """association_prefix: tells this node's associations from those of others."""
         self._spool = spool
+        self._prefix = association_prefix
         self._metrics = metrics
         self._audit = audit
         self._accept_unknown = accept_unknown
@@ -160,8 +168,8 @@ class StorageService:
         return True
 
     def open(self, association_id: str, peer: Peer) -> Sender:
-        """An association was established."""
-        return Sender(association_id, peer, self._spool.journal.lane())
+        """An association was established. Its id will begin with ``association_prefix``."""
+        return Sender(self._prefix + association_id, peer, self._spool.journal.lane())
 
     def close(self, sender: Sender) -> None:
         """It ended, and nothing of it is on its way: file everything that came over it."""

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Engine, select, update
 
 from node.config import RouteConfig
-from node.database import jobs, series, write_transaction
+from node.database import insert_if_new, jobs, series, write_transaction
 from node.metrics import Metrics
 from node.receive.series import instance_paths
 from node.route.facts import SeriesFacts, series_facts
@@ -136,17 +135,19 @@ class Router:
         key = (series.c.series_instance_uid == series_instance_uid, series.c.version == version)
         with self._engine.connect() as connection:
             row = connection.execute(select(series).where(*key)).one()
-            if row.state == "routed":
-                return None
             paths = instance_paths(connection, self._data_dir, series_instance_uid, version)
+        if row.state == "routed":  # perhaps by a call that ended before it could enqueue
+            self._enqueue_waiting(
+                jobs.c.series_instance_uid == series_instance_uid, jobs.c.series_version == version
+            )
+            return None
         facts = series_facts(series_instance_uid, paths, calling_ae_title=row.calling_ae_title)
         decision = decide(facts, self._routes)
         now = self._clock()
         new_jobs = _jobs(decision.matched, row.study_instance_uid, series_instance_uid, version, now)
-        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         with write_transaction(self._engine) as connection:
             for values in new_jobs:
-                connection.execute(insert(jobs).values(values).on_conflict_do_nothing())
+                insert_if_new(connection, jobs, values)
             connection.execute(update(series).where(*key).values(state="routed", decision=decision.to_json()))
         self._report(decision, version, [values["job_id"] for values in new_jobs])
         for values in new_jobs:
@@ -155,10 +156,12 @@ class Router:
 
     def enqueue_waiting(self) -> int:
         """Enqueue every job in state queued, for start-up: a crash may have come before ``enqueue``."""
+        return self._enqueue_waiting()
+
+    def _enqueue_waiting(self, *which: ColumnElement[bool]) -> int:
+        query = select(jobs.c.job_id).where(jobs.c.state == "queued", *which).order_by(jobs.c.created_at)
         with self._engine.connect() as connection:
-            waiting = connection.execute(
-                select(jobs.c.job_id).where(jobs.c.state == "queued").order_by(jobs.c.created_at)
-            ).all()
+            waiting = connection.execute(query).all()
         for row in waiting:
             self._enqueue(row.job_id)
         return len(waiting)

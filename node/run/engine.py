@@ -8,8 +8,8 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,20 +22,24 @@ from dbos import (
     SetEnqueueOptions,
     SetWorkflowID,
 )
+from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from node.run.steps import Next, Steps
 
 log = structlog.get_logger(__name__)
 
-#: part of a workflow's identity: workflows of another number are not recovered. Raise it when the order of
-#: steps in a workflow changes.
+#: part of a workflow's identity: workflows of another number are not continued; their jobs begin again under
+#: this one (``JobEngine.abandon_old``). Raise it when the order of steps in a workflow changes.
 WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
 POLLING_SECONDS = 0.1
 RUN_QUEUE = "run"
 #: associations at once to one destination
 DELIVERIES_AT_ONCE = 2
+
+
+_UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
 
 
 def delivery_queue(destination: str) -> str:
@@ -82,16 +86,27 @@ _UNTIL_THE_DATABASE_ANSWERS = _Repeated(
 class JobWorkflows(DBOSConfiguredInstance):
     """The two workflows of a job; ``generation`` counts how often ops asked for the job again."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps | None) -> None:
+        """Without steps, to enqueue only."""
         super().__init__("jobs")
-        self._steps = steps
+        if steps is not None:
+            self._steps = steps
 
     @DBOS.workflow(name="run_job")
-    def run_job(self, job_id: str, priority: int, generation: int, attempt: int, failures: int) -> None:
-        outcome = self.execute(job_id, generation, attempt, failures)
+    def run_job(  # noqa: PLR0917 - workflow arguments are kept as a list
+        self,
+        job_id: str,
+        priority: int,
+        generation: int,
+        attempt: int,
+        failures: int,
+        queue: str = RUN_QUEUE,
+    ) -> None:
+        epoch = self._steps.epoch()
+        outcome = self.execute(job_id, generation, attempt, failures, epoch)
         if outcome["retry_in_seconds"] is not None:
             again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
-            self.enqueue_run(job_id, priority, generation, again)
+            self.enqueue_run(job_id, priority, generation, again, queue)
         for destination in outcome["destinations"]:
             self.enqueue_delivery(job_id, destination, generation)
 
@@ -103,19 +118,26 @@ class JobWorkflows(DBOSConfiguredInstance):
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
-    def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
-        return self._steps.execute(job_id, generation, attempt, failures)
+    def execute(self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None) -> Next:
+        return self._steps.execute(job_id, generation, attempt, failures, epoch)
 
     @DBOS.step(name="deliver", **_UNTIL_THE_DATABASE_ANSWERS)
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
         return self._steps.deliver(job_id, destination, generation, attempt)
 
-    def enqueue_run(self, job_id: str, priority: int, generation: int, which: _Attempt = FIRST) -> None:
+    def enqueue_run(
+        self,
+        job_id: str,
+        priority: int,
+        generation: int,
+        which: _Attempt = FIRST,
+        queue: str = RUN_QUEUE,
+    ) -> None:
         """Enqueue one attempt to run a job; again with the same arguments does nothing."""
         name = f"run-{job_id}-{generation}-{which.attempt}"
         with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=which.delay_seconds):
             DBOS.enqueue_workflow(
-                RUN_QUEUE, self.run_job, job_id, priority, generation, which.attempt, which.failures
+                queue, self.run_job, job_id, priority, generation, which.attempt, which.failures, queue
             )
 
     def enqueue_delivery(
@@ -133,29 +155,70 @@ class JobWorkflows(DBOSConfiguredInstance):
             DBOS.enqueue_workflow(queue, self.deliver_job, job_id, destination, generation, attempt)
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """An engine on a database that nodes share. runs: whether this one runs jobs, or only enqueues."""
+
+    database: Engine
+    executor_id: str
+    runs: bool = True
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What runs at once in this process: pipelines, and of each pipeline that has a limit of its own."""
+
+    workers: int
+    by_pipeline: Mapping[str, int] = field(default_factory=dict)
+
+    def queue_of(self, pipeline: str) -> str:
+        """The queue of a pipeline's jobs."""
+        return f"{RUN_QUEUE}-{pipeline}" if pipeline in self.by_pipeline else RUN_QUEUE
+
+
 class JobEngine:
     """Starts and stops the workflow engine of this process. At most one a process: DBOS is a singleton."""
 
-    def __init__(self, data_dir: Path, steps: Steps, *, workers: int, destinations: Sequence[str]) -> None:
-        self._database = data_dir / "workflows.sqlite"
-        self._workers = workers
+    def __init__(
+        self,
+        data_dir: Path,
+        steps: Steps | None,
+        limits: Limits,
+        *,
+        destinations: Sequence[str],
+        sharing: Sharing | None = None,
+        version: str = WORKFLOW_VERSION,
+    ) -> None:
+        """Without ``sharing`` the workflows are in ``data_dir/workflows.sqlite``."""
+        self._limits = limits
         self._destinations = tuple(destinations)
+        self._runs = sharing is None or sharing.runs
+        self._version = version
         config: DBOSConfig = {
             "name": "pacsnode",
-            "system_database_url": f"sqlite:///{self._database}",
-            "executor_id": EXECUTOR_ID,
-            "application_version": WORKFLOW_VERSION,
+            "executor_id": EXECUTOR_ID if sharing is None else sharing.executor_id,
+            "application_version": version,
             "serializer": DBOSPortableJSONSerializer(),  # the default pickles
             "log_level": "WARNING",
             "scheduler_polling_interval_sec": 3600.0,
         }
+        if sharing is None:
+            config["system_database_url"] = f"sqlite:///{data_dir / 'workflows.sqlite'}"
+        else:
+            config["system_database_engine"] = sharing.database
         DBOS(config=config)
         self._workflows = JobWorkflows(steps)
 
     def start(self) -> None:
         """Continue what was under way when the last process ended, and take new jobs."""
+        if not self._runs:
+            DBOS.listen_queues([])
         DBOS.launch()
-        _register_queue(RUN_QUEUE, self._workers)
+        if not self._runs:
+            return
+        _register_queue(RUN_QUEUE, self._limits.workers)
+        for pipeline, at_once in self._limits.by_pipeline.items():
+            _register_queue(self._limits.queue_of(pipeline), at_once)
         for destination in self._destinations:
             _register_queue(delivery_queue(destination), DELIVERIES_AT_ONCE)
 
@@ -163,9 +226,33 @@ class JobEngine:
         """Stop taking work; what is under way continues after the next start."""
         DBOS.destroy()
 
-    def enqueue(self, job_id: str, priority: int, generation: int) -> None:
+    def enqueue(self, job_id: str, priority: int, generation: int, pipeline: str) -> None:
         """Enqueue a job for its first attempt; again with the same arguments does nothing."""
-        self._workflows.enqueue_run(job_id, priority, generation)
+        self._workflows.enqueue_run(job_id, priority, generation, queue=self._limits.queue_of(pipeline))
+
+    def hand_on(self, executor_id: str) -> int:
+        """Put what an executor that is gone was running back into its queues; returns how many."""
+        left = DBOS.list_workflows(
+            status="PENDING", executor_id=executor_id, load_input=False, load_output=False
+        )
+        by_queue: dict[str, list[str]] = {}
+        for workflow in left:
+            by_queue.setdefault(workflow.queue_name or RUN_QUEUE, []).append(workflow.workflow_id)
+        for queue, names in by_queue.items():
+            DBOS.resume_workflows(names, queue_name=queue)
+        return len(left)
+
+    def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
+        """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they
+        were of, each to be begun again as a new generation."""
+        unfinished = DBOS.list_workflows(status=_UNFINISHED, load_input=False, load_output=False)
+        known = {self._version, *alive, None}
+        old = [w.workflow_id for w in unfinished if w.app_version not in known and "-" in w.workflow_id]
+        if not old:
+            return []
+        DBOS.cancel_workflows(old)
+        log.warning("workflows_of_another_version", workflows=len(old), hint="their jobs begin again")
+        return sorted({name.split("-")[1] for name in old})
 
 
 def _register_queue(name: str, at_once: int) -> None:

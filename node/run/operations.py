@@ -69,6 +69,15 @@ def retry_job(engine: Engine, prefix: str) -> str:
     return job_id
 
 
+def begin_again(engine: Engine, job_id: str) -> bool:
+    """Let a job that hasn't ended begin again as a new generation, because its workflow can't go on; what it
+    made and delivered is kept. False if it has ended."""
+    active = (jobs.c.job_id == job_id, jobs.c.state.in_(("queued", "running", "delivering")))
+    again = {"state": "queued", "generation": jobs.c.generation + 1}
+    with write_transaction(engine) as connection:
+        return connection.execute(update(jobs).where(*active).values(again)).rowcount == 1
+
+
 def cancel_job(engine: Engine, prefix: str) -> str:
     """Cancel a job that hasn't ended: its next step does nothing; returns its id."""
     values = {"state": "cancelled", "finished_at": time.time(), "reason_code": "cancelled", "reason": None}

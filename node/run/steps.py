@@ -2,8 +2,9 @@
 
 ``execute`` runs the pipeline once (a result set that is already there is used as it is); ``deliver`` hands
 it to one destination. Both may be killed anywhere and called again with the same arguments. A step of a job
-that was cancelled, or that ops asked for again since (``generation``), changes nothing. Whatever goes wrong
-ends as a recorded reason, never as a job that hangs (DESIGN I9).
+that was cancelled, or that ops asked for again since (``generation``), changes nothing; nor does a run that
+another node has taken over (``membership``). Whatever goes wrong ends as a recorded reason, never as a job
+that hangs (DESIGN I9).
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from typing import Any, TypedDict
 
 import structlog
 from sqlalchemy import Connection, Engine, Row, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from node import __version__
 from node.config import NodeConfig
-from node.database import deliveries, jobs, series, write_transaction
+from node.database import deliveries, insert_if_new, jobs, series, write_transaction
 from node.deliver import Deliverer
 from node.errors import DeliveryError, NodeError
 from node.files import fsync_folder
 from node.metrics import Metrics
 from node.receive.series import instance_paths
+from node.run.membership import Membership
 from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
 from pipelines.errors import InferenceUnavailable
 from pipelines.request import SUMMARY, Request
@@ -39,10 +40,18 @@ log = structlog.get_logger(__name__)
 
 #: a job that waits for Triton asks again at least this often
 MAX_WAIT_FOR_TRITON_SECONDS = 60.0
+#: how often a job that waits for Triton looks whether it was cancelled
+TRITON_LOOK_SECONDS = 2.0
 #: the job is not to blame for these: they don't count against ``run.max_attempts``
 BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING)
+#: a run that another node took over is done again after so long, if its workflow is still ours
+TAKEN_OVER_SECONDS = 1.0
 #: the states in which a step has something to do
 ACTIVE = ("queued", "running", "delivering")
+
+
+class _TakenOver(Exception):
+    """Another node goes on with what this run began."""
 
 
 class Next(TypedDict):
@@ -69,6 +78,22 @@ class Services:
     deliverers: Mapping[str, Deliverer]
     metrics: Metrics
     triton_url: Callable[[], str]
+    #: whether Triton is ready within so many seconds; True as well when the node is stopping
+    triton_ready: Callable[[float], bool] = lambda _seconds: True
+    membership: Membership | None = None  # where nodes share the database
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of ``execute``: it counts while job and node stand as they did at its beginning."""
+
+    job: Row[Any]
+    epoch: int | None
+
+    @property
+    def folder(self) -> Path:
+        """Of the result set, relative to data_dir."""
+        return Path("results") / str(self.job.job_id)
 
 
 class Steps:
@@ -77,23 +102,39 @@ class Steps:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
-        """Run the job's pipeline. attempt counts from 1; failures: those before that count."""
+    def epoch(self) -> int | None:
+        """What a run that begins now begins with: others raise it when they take this node's jobs over."""
+        membership = self._services.membership
+        return None if membership is None else membership.epoch
+
+    def execute(
+        self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None = None
+    ) -> Next:
+        """Run the job's pipeline. attempt counts from 1; failures: those before that count; epoch: when the
+        workflow was begun."""
         started = time.time()
         job = self._job(job_id)
-        if job is None or not self._change(job_id, generation, state="running"):
+        if job is None or job.generation != generation:
             return STOP
-        if job.started_at is None:
-            self._change(job_id, generation, started_at=started)
-            self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(started - job.created_at)
-        folder = Path("results") / job_id
+        run = _Run(job, epoch)
+        begun = {"state": "running", "started_at": job.started_at or started}
         try:
-            with _recorded():
-                summary = self._result_set(job, folder)
-        except NodeError as error:
-            return self._execution_failed(job, error, attempt, failures)
-        if not self._begin_delivering(job, folder):
-            return STOP
+            if not self._wait_for_triton(run) or not self._change(run, begun):
+                return STOP
+            if job.started_at is None:
+                waited = started - job.created_at
+                self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(waited)
+            try:
+                with _recorded():
+                    summary = self._result_set(run)
+            except NodeError as error:
+                return self._execution_failed(run, error, attempt, failures)
+            if not self._begin_delivering(run):
+                return STOP
+        except _TakenOver:
+            # the workflow engine drops this answer when the workflow is another's, too; else it is done again
+            log.warning("run_taken_over", job_id=job_id, attempt=attempt)
+            return Next(destinations=[], retry_in_seconds=TAKEN_OVER_SECONDS, failures=failures)
         log.info(
             "job_ran",
             job_id=job_id,
@@ -110,6 +151,9 @@ class Steps:
         job = self._job(job_id)
         if job is None or job.state not in ACTIVE or job.generation != generation:
             return STOP
+        if self._is_delivered(job, destination):  # by a workflow that ended before it could say so
+            self._finish_if_settled(job)
+            return STOP
         services = self._services
         started = time.monotonic()
         try:
@@ -124,11 +168,33 @@ class Steps:
         self._finish_if_settled(job)
         return STOP
 
-    def _begin_delivering(self, job: Row[Any], folder: Path) -> bool:
+    def _wait_for_triton(self, run: _Run) -> bool:
+        """Hold the job and its place in the queue while no Triton is ready: then those behind it begin in the
+        order of their priorities. False when the job was cancelled meanwhile."""
+        ready = self._services.triton_ready
+        if ready(0.0):
+            return True
+        waits = {"reason_code": InferenceUnavailable.code, "reason": "waits for Triton to be ready"}
+        if not self._change(run, waits):
+            return False
+        log.warning("job_waits_for_triton", job_id=run.job.job_id)
+        while not ready(TRITON_LOOK_SECONDS):
+            job = self._job(run.job.job_id)
+            if job is None or job.generation != run.job.generation or job.state not in ACTIVE:
+                return False
+        return self._change(run, {"reason_code": None, "reason": None})
+
+    def _begin_delivering(self, run: _Run) -> bool:
         """Note the result set and its deliveries; False if the job was cancelled meanwhile."""
-        with write_transaction(self._services.engine) as connection:
-            values = {"state": "delivering", "result_dir": str(folder), "reason_code": None, "reason": None}
-            if not _change(connection, job.job_id, job.generation, values):
+        job = run.job
+        with self._ours(run.epoch) as connection:
+            values = {
+                "state": "delivering",
+                "result_dir": str(run.folder),
+                "reason_code": None,
+                "reason": None,
+            }
+            if not _change(connection, job, values):
                 return False
             for destination in job.destinations:
                 row = {
@@ -137,7 +203,7 @@ class Steps:
                     "state": "pending",
                     "updated_at": time.time(),
                 }
-                connection.execute(insert(deliveries).values(row).on_conflict_do_nothing())
+                insert_if_new(connection, deliveries, row)
         return True
 
     def _hand_over(self, job: Row[Any], destination: str) -> int:
@@ -155,15 +221,16 @@ class Steps:
         deliverer.deliver([folder / result["path"] for result in summary["results"]])
         return len(summary["results"])
 
-    def _result_set(self, job: Row[Any], folder: Path) -> dict[str, Any]:
+    def _result_set(self, run: _Run) -> dict[str, Any]:
         """Make the result set unless it is there; it appears under its name only when it is whole."""
-        services = self._services
+        services, job, folder = self._services, run.job, run.folder
         config = services.config
         final = config.data_dir / folder
         if (final / SUMMARY).is_file():
             return self._read_summary(folder)
-        # of this generation alone: a cancelled one's run may not have ended yet
-        partial = final.with_name(f"{final.name}.partial-{job.generation}")
+        # of this run alone: a cancelled generation's, or one that was taken over, may not have ended yet
+        whose = "" if run.epoch is None else f"-{config.node_id}-{run.epoch}"
+        partial = final.with_name(f"{final.name}.partial-{job.generation}{whose}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with services.engine.connect() as connection:
@@ -183,11 +250,13 @@ class Steps:
                 _log_progress(job.job_id),
                 triton_url=services.triton_url(),
                 request_timeout_seconds=config.triton.request_timeout_seconds,
+                access=config.triton.access(),
                 step_timeout_seconds=config.run.step_timeout_seconds,
             )
-            if (final / SUMMARY).is_file():  # the run of another generation ended first
-                return self._read_summary(folder)
-            partial.replace(final)
+            with self._ours(run.epoch):
+                if (final / SUMMARY).is_file():  # the run of another generation ended first
+                    return self._read_summary(folder)
+                partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         fsync_folder(final.parent)
@@ -195,21 +264,19 @@ class Steps:
             services.metrics.stage_seconds.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
         return summary
 
-    def _execution_failed(self, job: Row[Any], error: NodeError, attempt: int, failures: int) -> Next:
-        run = self._services.config.run
+    def _execution_failed(self, run: _Run, error: NodeError, attempt: int, failures: int) -> Next:
+        config, job = self._services.config.run, run.job
         if error.code not in BLAMELESS:
             failures += 1
-        if not error.retryable or failures >= run.max_attempts:
-            if self._end(job, "failed", error.code, str(error)):
+        if not error.retryable or failures >= config.max_attempts:
+            if self._end(job, "failed", error.code, str(error), epoch=run.epoch):
                 log.error(
                     "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
                 )
             return STOP
-        limit = MAX_WAIT_FOR_TRITON_SECONDS if error.code in BLAMELESS else run.step_timeout_seconds
-        delay = min(run.retry_seconds * 2 ** min(attempt - 1, 20), limit)
-        if not self._change(
-            job.job_id, job.generation, state="queued", reason_code=error.code, reason=str(error)
-        ):
+        limit = MAX_WAIT_FOR_TRITON_SECONDS if error.code in BLAMELESS else config.step_timeout_seconds
+        delay = min(config.retry_seconds * 2 ** min(attempt - 1, 20), limit)
+        if not self._change(run, {"state": "queued", "reason_code": error.code, "reason": str(error)}):
             return STOP
         log.warning(
             "job_retried",
@@ -220,6 +287,12 @@ class Steps:
             retry_in_seconds=delay,
         )
         return Next(destinations=[], retry_in_seconds=delay, failures=failures)
+
+    def _is_delivered(self, job: Row[Any], destination: str) -> bool:
+        this = (deliveries.c.job_id == job.job_id, deliveries.c.destination == destination)
+        with self._services.engine.connect() as connection:
+            state = connection.execute(select(deliveries.c.state).where(*this)).scalar_one_or_none()
+        return state == "delivered"
 
     def _delivery_failed(self, job: Row[Any], destination: str, error: NodeError, attempt: int) -> Next:
         services = self._services
@@ -269,10 +342,12 @@ class Steps:
             self._services.metrics.turnaround_seconds.labels(job.pipeline).observe(turnaround)
             log.info("job_done", job_id=job.job_id, turnaround_seconds=round(turnaround, 1))
 
-    def _end(self, job: Row[Any], state: str, code: str | None, reason: str | None) -> bool:
+    def _end(
+        self, job: Row[Any], state: str, code: str | None, reason: str | None, *, epoch: int | None = None
+    ) -> bool:
         """End a job; False if it had ended already, which two deliveries that end together may both try."""
         values = {"state": state, "finished_at": time.time(), "reason_code": code, "reason": reason}
-        if not self._change(job.job_id, job.generation, **values):
+        if not self._change(_Run(job, epoch), values):
             return False
         counter = self._services.metrics.jobs_finished
         counter.labels(pipeline=job.pipeline, state=state, code=code or "none").inc()
@@ -282,9 +357,19 @@ class Steps:
         with self._services.engine.connect() as connection:
             return connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
 
-    def _change(self, job_id: str, generation: int, **values: Any) -> bool:
+    def _change(self, run: _Run, values: dict[str, Any]) -> bool:
+        with self._ours(run.epoch) as connection:
+            return _change(connection, run.job, values)
+
+    @contextmanager
+    def _ours(self, epoch: int | None) -> Iterator[Connection]:
+        """A transaction in which a run that began with this epoch is ours to finish, and nobody can take it
+        over before the transaction's end. Raises _TakenOver."""
+        membership = self._services.membership
         with write_transaction(self._services.engine) as connection:
-            return _change(connection, job_id, generation, values)
+            if membership is not None and epoch is not None and not membership.is_current(connection, epoch):
+                raise _TakenOver
+            yield connection
 
     def _record_delivery(self, job: Row[Any], destination: str, **values: Any) -> None:
         """Note how a delivery stands, unless ops asked for the job again meanwhile."""
@@ -306,9 +391,9 @@ class Steps:
         return summary
 
 
-def _change(connection: Connection, job_id: str, generation: int, values: dict[str, Any]) -> bool:
-    """Change a job that is still active in this generation; False, and nothing changed, if it isn't."""
-    current = (jobs.c.job_id == job_id, jobs.c.generation == generation, jobs.c.state.in_(ACTIVE))
+def _change(connection: Connection, job: Row[Any], values: dict[str, Any]) -> bool:
+    """Change a job that is still active in its generation; False, and nothing changed, if it isn't."""
+    current = (jobs.c.job_id == job.job_id, jobs.c.generation == job.generation, jobs.c.state.in_(ACTIVE))
     return connection.execute(update(jobs).where(*current).values(**values)).rowcount == 1
 
 

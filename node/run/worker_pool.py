@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from node.errors import NodeError, WorkerCrashed
-from pipelines.request import Request, encode_request
+from pipelines.request import PLAIN, Access, Request, encode_request
 
 log = structlog.get_logger(__name__)
 
@@ -135,12 +135,15 @@ class WorkerPool:
         triton_url: str,
         request_timeout_seconds: float,
         step_timeout_seconds: float,
+        access: Access = PLAIN,
     ) -> dict[str, Any]:
         """Run one request to its end and return its summary.
 
         Raises PipelineFailed with the pipeline's own code, or WorkerCrashed.
         """
-        line = encode_request(request, triton_url=triton_url, timeout_seconds=request_timeout_seconds)
+        line = encode_request(
+            request, triton_url=triton_url, timeout_seconds=request_timeout_seconds, access=access
+        )
         worker = self._idle.get()
         try:
             worker = self._alive(worker)

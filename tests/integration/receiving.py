@@ -1,8 +1,8 @@
 """Helpers: a receiving node (spool, tracker, listener) on a free port, senders, and the shared data.
 
 ``ReceivingNode`` is the receiving half of the service as ``node/receive/__main__.py`` puts it together.
-``python -m tests.integration.receiving DATA_DIR`` runs one as a process that prints its port: something to
-kill.
+``python -m tests.integration.receiving DATA_DIR [DATABASE NODE_ID]`` runs one as a process that prints its
+port: something to kill.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from sqlalchemy import select
 
-from node.config import LogConfig, NodeConfig, QueryPeer, ReceiveConfig, SeriesConfig
+from node.config import DatabaseConfig, LogConfig, NodeConfig, QueryPeer, ReceiveConfig, SeriesConfig
 from node.database import instances, series
 from node.log import configure_logging
 from node.receive.journal import SEGMENT_BYTES
@@ -60,10 +60,17 @@ class ReceivingNode:
     query: dict[str, QueryPeer] = field(default_factory=dict)
     on_complete: Callable[[str, int], object] | None = None
     completed: list[tuple[str, int]] = field(default_factory=list)
+    database: DatabaseConfig = DatabaseConfig()  # noqa: RUF009 - frozen
+    node_id: str = "node"
 
     def start(self) -> ReceivingNode:
         config = NodeConfig(
-            data_dir=self.data_dir, receive=self.receive, series=self.timing, query=self.query
+            data_dir=self.data_dir,
+            database=self.database,
+            node_id=self.node_id,
+            receive=self.receive,
+            series=self.timing,
+            query=self.query,
         )
         self._receiver = receiver = Receiver(config, self._complete)
         receiver.start()
@@ -255,9 +262,11 @@ def storescu(port: int, paths: Iterable[Path], *options: str) -> subprocess.Comp
     )
 
 
-def main(data_dir: str) -> None:
+def main(data_dir: str, database: str = "{}", node_id: str = "node") -> None:
     configure_logging(LogConfig())
-    node = ReceivingNode(Path(data_dir))
+    node = ReceivingNode(
+        Path(data_dir), database=DatabaseConfig.model_validate_json(database), node_id=node_id
+    )
     node.receive = node.receive.model_copy(update={"movers": 2})
     node.start()
     sys.stdout.write(f"{node.port}\n")
@@ -266,4 +275,4 @@ def main(data_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -81,9 +81,12 @@ class Pacs(OrthancArchive):
 class RunningNode:
     """``pacsnode run`` with one C-STORE destination ``pacs``; may be killed and started again."""
 
-    def __init__(self, folder: Path, *, triton_url: str | None, pacs_port: int, **sections: Any) -> None:
+    def __init__(
+        self, folder: Path, *, triton_url: str | None, pacs_port: int, role: str = "all", **sections: Any
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.data_dir = folder / "var"
+        self.role = role
+        self.data_dir = Path(sections.get("data_dir", folder / "var"))
         self.log_path = folder / "node.log"
         self.config_path = folder / "node.yaml"
         pacs = {"type": "cstore", "ae_title": ARCHIVE_AE_TITLE, "host": "127.0.0.1", "port": pacs_port}
@@ -118,7 +121,7 @@ class RunningNode:
         tries_left = PORT_TRIES if self.process is None else 1
         while True:
             tries_left -= 1
-            self._start()
+            self.begin()
             try:
                 wait_for(self._web_answers, seconds=60, what=f"the node to start; see {self.log_path}")
             except AssertionError:
@@ -128,10 +131,12 @@ class RunningNode:
             else:
                 return self
 
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """Start it without waiting."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node", "run", "--config", str(self.config_path)], stderr=log
+                [sys.executable, "-m", "node", "run", "--config", str(self.config_path), "--role", self.role],
+                stderr=log,
             )
 
     def _web_answers(self) -> bool:

@@ -227,7 +227,7 @@ def test_jobs_wait_for_triton(
     node = RunningNode(tmp_path / "node", triton_url=f"127.0.0.1:{port}", pacs_port=pacs.port).start()
     try:
         assert storescu(node.port, phantom_series).returncode == 0
-        wait_for(lambda: len(node.events("job_retried")) >= 2, seconds=60, what="two attempts")
+        wait_for(lambda: node.events("job_waits_for_triton"), seconds=60, what="a job that waits")
         assert node.get("/readyz")["failing"].keys() == {"triton"}
         with EmbeddedTriton(grpc_port=port):
             job = node.job_in("done", "failed")

@@ -21,6 +21,7 @@ from node.config import (
     QueryPeer,
     RouteConfig,
     ServerTls,
+    TritonTls,
     load_config,
     parse_config,
 )
@@ -47,6 +48,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "receive.commitment.peers.ORTHANC": CommitmentPeer,
     "receive.commitment.peers.ORTHANC.tls": ClientTls,
     "query.archive": QueryPeer,
+    "triton.tls": TritonTls,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
     "destinations.outbox": FolderDestination,

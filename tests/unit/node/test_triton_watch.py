@@ -45,3 +45,22 @@ def test_one_that_may_start_later_lets_the_node_go_on(tmp_path: Path) -> None:
         assert watch.why_not_ready() is not None
     finally:
         watch.stop()
+
+
+def test_the_first_server_that_is_ready_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready: set[str] = set()
+    monkeypatch.setattr(TritonWatch, "_is_ready", lambda _watch, url: url in ready)
+    watch = TritonWatch(TritonConfig(url="a:1", fallback_urls=("b:1", "c:1")), Metrics("test"))
+
+    def look(*urls: str) -> tuple[str, bool]:
+        ready.clear()
+        ready.update(urls)
+        watch._look()
+        return watch.url, watch.wait_ready(0.0)
+
+    assert look("a:1", "b:1") == ("a:1", True)
+    assert look("b:1", "c:1") == ("b:1", True)
+    assert look() == ("b:1", False)
+    assert watch.why_not_ready() == "Triton at a:1, b:1, c:1 isn't ready"
+    assert look("c:1") == ("c:1", True)
+    assert look("a:1", "c:1") == ("a:1", True)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc.service_pb2 import ServerReadyResponse
 
 from node.triton_server import free_port
-from pipelines.errors import InferenceUnavailable
+from pipelines.errors import InferenceUnavailable, ModelNotServed, PipelineError
+from pipelines.request import PLAIN, Access
 from pipelines.triton import InferenceClient, ModelSpec, ServedModel, TensorSpec
 from pipelines.volume import ModelIdentity
+from tests.certificates import Authority
 
 SPEC = ModelSpec("lungs", "1", (TensorSpec("HU", "INT16", (-1, -1)),), (TensorSpec("L", "UINT8", (-1, -1)),))
 MODEL = ServedModel(SPEC, ModelIdentity("lungs", "1", "00"), 4)
@@ -44,7 +50,59 @@ def test_waiting_for_it_ends(client: InferenceClient) -> None:
 
 
 def test_it_can_be_asked_again_later(client: InferenceClient) -> None:
-    for ask in (lambda: client.check(SPEC), lambda: client.run(MODEL, INPUTS)):
-        with pytest.raises(InferenceUnavailable, match=f"model lungs at {client.url}: StatusCode") as raised:
-            ask()
-        assert (raised.value.code, raised.value.retryable) == ("triton_unavailable", True)
+    """Without limit where nobody answers a question; a request that takes too long counts."""
+    with pytest.raises(InferenceUnavailable, match=f"model lungs at {client.url}: StatusCode") as raised:
+        client.check(SPEC)
+    assert (raised.value.code, raised.value.retryable) == ("triton_unavailable", True)
+    with pytest.raises(PipelineError, match=f"model lungs at {client.url}: StatusCode") as raised:
+        client.run(MODEL, INPUTS)
+    timed_out = "DEADLINE_EXCEEDED" in str(raised.value)
+    expected = "inference_interrupted" if timed_out else "triton_unavailable"
+    assert (raised.value.code, raised.value.retryable) == (expected, True)
+
+
+def test_a_model_that_is_being_loaded_is_waited_for(
+    client: InferenceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client._client, "is_model_ready", lambda *_args, **_more: False)
+    for state, expected in (("LOADING", InferenceUnavailable), ("UNAVAILABLE", ModelNotServed)):
+        index = {"models": [{"name": "lungs", "version": "1", "state": state}]}
+        monkeypatch.setattr(client._client, "get_model_repository_index", lambda i=index, **_more: i)
+        with pytest.raises(expected, match=state):
+            client.check(SPEC)
+
+
+class Answering(grpc.GenericRpcHandler):
+    """Says that the server is ready, and keeps what came with the question."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, str] = {}
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        self.heard = {key: str(value) for key, value in details.invocation_metadata}
+        ready = ServerReadyResponse(ready=True)
+        return grpc.unary_unary_rpc_method_handler(
+            lambda _request, _context: ready, response_serializer=ServerReadyResponse.SerializeToString
+        )
+
+
+def test_tls_and_a_token(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    signed = authority.sign("triton")
+    keys = [(signed.key.read_bytes(), signed.certificate.read_bytes())]
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    handler = Answering()
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers([handler])
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(keys))
+    server.start()
+    try:
+        trusted = Access(tls=True, ca=str(authority.ca), token_file=str(token))
+        stranger = Access(tls=True, ca=str(Authority(tmp_path / "other").ca))
+        for access, ready in ((trusted, True), (stranger, False), (PLAIN, False)):
+            with InferenceClient(f"127.0.0.1:{port}", timeout_seconds=3.0, access=access) as client:
+                assert client.ready() == ready, access
+        assert handler.heard["authorization"] == "Bearer s3cret"
+    finally:
+        server.stop(None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sqlalchemy import Engine, select
 from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import AuditConfig, QueryPeer, SeriesConfig
-from node.database import instances, open_database, series
+from node.database import instances, series
 from node.metrics import ReceiveMetrics
 from node.receive.header_reader import HeaderReader
 from node.receive.index import Incoming
@@ -129,7 +128,5 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    engine = open_database(tmp_path)
-    yield Bench(tmp_path, engine)
-    engine.dispose()
+def bench(tmp_path: Path, engine: Engine) -> Bench:
+    return Bench(tmp_path, engine)

@@ -18,7 +18,7 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.sop_class import Verification
 from sqlalchemy import update
 
-from node.database import instances, open_database, write_transaction
+from node.database import instances, write_transaction
 from node.errors import OutOfSpace
 from node.receive import commitment_ledger
 from node.receive.commitment import N_ACTION_STATUSES
@@ -316,8 +316,7 @@ def test_what_is_recorded_and_judged_survives(bench: Bench, ledger: CommitmentLe
     ledger.judge(first)
     ledger.finish(third, "given_up")
     (bench.data_dir / bench.rows()[0]["path"]).unlink()
-    bench.engine.dispose()
-    bench.engine = open_database(bench.data_dir)
+    bench.engine.dispose()  # every connection is a new one
     after = make_ledger(bench)
     assert after.open_transactions() == [first, second]
     assert after.judge(first) == [(CT_1, COMMITTED)], "once judged, it stays so"

@@ -228,6 +228,7 @@ def test_a_fetch_that_killed_the_process_counts(bench: Bench) -> None:
     assert record["query"] == {"peer": "pacs", "expected": 12, "fetches": 2, "fetched": 0}
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)  # of time, in which PostgreSQL is its own
 def test_a_thousand_series_open_at_once(bench: Bench) -> None:
     for number in range(1000):
         send(bench, f"1.2.{number}", [1], f"a{number}", released=None)
@@ -238,6 +239,7 @@ def test_a_thousand_series_open_at_once(bench: Bench) -> None:
     assert len(bench.completed) == len(set(bench.completed)) == 1000
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)  # of time, in which PostgreSQL is its own
 def test_what_isn_t_due_costs_nothing(bench: Bench) -> None:
     """A look while thousands are open takes as long as while ten are: only what is due is read."""
 

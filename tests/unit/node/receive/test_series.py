@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from sqlalchemy import update
 
 from node.database import series
@@ -151,6 +152,7 @@ def test_complete_but_unrouted_series_are_handed_over_again_after_a_restart(benc
     assert len(bench.completed) == 2
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)  # of time, in which PostgreSQL is its own
 def test_many_series_open_at_once(bench: Bench) -> None:
     for number in range(200):
         store(bench, 1, uid=f"1.2.{number}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sqlalchemy import Engine, Table, insert, select
 from structlog.testing import capture_logs
 
 from node.config import RouteConfig
-from node.database import instances, jobs, open_database, series
+from node.database import instances, jobs, series
 from node.errors import ConfigError
 from node.metrics import Metrics
 from node.receive.part10 import encode_header
@@ -234,10 +233,8 @@ class Routed:
 
 
 @pytest.fixture
-def routed(tmp_path: Path) -> Iterator[Routed]:
-    engine = open_database(tmp_path)
-    yield Routed(tmp_path, engine)
-    engine.dispose()
+def routed(tmp_path: Path, engine: Engine) -> Routed:
+    return Routed(tmp_path, engine)
 
 
 def route(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, insert, select, update
 
 from node.config import NodeConfig, parse_config
-from node.database import deliveries, instances, jobs, open_database, series
+from node.database import deliveries, instances, jobs, series
 from node.metrics import Metrics
 from node.run.steps import Services, Steps
 from node.run.worker_pool import OnProgress
@@ -155,10 +155,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    engine = open_database(tmp_path)
+def bench(tmp_path: Path, engine: Engine) -> Bench:
     bench = Bench(tmp_path, engine)
     bench.add_series()
     bench.add_job()
-    yield bench
-    engine.dispose()
+    return bench

@@ -1,9 +1,10 @@
 """A process with a ``JobEngine`` whose steps write down what they are asked: something to kill.
 
 ``python -m tests.unit.node.run.engine_process DATA_DIR [JOB_ID …]`` starts the engine, enqueues the jobs and
-runs until its stdin closes. Every call of a step is a line of ``DATA_DIR/calls``. What the steps answer is in
-the job's id: ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse`` (the first delivery to ``b``),
-``locked`` (the database can't be written when it is first run and first delivered to ``b``).
+runs until its stdin closes. Every call of a step is a line of ``DATA_DIR/calls``, with ``--node-id`` before
+it. What the steps answer is in the job's id: ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse``
+(the first delivery to ``b``), ``locked`` (the database can't be written when it is first run and first
+delivered to ``b``).
 """
 
 from __future__ import annotations
@@ -11,24 +12,39 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from node.run.engine import JobEngine
+from node.config import DatabaseConfig
+from node.database import open_database
+from node.postgres import SessionLock, postgres_engine
+from node.run import membership
+from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.membership import Membership, Takeover
 from node.run.steps import STOP, Next
 
 RETRY_SECONDS = 0.5
+GRACE_SECONDS = 2.0
 
 
 class RecordedSteps:
     """The interface of ``node.run.steps.Steps``."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, node_id: str, ours: Membership | None) -> None:
         self._data_dir = data_dir
+        self._node_id = node_id
+        self._ours = ours
         self._failed: set[str] = set()
 
-    def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
+    def epoch(self) -> int | None:
+        return None if self._ours is None else self._ours.epoch
+
+    def execute(self, job_id: str, generation: int, attempt: int, failures: int, _epoch: int | None) -> Next:
         self._write(f"execute {job_id} {generation} {attempt} {failures}")
         if "retry" in job_id and attempt < 3:
             return Next(destinations=[], retry_in_seconds=RETRY_SECONDS, failures=failures + 1)
@@ -52,17 +68,79 @@ class RecordedSteps:
 
     def _write(self, line: str) -> None:
         with (self._data_dir / "calls").open("a") as stream:
-            stream.write(f"{time.time()} {line}\n")
+            stream.write(f"{time.time()} {self._node_id} {line}".replace("  ", " ") + "\n")
 
 
-def main(data_dir: Path, jobs: list[str]) -> None:
-    engine = JobEngine(data_dir, RecordedSteps(data_dir), workers=2, destinations=["a", "b"])
-    engine.start()
-    for job_id in jobs:
-        engine.enqueue(job_id, 100, 0)
-    sys.stdin.read()
-    engine.stop()
+class CutOff(SessionLock):
+    """A lock whose node can't reach the database once a file is there."""
+
+    def __init__(self, engine: Engine, name: str, file: Path) -> None:
+        super().__init__(engine, name)
+        self._file = file
+
+    def hold(self) -> bool:
+        if self._file.exists():
+            self.release()
+            raise OperationalError("SELECT", {}, ConnectionError("cut off"))
+        return super().hold()
+
+
+@contextmanager
+def shared(arguments: Namespace) -> Iterator[tuple[Sharing, Membership]]:
+    """A node among others on a PostgreSQL database."""
+    membership.GRACE_SECONDS, membership.LOOK_SECONDS = GRACE_SECONDS, 0.2
+    database = DatabaseConfig(url=arguments.database, password_file=arguments.password_file)
+    node_id = arguments.node_id
+    engine = open_database(arguments.data_dir, database, application_name=f"lock {node_id}")
+    ours = Membership(engine, node_id, "worker", arguments.version)
+    ours._lock = CutOff(engine, ours._lock.name, arguments.data_dir / f"cut-{node_id}")
+    ours.start()
+    yield Sharing(postgres_engine(database, application_name=f"workflows {node_id}"), node_id), ours
+    ours.stop()
+
+
+def main(arguments: Namespace) -> None:
+    with ExitStack() as stack:
+        sharing = ours = None
+        if arguments.database is not None:
+            sharing, ours = stack.enter_context(shared(arguments))
+        steps = RecordedSteps(arguments.data_dir, arguments.node_id, ours)
+        engine = JobEngine(
+            arguments.data_dir,
+            steps,
+            Limits(2, {"limited": 1}),
+            destinations=["a", "b"],
+            sharing=sharing,
+            version=arguments.version,
+        )
+        engine.start()
+
+        def begin_again(alive: Collection[str]) -> None:
+            for job_id in engine.abandon_old(alive):
+                engine.enqueue(job_id, 100, 1, "chest")
+
+        if sharing is None:
+            begin_again(())
+        else:
+            takeover = Takeover(sharing.database, arguments.node_id, engine.hand_on, on_versions=begin_again)
+            takeover.start()
+            stack.callback(takeover.stop)
+        for job_id in arguments.jobs:
+            engine.enqueue(job_id, 100, 0, "limited" if "limited" in job_id else "chest")
+        sys.stdin.read()
+        engine.stop()
+
+
+def _arguments() -> Namespace:
+    parser = ArgumentParser()
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("jobs", nargs="*")
+    parser.add_argument("--database")
+    parser.add_argument("--password-file", type=Path)
+    parser.add_argument("--node-id", default="")
+    parser.add_argument("--version", default=WORKFLOW_VERSION)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(_arguments())

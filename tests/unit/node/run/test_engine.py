@@ -114,3 +114,24 @@ def test_kill_9_while_a_retry_waits(tmp_path: Path, start: Start) -> None:
     process.wait()
     start()
     wait_for_calls(tmp_path, "execute retry 0 3 2", "deliver retry 0 a 1", "deliver retry 0 b 1")
+
+
+def test_a_job_of_another_workflow_version_begins_again(tmp_path: Path, start: Start) -> None:
+    old = start("hang", "--version", "0")
+    wait_for_calls(tmp_path, "execute hang 0 1 0")
+    old.send_signal(signal.SIGKILL)
+    old.wait()
+    (tmp_path / "go").touch()
+    start()
+    wait_for_calls(tmp_path, "execute hang 1 1 0", "deliver hang 1 a 1", "deliver hang 1 b 1")
+    assert calls(tmp_path).count("execute hang 0 1 0") == 1
+
+
+def test_a_pipelines_own_limit(tmp_path: Path, start: Start) -> None:
+    """Of two workers, one at most runs the pipeline that is limited to one."""
+    start("hang-limited-1", "hang-limited-2", "plain")
+    wait_for_calls(tmp_path, "execute plain 0 1 0", "deliver plain 0 a 1")
+    time.sleep(0.5)
+    assert len([call for call in calls(tmp_path) if "execute hang-limited" in call]) == 1
+    (tmp_path / "go").touch()
+    wait_for_calls(tmp_path, "execute hang-limited-1 0 1 0", "execute hang-limited-2 0 1 0")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from structlog.testing import capture_logs
 
 from node.errors import WorkerCrashed
-from node.run.steps import BLAMELESS, MAX_WAIT_FOR_TRITON_SECONDS, STOP
+from node.run.operations import cancel_job
+from node.run.steps import BLAMELESS, MAX_WAIT_FOR_TRITON_SECONDS, STOP, Steps
 from node.run.worker_pool import NODE_STOPPING, PipelineFailed
+from pipelines.request import PLAIN
 from tests.unit.node.run.conftest import JOB, OBJECTS, Bench, write_result_set
 
 FINISHED = "jobs_finished_total"
@@ -50,6 +54,7 @@ def test_the_pool_is_asked_for_what_the_job_and_the_configuration_say(bench: Ben
     assert bench.pool.options == {
         "triton_url": "triton:8001",
         "request_timeout_seconds": 7,
+        "access": PLAIN,
         "step_timeout_seconds": 30,
     }
 
@@ -219,3 +224,29 @@ def test_an_unexpected_error_is_recorded_without_its_message(bench: Bench) -> No
 def test_being_stopped_by_the_node_is_no_failure_of_the_job(bench: Bench) -> None:
     bench.pool.script = [WorkerCrashed("the node is stopping", code=NODE_STOPPING)]
     assert bench.steps.execute(JOB, 0, 1, 0)["failures"] == 0
+
+
+def gated(bench: Bench, ready: Callable[[float], bool]) -> Steps:
+    return Steps(replace(bench.steps._services, triton_ready=ready))
+
+
+def test_a_job_waits_for_triton_and_then_runs(bench: Bench) -> None:
+    looks = []
+
+    def ready(_seconds: float) -> bool:
+        looks.append((bench.job()["state"], bench.job()["reason_code"]))
+        return len(looks) == 3
+
+    assert gated(bench, ready).execute(JOB, 0, 1, 0)["destinations"] == ["a", "b"]
+    assert looks == [("queued", None), ("queued", "triton_unavailable"), ("queued", "triton_unavailable")]
+    assert bench.job()["reason_code"] is None
+
+
+def test_a_job_that_is_cancelled_while_it_waits_for_triton_ends(bench: Bench) -> None:
+    def ready(seconds: float) -> bool:
+        if seconds:
+            cancel_job(bench.engine, JOB)
+        return False
+
+    assert gated(bench, ready).execute(JOB, 0, 1, 0) == STOP
+    assert bench.pool.requests == []

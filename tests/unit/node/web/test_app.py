@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from sqlalchemy import Engine, insert
 
 from node.config import WebConfig
-from node.database import deliveries, instances, jobs, open_database, series
+from node.database import deliveries, instances, jobs, series
 from node.metrics import Metrics
 from node.web.app import WebServer, WebStartError, create_app
 from tests.unit.node.rows import instance_row, job_row, series_row
 
 UID = "1.2.826.0.1.3680043.8.498.1"
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
