@@ -7,7 +7,7 @@ set -euo pipefail
 # libpython: Triton's Python backend links it. EGL and Mesa: off-screen 3D rendering without a GPU.
 demo=(python3.11-venv libpython3.11 libegl1 libgl1-mesa-dri)
 # The real counterparts that the tests talk to, and the validators.
-test=("${demo[@]}" orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless prometheus)
+test=("${demo[@]}" orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jre-headless prometheus)
 
 case ${1:-} in
   demo) wanted=("${demo[@]}") ;;

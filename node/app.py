@@ -15,7 +15,7 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import jobs, open_database
-from node.deliver import make_deliverer
+from node.deliver import make_destination
 from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
@@ -85,7 +85,7 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     stack.callback(pool.stop)
     pool.start()
     deliverers = {
-        name: make_deliverer(
+        name: make_destination(
             name, destination, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
         )
         for name, destination in config.destinations.items()

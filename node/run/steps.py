@@ -26,7 +26,7 @@ from sqlalchemy.dialects.sqlite import insert
 from node import __version__
 from node.config import NodeConfig
 from node.database import deliveries, jobs, series, write_transaction
-from node.deliver import Deliverer
+from node.deliver import Destination
 from node.errors import DeliveryError, NodeError
 from node.files import fsync_folder
 from node.metrics import Metrics
@@ -66,7 +66,7 @@ class Services:
     config: NodeConfig
     engine: Engine
     pool: WorkerPool
-    deliverers: Mapping[str, Deliverer]
+    deliverers: Mapping[str, Destination]
     metrics: Metrics
     triton_url: Callable[[], str]
 

@@ -59,10 +59,10 @@ class Pacs(OrthancArchive):
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         file = BytesIO()
         image.save_as(file, enforce_file_format=True)
-        httpx.post(f"{self._url}/instances", content=file.getvalue(), timeout=30.0).raise_for_status()
+        httpx.post(f"{self.url}/instances", content=file.getvalue(), timeout=30.0).raise_for_status()
 
     def _get(self, path: str) -> Any:
-        return httpx.get(f"{self._url}{path}", timeout=30.0).json()
+        return httpx.get(f"{self.url}{path}", timeout=30.0).json()
 
 
 class RunningNode:

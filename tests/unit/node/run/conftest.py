@@ -56,7 +56,7 @@ class ScriptedPool:
 
 @dataclass
 class ScriptedDestination:
-    """Takes the place of a ``Deliverer``, likewise."""
+    """Takes the place of a ``Destination``, likewise."""
 
     script: list[Exception | Callable[[], object]] = field(default_factory=list)
     delivered: list[list[Path]] = field(default_factory=list)
