@@ -15,7 +15,7 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import jobs, open_database
-from node.deliver import make_destination
+from node.deliver import conditions, make_gates
 from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
@@ -84,16 +84,10 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     pool = WorkerPool(config.run.workers)
     stack.callback(pool.stop)
     pool.start()
-    deliverers = {
-        name: make_destination(
-            name, destination, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
-        )
-        for name, destination in config.destinations.items()
-    }
-    steps = Steps(Services(config, engine, pool, deliverers, metrics, lambda: triton.url))
-    job_engine = JobEngine(
-        config.data_dir, steps, workers=config.run.workers, destinations=tuple(config.destinations)
-    )
+    gates = make_gates(config, audit, metrics)
+    steps = Steps(Services(config, engine, pool, gates, metrics, lambda: triton.url))
+    at_once = {name: gate.options.concurrency for name, gate in gates.items()}
+    job_engine = JobEngine(config.data_dir, steps, workers=config.run.workers, destinations=at_once)
     job_engine.start()
     stack.callback(job_engine.stop)
 
@@ -116,7 +110,8 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
         "listener": receiver.why_not_ready,
         "triton": triton.why_not_ready,
     }
-    web = WebServer(config.web, create_app(engine, metrics, checks, receiver.metrics))
+    app = create_app(engine, metrics, checks, receiver.metrics, lambda: conditions(gates))
+    web = WebServer(config.web, app)
     web.start()
     stack.callback(web.stop)
 

@@ -21,7 +21,7 @@ class DeliveryOptions(Model):
     attempt.
     """
 
-    max_attempts: int = Field(default=50, ge=1)
+    max_attempts: int = Field(default=2000, ge=1)
     retry_seconds: Seconds = 5.0
     max_retry_seconds: Seconds = 900.0
     give_up_seconds: Seconds = 604800.0

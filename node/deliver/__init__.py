@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from node.audit import AuditTrail
-from node.config import DestinationConfig, FolderDestination, StowDestination
+from node.config import DestinationConfig, FolderDestination, NodeConfig, StowDestination
 from node.deliver.base import Destination
 from node.deliver.cstore import CStoreDeliverer
 from node.deliver.dicom_peer import DicomPeer
 from node.deliver.folder import FolderDeliverer
+from node.deliver.gate import Condition, Gate
 from node.deliver.stow import StowDeliverer
 from node.metrics import Metrics
 from node.tls import client_context
 
-__all__ = ["Destination", "make_destination"]
+__all__ = ["Destination", "conditions", "make_destination", "make_gates"]
+
+
+def make_gates(config: NodeConfig, audit: AuditTrail, metrics: Metrics) -> dict[str, Gate]:
+    """Every configured destination behind its gate, by name. Raises ConfigError."""
+    return {
+        name: Gate(
+            make_destination(
+                name, each, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
+            ),
+            each,
+            metrics,
+        )
+        for name, each in config.destinations.items()
+    }
+
+
+def conditions(gates: Mapping[str, Gate]) -> list[Condition]:
+    """How all destinations do, for people."""
+    return [gate.condition for gate in gates.values()]
 
 
 def make_destination(

@@ -8,7 +8,7 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -34,8 +34,6 @@ WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
 POLLING_SECONDS = 0.1
 RUN_QUEUE = "run"
-#: associations at once to one destination
-DELIVERIES_AT_ONCE = 2
 
 
 def delivery_queue(destination: str) -> str:
@@ -136,10 +134,13 @@ class JobWorkflows(DBOSConfiguredInstance):
 class JobEngine:
     """Starts and stops the workflow engine of this process. At most one a process: DBOS is a singleton."""
 
-    def __init__(self, data_dir: Path, steps: Steps, *, workers: int, destinations: Sequence[str]) -> None:
+    def __init__(
+        self, data_dir: Path, steps: Steps, *, workers: int, destinations: Mapping[str, int]
+    ) -> None:
+        """destinations: how many deliveries at once to each."""
         self._database = data_dir / "workflows.sqlite"
         self._workers = workers
-        self._destinations = tuple(destinations)
+        self._destinations = dict(destinations)
         config: DBOSConfig = {
             "name": "pacsnode",
             "system_database_url": f"sqlite:///{self._database}",
@@ -156,8 +157,8 @@ class JobEngine:
         """Continue what was under way when the last process ended, and take new jobs."""
         DBOS.launch()
         _register_queue(RUN_QUEUE, self._workers)
-        for destination in self._destinations:
-            _register_queue(delivery_queue(destination), DELIVERIES_AT_ONCE)
+        for destination, at_once in self._destinations.items():
+            _register_queue(delivery_queue(destination), at_once)
 
     def stop(self) -> None:
         """Stop taking work; what is under way continues after the next start."""

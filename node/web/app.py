@@ -8,6 +8,7 @@ In: the database, the metrics, and named readiness checks. Out: HTTP on one port
     /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000
+    /api/destinations   how destinations do: circuit breaker, last error, deliveries that wait
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import structlog
@@ -26,9 +28,11 @@ from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import WebConfig
-from node.database import instances, jobs, series, write_transaction
+from node.database import deliveries, instances, jobs, series, write_transaction
+from node.deliver.gate import Condition
 from node.errors import NodeError
 from node.metrics import Metrics
+from node.run.delivering import UNSETTLED
 from node.run.operations import list_jobs
 from node.web.page import render_page
 
@@ -60,10 +64,12 @@ def create_app(
     metrics: Metrics,
     checks: Mapping[str, Check],
     more_metrics: Callable[[], bytes] = lambda: b"",
+    destinations: Callable[[], Sequence[Condition]] = lambda: (),
 ) -> FastAPI:
     """The ASGI application.
 
     checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
+    destinations: how they do.
     """
     app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
@@ -93,6 +99,11 @@ def create_app(
     def api_jobs(limit: _Limit = 100) -> list[dict[str, Any]]:
         return list_jobs(engine, limit=limit)
 
+    @app.get("/api/destinations")
+    def api_destinations() -> list[dict[str, Any]]:
+        waiting = count_waiting(engine)
+        return [asdict(each) | {"waiting": waiting.get(each.name, 0)} for each in destinations()]
+
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
         failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
@@ -101,6 +112,8 @@ def create_app(
             series=list_series(engine, 50),
             jobs=list_jobs(engine, limit=50),
             quarantined=list_quarantined(engine, 20),
+            destinations=destinations(),
+            waiting=count_waiting(engine),
             now=time.time(),
         )
 
@@ -125,6 +138,18 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
     )
     quarantined = select(*columns).where(instances.c.state == "quarantined")
     return _rows(engine, quarantined.order_by(instances.c.received_at.desc()).limit(limit))
+
+
+def count_waiting(engine: Engine) -> dict[str, int]:
+    """Deliveries that aren't settled, by destination; those of jobs that were cancelled don't count."""
+    query = (
+        select(deliveries.c.destination, func.count())
+        .join(jobs, jobs.c.job_id == deliveries.c.job_id)
+        .where(jobs.c.state == "delivering", deliveries.c.state.in_(UNSETTLED))
+        .group_by(deliveries.c.destination)
+    )
+    with engine.connect() as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:

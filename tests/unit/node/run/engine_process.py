@@ -56,7 +56,7 @@ class RecordedSteps:
 
 
 def main(data_dir: Path, jobs: list[str]) -> None:
-    engine = JobEngine(data_dir, RecordedSteps(data_dir), workers=2, destinations=["a", "b"])
+    engine = JobEngine(data_dir, RecordedSteps(data_dir), workers=2, destinations={"a": 2, "b": 2})
     engine.start()
     for job_id in jobs:
         engine.enqueue(job_id, 100, 0)
