@@ -26,7 +26,7 @@ from node import __version__
 from node.app import Role, routes_of, serve
 from node.config import LogConfig, NodeConfig, load_config
 from node.database import open_database
-from node.deliver import make_deliverer
+from node.deliver import make_destination
 from node.errors import ConfigError, NodeError
 from node.log import configure_logging
 from node.route.defaults import default_routes
@@ -95,7 +95,7 @@ def check(config: ConfigOption) -> None:
     failed = False
     for name, destination in loaded.destinations.items():
         try:
-            make_deliverer(name, destination, calling_ae_title=loaded.receive.ae_title).check()
+            make_destination(name, destination, calling_ae_title=loaded.receive.ae_title).check()
             _say(f"destination {name}: reachable")
         except NodeError as error:
             failed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Literal
 
@@ -16,7 +16,8 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import jobs, open_database
-from node.deliver import make_deliverer
+from node.deliver import conditions, make_gates
+from node.deliver.gate import Gate
 from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
@@ -76,6 +77,7 @@ class Node:
         self._role = role
         self._stack = stack
         self._checks: dict[str, Check] = {}
+        self._gates: Mapping[str, Gate] = {}
         self._more_metrics: Callable[[], bytes] = lambda: b""
 
     def start(self) -> None:
@@ -113,6 +115,7 @@ class Node:
             metrics,
             self._checks,
             self._more_metrics,
+            destinations=lambda: conditions(self._gates),
             config=config.web,
             data_dir=config.data_dir,
             audited=self._audit.authenticated,
@@ -138,22 +141,13 @@ class Node:
         pool = WorkerPool(config.run.workers)
         stack.callback(pool.stop)
         pool.start()
-        deliverers = {
-            name: make_deliverer(
-                name,
-                destination,
-                calling_ae_title=config.receive.ae_title,
-                audit=self._audit,
-                metrics=metrics,
-            )
-            for name, destination in config.destinations.items()
-        }
+        self._gates = make_gates(config, self._audit, metrics)
         return Steps(
             Services(
                 config,
                 self._engine,
                 pool,
-                deliverers,
+                self._gates,
                 metrics,
                 lambda: triton.url,
                 triton.wait_ready,
@@ -171,9 +165,8 @@ class Node:
             self._stack.callback(database.dispose)
             sharing = Sharing(database, config.node_id, runs=steps is not None)
         limits = Limits(config.run.workers, config.run.concurrency)
-        jobs_engine = JobEngine(
-            config.data_dir, steps, limits, destinations=tuple(config.destinations), sharing=sharing
-        )
+        at_once = {name: gate.options.concurrency for name, gate in self._gates.items()}
+        jobs_engine = JobEngine(config.data_dir, steps, limits, destinations=at_once, sharing=sharing)
         jobs_engine.start()
         self._stack.callback(jobs_engine.stop)
         return jobs_engine

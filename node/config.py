@@ -7,43 +7,62 @@ defaults equal to those here.
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from node.config_destinations import (
+    CStoreDestination,
+    DeliveryOptions,
+    DestinationConfig,
+    FolderDestination,
+    StowDestination,
+)
+from node.config_fields import (
+    AETitle,
+    ClientTls,
+    Model,
+    Name,
+    Network,
+    NodeId,
+    PeerPort,
+    Port,
+    Seconds,
+    TritonUrl,
+)
 from node.errors import ConfigError
 from pipelines.request import Access
 
-
-def _ae_title(value: str) -> str:
-    """PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, not only spaces."""
-    title = value.strip()
-    if not 1 <= len(title) <= 16 or not all(" " <= c <= "~" and c != "\\" for c in title):
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
-    return title
-
-
-def _network(value: str) -> str:
-    """An IP address, or a network in CIDR notation without host bits."""
-    return str(ip_network(value.strip()))
-
-
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Network = Annotated[str, AfterValidator(_network)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-TritonUrl = Annotated[str, Field(pattern=r"^[^/\s:]+:\d+$")]
-Seconds = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-NodeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = [
+    "AuditConfig",
+    "CStoreDestination",
+    "ClientTls",
+    "CommitmentConfig",
+    "CommitmentPeer",
+    "DatabaseConfig",
+    "DeliveryOptions",
+    "DestinationConfig",
+    "FolderDestination",
+    "LogConfig",
+    "NodeConfig",
+    "QueryPeer",
+    "ReceiveConfig",
+    "ResultsConfig",
+    "RouteConfig",
+    "RunConfig",
+    "SeriesConfig",
+    "ServerTls",
+    "StowDestination",
+    "TritonConfig",
+    "TritonTls",
+    "WebConfig",
+    "load_config",
+    "parse_config",
+]
 
 
 class DatabaseConfig(Model):
@@ -89,27 +108,11 @@ class ServerTls(Model):
         return self
 
 
-class ClientTls(Model):
-    """TLS of a destination. PEM files; the node follows their changes without a restart."""
-
-    ca: Path
-    certificate: Path | None = None
-    key: Path | None = None
-    verify_host: bool = True
-    server_name: str | None = Field(default=None, min_length=1)
-
-    @model_validator(mode="after")
-    def _certificate_with_key(self) -> ClientTls:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together: name both, or neither")
-        return self
-
-
 class CommitmentPeer(Model):
     """Where an AE that asks for storage commitment receives reports."""
 
     host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: PeerPort
     tls: ClientTls | None = None
 
 
@@ -163,7 +166,7 @@ class QueryPeer(Model):
 
     ae_title: AETitle
     host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: PeerPort
     senders: tuple[AETitle, ...] = ()
     calling_ae_title: AETitle | None = None
     retrieve: Literal["get", "move", "none"] = "get"
@@ -266,34 +269,6 @@ class AuditConfig(Model):
     enterprise_site_id: str | None = Field(default=None, min_length=1, max_length=64)
 
 
-class CStoreDestination(Model):
-    """A DICOM storage SCP."""
-
-    type: Literal["cstore"]
-    ae_title: AETitle
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
-    calling_ae_title: AETitle | None = None
-    tls: ClientTls | None = None
-    timeout_seconds: Seconds = 60.0
-    max_attempts: int = Field(default=50, ge=1)
-    retry_seconds: Seconds = 5.0
-    max_retry_seconds: Seconds = 900.0
-
-
-class FolderDestination(Model):
-    """A folder: one subfolder a series, files written atomically."""
-
-    type: Literal["folder"]
-    path: Path
-    max_attempts: int = Field(default=50, ge=1)
-    retry_seconds: Seconds = 5.0
-    max_retry_seconds: Seconds = 900.0
-
-
-Destination = Annotated[CStoreDestination | FolderDestination, Field(discriminator="type")]
-
-
 class RouteConfig(Model):
     """A rule -> a pipeline -> destinations. The rule's language is in ``node/route/rules.py``."""
 
@@ -319,7 +294,7 @@ class NodeConfig(Model):
     results: ResultsConfig = ResultsConfig()
     log: LogConfig = LogConfig()
     audit: AuditConfig = AuditConfig()
-    destinations: dict[Name, Destination] = Field(default_factory=dict)
+    destinations: dict[Name, DestinationConfig] = Field(default_factory=dict)
     routes: tuple[RouteConfig, ...] = ()
 
     @property

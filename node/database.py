@@ -136,7 +136,8 @@ jobs = Table(
     Index("jobs_by_series", "series_instance_uid", "series_version"),
 )
 
-#: One row a (job, destination). ``state``: pending -> delivered, or failed.
+#: One row a (job, destination). ``state``: pending -> delivered, or failed. ``begun_at``: its first turn;
+#: ``attempts``: that ended; ``warnings``: what the destination said of objects that it stored.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -146,6 +147,8 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("last_error", String),
     Column("updated_at", Float, nullable=False),
+    Column("begun_at", Float),
+    Column("warnings", JSON),
 )
 
 #: One row a Storage Commitment request that was accepted. ``state``: open -> reported | given_up.
@@ -198,12 +201,18 @@ def _number_1(connection: Connection) -> None:
 
 
 def _number_2(connection: Connection) -> None:
-    """Several nodes on one database."""
-    inspector = inspect(connection)
-    if not inspector.has_table("commitments"):
-        return
-    if "node_id" not in {column["name"] for column in inspector.get_columns("commitments")}:
-        connection.exec_driver_sql("ALTER TABLE commitments ADD COLUMN node_id VARCHAR(64)")
+    """Several nodes on one database; deliveries know when they began, and what was said of them."""
+    _add_columns(connection, "commitments", ("node_id VARCHAR(64)",))
+    _add_columns(connection, "deliveries", ("begun_at FLOAT", "warnings JSON"))
+
+
+def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> None:
+    """Those that the table lacks, if it is there at all; a new one is made whole."""
+    if inspect(connection).has_table(table):
+        there = {column["name"] for column in inspect(connection).get_columns(table)}
+        for column in columns:
+            if column.split()[0] not in there:
+                connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column}")
 
 
 #: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above

@@ -80,7 +80,22 @@ class QueryError(NodeError):
 
 
 class DeliveryError(NodeError):
-    """A destination refused an object or couldn't be reached."""
+    """A destination refused an object or couldn't be reached.
+
+    retry_after_seconds: when the destination asks to be tried again, if it said so.
+    """
 
     code = "delivery_failed"
     retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        code: str | None = None,
+        retryable: bool | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, code=code, retryable=retryable)
+        self.retry_after_seconds = retry_after_seconds

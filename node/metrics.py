@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 _SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -229,7 +229,8 @@ class Metrics:
         # deliver
         self.deliveries = Counter(
             "pacsnode_deliveries_total",
-            "Attempts to deliver a result set. outcome: delivered, retried, failed.",
+            "Attempts to deliver a result set. outcome: delivered, retried, failed, or postponed: none, as "
+            "the destination is known to be down.",
             ["destination", "outcome"],
             registry=registry,
         )
@@ -238,6 +239,26 @@ class Metrics:
             "One attempt to deliver one result set.",
             ["destination"],
             buckets=_SECONDS_LONG,
+            registry=registry,
+        )
+
+        self.delivered_instances = Counter(
+            "pacsnode_delivered_instances_total",
+            "Objects that a destination stored. outcome: stored, warning (not quite as it was sent).",
+            ["destination", "outcome"],
+            registry=registry,
+        )
+        self.circuit = Enum(
+            "pacsnode_destination_circuit",
+            "A destination's circuit breaker: 1 for the state that it is in. open: it is left alone.",
+            ["destination"],
+            states=["closed", "half_open", "open"],
+            registry=registry,
+        )
+        self.circuit_opened = Counter(
+            "pacsnode_destination_circuit_opened_total",
+            "How often a destination's circuit breaker opened.",
+            ["destination"],
             registry=registry,
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from node.config import ClientTls, CommitmentConfig, CStoreDestination, NodeConfig, QueryPeer, ServerTls
+from node.config import ClientTls, CommitmentConfig, FolderDestination, NodeConfig, QueryPeer, ServerTls
 from node.errors import ConfigError
 from node.metrics import TlsMetrics
 
@@ -31,6 +31,8 @@ TLS_1_2_SUITES = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:@SECLEVEL=2"
 )
+#: what to look at when a handshake with a destination failed
+TLS_HINT = "do its certificate, our ca and server_name, and our certificate and its CA fit together?"
 #: files are looked at for changes so often at most
 LOOK_SECONDS = 1.0
 
@@ -162,7 +164,7 @@ def check_tls(config: NodeConfig) -> list[str]:
     """Try every certificate, key and CA that is configured. Returns warnings. Raises ConfigError."""
     contexts = [server_context(config.receive.tls)] if config.receive.tls is not None else []
     for name, destination in config.destinations.items():
-        if isinstance(destination, CStoreDestination) and destination.tls is not None:
+        if not isinstance(destination, FolderDestination) and destination.tls is not None:
             contexts.append(client_context(name, destination.tls))
     contexts += commitment_contexts(config.receive.commitment).values()
     queries = [query_context(name, peer) for name, peer in config.query.items()]
@@ -193,21 +195,25 @@ class _TellingSocket(ssl.SSLSocket):
     """Tells its ``ClientHandshake`` what goes wrong. With TLS 1.3 a server refuses our certificate only after
     the handshake, in answer to what is read first."""
 
-    handshake: ClientHandshake
+    handshake: ClientHandshake | None = None  # of those who ask
 
     def do_handshake(self, block: bool = False) -> None:
         try:
             super().do_handshake(block)
         except ssl.SSLError as error:
-            self.handshake.error = error
+            self._tell(error)
             raise
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         try:
             return super().recv(buflen, flags)
         except ssl.SSLError as error:
-            self.handshake.error = error
+            self._tell(error)
             raise
+
+    def _tell(self, error: ssl.SSLError) -> None:
+        if self.handshake is not None:
+            self.handshake.error = error
 
 
 def reason_of(error: OSError) -> str:

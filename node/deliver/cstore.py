@@ -2,205 +2,136 @@
 
 In: the files of a result set.  Out: them stored at the peer, over TLS where that is configured, and what was
 sent in the audit trail.
+
+Every object goes in the transfer syntax that it has, if the peer takes that; if not, uncompressed, which
+loses nothing (a picture that was compressed with loss stays what it is).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from pydicom import dcmread
-from pydicom.uid import UID
-from pynetdicom import AE, Association
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, Association, build_context
 from pynetdicom.sop_class import Verification
 
-from node.audit import AuditTrail
-from node.audit_message import Peer, Transfer
-from node.config import CStoreDestination
+from node.deliver.auditing import audited
+from node.deliver.base import Instance, Judged, Pace, Stored, unhindered
+from node.deliver.dicom_peer import DicomPeer
+from node.deliver.statuses import Outcome
 from node.errors import DeliveryError
-from node.scu import request_association
-from node.tls import ClientHandshake, TlsContext, reason_of
 
 log = structlog.get_logger(__name__)
 
-MAX_PDU_BYTES = 131072
+#: (SOP Class UID, Transfer Syntax UID)
+Kind = tuple[str, str]
 
 
 class CStoreDeliverer:
     """Sends to one storage SCP."""
 
-    def __init__(
-        self,
-        name: str,
-        config: CStoreDestination,
-        *,
-        calling_ae_title: str,
-        tls: TlsContext | None = None,
-        audit: AuditTrail | None = None,
-    ) -> None:
-        self._name = name
-        self._config = config
-        self._calling_ae_title = calling_ae_title
-        self._tls = tls
-        self._audit = audit
+    def __init__(self, peer: DicomPeer) -> None:
+        self.name = peer.name
+        self._peer = peer
 
-    def deliver(self, files: Sequence[Path]) -> None:
-        """See ``Deliverer``.
+    def deliver(self, files: Sequence[Path], pace: Pace = unhindered) -> tuple[Stored, ...]:
+        """See ``Destination``, and ``statuses`` for what counts as stored and what is tried again.
 
-        Not retryable: a SOP class that the peer doesn't accept in our transfer syntax, and the permanent
-        failures 0xA8xx, 0xA9xx, 0xCxxx. Warnings (0xB000, 0xB006, 0xB007) count as stored.
+        Nothing is sent when the peer doesn't accept the SOP class of any of it.
         """
-        headers = [_Header.read(file) for file in files]
-        kinds = sorted({(header.sop_class, header.transfer_syntax) for header in headers})
-        with self._association(kinds) as association:
+        instances = [Instance.read(file) for file in files]
+        if not instances:
+            return ()
+        with self._association(instances) as association:
             accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
-            for kind in kinds:
-                if kind not in accepted:
-                    raise self._not_accepted(kind)
-            with self._audited(headers) as sent:
-                for file, header in zip(files, headers, strict=True):
-                    self._send(association, file)
-                    sent.append(header)
+            for instance in instances:
+                if not _ways(instance) & accepted:
+                    raise self._not_accepted(instance)
+            judged = Judged(str(self._peer), "C-STORE", code="c_store_failed")
+            with audited(self._peer.audit, self._peer.address, instances) as sent:
+                for number, instance in enumerate(instances, 1):
+                    pace(instance.size)
+                    outcome = self._send(association, instance, number, judged, accepted)
+                    if outcome.is_stored:
+                        sent.append(instance)
+                    if outcome is Outcome.REFUSED:
+                        break  # of the next it wouldn't take more
+                return judged.settle()
 
     def check(self) -> None:
         """C-ECHO."""
-        with self._association([(str(Verification), "1.2.840.10008.1.2")]) as association:
+        ae = AE()
+        ae.add_requested_context(Verification, ImplicitVRLittleEndian)
+        with self._peer.associated(ae, self._no_echo) as association:
             status = association.send_c_echo()
             if status.get("Status") != 0x0000:
-                raise DeliveryError(f"{self._peer()}: C-ECHO was not answered with success")
+                raise self._no_echo()
+
+    def close(self) -> None:
+        """Nothing is kept open between deliveries."""
 
     @contextmanager
-    def _audited(self, headers: Sequence[_Header]) -> Iterator[list[_Header]]:
-        """Tell the audit trail what is about to be sent, and then what was: the yielded list."""
-        sent: list[_Header] = []
-        if self._audit is None:
-            yield sent
-            return
-        for transfer in self._transfers(headers):
-            self._audit.begin(transfer)
-        failure = "the delivery failed half-way"
-        try:
-            yield sent
-            failure = ""
-        finally:
-            for transfer in self._transfers(sent, failure):
-                self._audit.transferred(transfer)
-
-    def _transfers(self, headers: Sequence[_Header], failure: str = "") -> list[Transfer]:
-        """One a study."""
-        peer = Peer(self._config.ae_title, self._config.host)
-        return [
-            Transfer(
-                peer,
-                "sent",
-                study,
-                Counter(header.sop_class for header in headers if header.study == study),
-                failure,
-            )
-            for study in sorted({header.study for header in headers})
-        ]
-
-    @contextmanager
-    def _association(self, kinds: Sequence[tuple[str, str]]) -> Iterator[Association]:
-        config = self._config
-        ae = AE(ae_title=self._calling_ae_title)
-        ae.maximum_pdu_size = MAX_PDU_BYTES
-        for sop_class, syntax in kinds:
-            ae.add_requested_context(sop_class, syntax)
-        handshake = ClientHandshake(self._tls.current()) if self._tls is not None else None
-        association = request_association(
-            ae,
-            (config.host, config.port),
-            ae_title=config.ae_title,
-            timeout_seconds=config.timeout_seconds,
-            tls=config.tls,
-            handshake=handshake,
-            max_pdu=MAX_PDU_BYTES,
-        )
-        if not association.is_established:
-            if handshake is not None and handshake.error is not None:
-                raise self._tls_failed(handshake.error)
-            raise self._why_not(association, kinds)
-        try:
+    def _association(self, instances: Sequence[Instance]) -> Iterator[Association]:
+        """Each SOP class in each transfer syntax in a context of its own: the peer picks one of a context."""
+        ways = sorted({way for instance in instances for way in _ways(instance)})
+        ae = AE()
+        ae.requested_contexts = [build_context(sop_class, syntax) for sop_class, syntax in ways]
+        with self._peer.associated(ae, lambda: self._not_accepted(instances[0])) as association:
             yield association
-        finally:
-            if association.is_established:
-                association.release()
 
-    def _send(self, association: Association, file: Path) -> None:
-        dataset = dcmread(file)
-        uid = str(dataset.SOPInstanceUID)
+    def _send(
+        self,
+        association: Association,
+        instance: Instance,
+        number: int,
+        judged: Judged,
+        accepted: set[Kind],
+    ) -> Outcome:
+        uid = instance.sop_instance_uid
         if not association.is_established:
-            raise DeliveryError(f"{self._peer()}: the association ended before {uid}")
-        status = association.send_c_store(dataset).get("Status")
+            raise DeliveryError(f"{self._peer}: the association ended before {uid}")
+        dataset = _as_accepted(dcmread(instance.path), instance, accepted)
+        status = association.send_c_store(dataset, msg_id=number).get("Status")
         if status is None:
-            raise DeliveryError(f"{self._peer()}: no answer to C-STORE of {uid}")
-        if status == 0x0000:
-            return
-        if status in (0xB000, 0xB006, 0xB007):
+            raise DeliveryError(f"{self._peer}: no answer to C-STORE of {uid}")
+        outcome = judged.add(instance, status)
+        if outcome is Outcome.WARNING:
             log.warning(
-                "c_store_warning", destination=self._name, sop_instance_uid=uid, status=f"{status:#06x}"
+                "c_store_warning", destination=self.name, sop_instance_uid=uid, status=f"{status:#06x}"
             )
-            return
-        raise DeliveryError(
-            f"{self._peer()}: C-STORE of {uid} failed with status {status:#06x}",
-            hint="see the destination's log",
-            code="c_store_failed",
-            retryable=status >> 8 not in (0xA8, 0xA9) and status >> 12 != 0xC,
-        )
+        return outcome
 
-    def _peer(self) -> str:
-        config = self._config
-        return f"destination {self._name} ({config.ae_title} at {config.host}:{config.port})"
+    def _no_echo(self) -> DeliveryError:
+        return DeliveryError(f"{self._peer}: C-ECHO was not answered with success")
 
-    def _why_not(self, association: Association, kinds: Sequence[tuple[str, str]]) -> DeliveryError:
-        answer = association.acceptor.primitive
-        if association.is_rejected:
-            why = f"association rejected: {answer.result_str}, {answer.reason_str}"
-        elif answer is None:
-            why = "no connection"
-        elif not association.accepted_contexts:
-            return self._not_accepted(kinds[0])
-        else:
-            why = "the association ended at once"
-        return DeliveryError(f"{self._peer()}: {why}", hint="is it up, and does it know us?")
-
-    def _tls_failed(self, error: OSError) -> DeliveryError:
-        why = f"TLS failed: {reason_of(error)}"
-        if self._audit is not None:
-            self._audit.refused(
-                Peer(self._config.ae_title, self._config.host), "tls", f"{self._peer()}: {why}"
-            )
+    def _not_accepted(self, instance: Instance) -> DeliveryError:
+        sop_class, syntax = (UID(uid).name for uid in (instance.sop_class_uid, instance.transfer_syntax_uid))
         return DeliveryError(
-            f"{self._peer()}: {why}",
-            hint="do its certificate, our ca and server_name, and our certificate and its CA fit together?",
-            code="tls_failed",
-        )
-
-    def _not_accepted(self, kind: tuple[str, str]) -> DeliveryError:
-        sop_class, syntax = (UID(uid).name for uid in kind)
-        return DeliveryError(
-            f"{self._peer()} doesn't accept SOP class {sop_class} in {syntax}",
+            f"{self._peer} doesn't accept SOP class {sop_class} in {syntax}, nor uncompressed",
             hint="allow it at the destination",
             code="sop_class_not_accepted",
             retryable=False,
         )
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What is to be known of an object before it is sent."""
+def _ways(instance: Instance) -> set[Kind]:
+    """The presentation contexts in which an instance can be sent."""
+    syntaxes = (instance.transfer_syntax_uid, str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+    return {(instance.sop_class_uid, syntax) for syntax in syntaxes}
 
-    sop_class: str
-    transfer_syntax: str
-    study: str
 
-    @classmethod
-    def read(cls, file: Path) -> _Header:
-        header = dcmread(file, specific_tags=["SOPClassUID", "StudyInstanceUID"], stop_before_pixels=True)
-        syntax = header.file_meta.TransferSyntaxUID
-        return cls(str(header.SOPClassUID), str(syntax), str(header.StudyInstanceUID))
+def _as_accepted(dataset: Dataset, instance: Instance, accepted: set[Kind]) -> Dataset:
+    """The data set, uncompressed if the peer doesn't take it as it is. Explicit and implicit VR are left to
+    pynetdicom, which encodes for the context."""
+    syntax = UID(instance.transfer_syntax_uid)
+    if (instance.sop_class_uid, instance.transfer_syntax_uid) in accepted:
+        return dataset
+    if syntax.is_encapsulated:
+        dataset.decompress(generate_instance_uid=False)
+    elif syntax.is_deflated:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset

@@ -62,7 +62,7 @@ class OrthancArchive:
     def _start(self, program: str, folder: Path, options: dict[str, Any]) -> str:
         """Start it on free ports; returns its version."""
         self.port, http_port = free_port(), free_port()
-        self._url = f"http://127.0.0.1:{http_port}"
+        self.url = f"http://127.0.0.1:{http_port}"
         configuration = folder / "orthanc.json"
         configuration.write_text(
             json.dumps(
@@ -91,7 +91,7 @@ class OrthancArchive:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                version: str = httpx.get(f"{self._url}/system", timeout=2.0).json()["Version"]
+                version: str = httpx.get(f"{self.url}/system", timeout=2.0).json()["Version"]
                 return version
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -101,11 +101,11 @@ class OrthancArchive:
         raise error(f"Orthanc didn't start; it said:\n{said}")
 
     def fetch(self, sop_instance_uid: str) -> bytes | None:
-        found = httpx.post(f"{self._url}/tools/lookup", content=sop_instance_uid, timeout=30.0).json()
+        found = httpx.post(f"{self.url}/tools/lookup", content=sop_instance_uid, timeout=30.0).json()
         ids = [item["ID"] for item in found if item["Type"] == "Instance"]
         if not ids:
             return None
-        return httpx.get(f"{self._url}/instances/{ids[0]}/file", timeout=120.0).content
+        return httpx.get(f"{self.url}/instances/{ids[0]}/file", timeout=120.0).content
 
     def stop(self) -> None:
         self._process.terminate()

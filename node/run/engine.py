@@ -8,7 +8,7 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -25,7 +25,8 @@ from dbos import (
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from node.run.steps import Next, Steps
+from node.run.boundary import Next
+from node.run.steps import Steps
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +36,6 @@ WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
 POLLING_SECONDS = 0.1
 RUN_QUEUE = "run"
-#: associations at once to one destination
-DELIVERIES_AT_ONCE = 2
 
 
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
@@ -185,13 +184,14 @@ class JobEngine:
         steps: Steps | None,
         limits: Limits,
         *,
-        destinations: Sequence[str],
+        destinations: Mapping[str, int],
         sharing: Sharing | None = None,
         version: str = WORKFLOW_VERSION,
     ) -> None:
-        """Without ``sharing`` the workflows are in ``data_dir/workflows.sqlite``."""
+        """destinations: how many deliveries at once to each. Without ``sharing`` the workflows are in
+        ``data_dir/workflows.sqlite``."""
         self._limits = limits
-        self._destinations = tuple(destinations)
+        self._destinations = dict(destinations)
         self._runs = sharing is None or sharing.runs
         self._version = version
         config: DBOSConfig = {
@@ -219,8 +219,8 @@ class JobEngine:
         _register_queue(RUN_QUEUE, self._limits.workers)
         for pipeline, at_once in self._limits.by_pipeline.items():
             _register_queue(self._limits.queue_of(pipeline), at_once)
-        for destination in self._destinations:
-            _register_queue(delivery_queue(destination), DELIVERIES_AT_ONCE)
+        for destination, at_once in self._destinations.items():
+            _register_queue(delivery_queue(destination), at_once)
 
     def stop(self) -> None:
         """Stop taking work; what is under way continues after the next start."""

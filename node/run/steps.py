@@ -12,25 +12,26 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from node import __version__
 from node.config import NodeConfig
-from node.database import deliveries, insert_if_new, jobs, series, write_transaction
-from node.deliver import Deliverer
-from node.errors import DeliveryError, NodeError
+from node.database import deliveries, insert_if_new, jobs, write_transaction
+from node.deliver.gate import Gate
+from node.errors import NodeError
 from node.files import fsync_folder
 from node.metrics import Metrics
 from node.receive.series import instance_paths
+from node.run.boundary import ACTIVE, STOP, Next, recorded
+from node.run.delivering import Delivering
 from node.run.membership import Membership
 from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
 from pipelines.errors import InferenceUnavailable
@@ -46,26 +47,10 @@ TRITON_LOOK_SECONDS = 2.0
 BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING)
 #: a run that another node took over is done again after so long, if its workflow is still ours
 TAKEN_OVER_SECONDS = 1.0
-#: the states in which a step has something to do
-ACTIVE = ("queued", "running", "delivering")
 
 
 class _TakenOver(Exception):
     """Another node goes on with what this run began."""
-
-
-class Next(TypedDict):
-    """What a step asks of the workflow: deliver to ``destinations``, and/or the same step again later.
-
-    failures: how many of the attempts so far count against ``run.max_attempts``.
-    """
-
-    destinations: list[str]
-    retry_in_seconds: float | None
-    failures: int
-
-
-STOP = Next(destinations=[], retry_in_seconds=None, failures=0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class Services:
     config: NodeConfig
     engine: Engine
     pool: WorkerPool
-    deliverers: Mapping[str, Deliverer]
+    gates: Mapping[str, Gate]
     metrics: Metrics
     triton_url: Callable[[], str]
     #: whether Triton is ready within so many seconds; True as well when the node is stopping
@@ -101,6 +86,9 @@ class Steps:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._delivering = Delivering(
+            services.config.data_dir, services.engine, services.gates, services.metrics
+        )
 
     def epoch(self) -> int | None:
         """What a run that begins now begins with: others raise it when they take this node's jobs over."""
@@ -125,7 +113,7 @@ class Steps:
                 waited = started - job.created_at
                 self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(waited)
             try:
-                with _recorded():
+                with recorded(_TakenOver):
                     summary = self._result_set(run)
             except NodeError as error:
                 return self._execution_failed(run, error, attempt, failures)
@@ -147,26 +135,12 @@ class Steps:
         return Next(destinations=list(job.destinations), retry_in_seconds=None, failures=failures)
 
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
-        """Hand the job's result set to one destination; attempt counts from 1."""
-        job = self._job(job_id)
-        if job is None or job.state not in ACTIVE or job.generation != generation:
-            return STOP
-        if self._is_delivered(job, destination):  # by a workflow that ended before it could say so
-            self._finish_if_settled(job)
-            return STOP
-        services = self._services
-        started = time.monotonic()
-        try:
-            with _recorded():
-                objects = self._hand_over(job, destination)
-        except NodeError as error:
-            return self._delivery_failed(job, destination, error, attempt)
-        services.metrics.delivery_seconds.labels(destination).observe(time.monotonic() - started)
-        services.metrics.deliveries.labels(destination=destination, outcome="delivered").inc()
-        log.info("delivered", job_id=job_id, destination=destination, attempt=attempt, objects=objects)
-        self._record_delivery(job, destination, state="delivered", attempts=attempt, last_error=None)
-        self._finish_if_settled(job)
-        return STOP
+        """One turn to hand the job's result set to one destination: see ``delivering``.
+
+        attempt: tells the turn's workflow from the others'; how many attempts there were, the row knows.
+        """
+        log.debug("delivery_turn", job_id=job_id, destination=destination, turn=attempt)
+        return self._delivering.deliver(job_id, destination, generation)
 
     def _wait_for_triton(self, run: _Run) -> bool:
         """Hold the job and its place in the queue while no Triton is ready: then those behind it begin in the
@@ -205,21 +179,6 @@ class Steps:
                 }
                 insert_if_new(connection, deliveries, row)
         return True
-
-    def _hand_over(self, job: Row[Any], destination: str) -> int:
-        """Deliver; returns the number of objects."""
-        deliverer = self._services.deliverers.get(destination)
-        if deliverer is None:
-            raise DeliveryError(
-                f"destination {destination} is no longer configured",
-                code="destination_removed",
-                hint="configure it again and retry the job",
-                retryable=False,
-            )
-        summary = self._read_summary(Path(job.result_dir))
-        folder = self._services.config.data_dir / job.result_dir
-        deliverer.deliver([folder / result["path"] for result in summary["results"]])
-        return len(summary["results"])
 
     def _result_set(self, run: _Run) -> dict[str, Any]:
         """Make the result set unless it is there; it appears under its name only when it is whole."""
@@ -288,60 +247,6 @@ class Steps:
         )
         return Next(destinations=[], retry_in_seconds=delay, failures=failures)
 
-    def _is_delivered(self, job: Row[Any], destination: str) -> bool:
-        this = (deliveries.c.job_id == job.job_id, deliveries.c.destination == destination)
-        with self._services.engine.connect() as connection:
-            state = connection.execute(select(deliveries.c.state).where(*this)).scalar_one_or_none()
-        return state == "delivered"
-
-    def _delivery_failed(self, job: Row[Any], destination: str, error: NodeError, attempt: int) -> Next:
-        services = self._services
-        target = services.config.destinations.get(destination)
-        again = error.retryable and target is not None and attempt < target.max_attempts
-        delay = (
-            min(target.retry_seconds * 2 ** min(attempt - 1, 20), target.max_retry_seconds) if target else 0.0
-        )
-        outcome = "retried" if again else "failed"
-        services.metrics.deliveries.labels(destination=destination, outcome=outcome).inc()
-        log.warning(
-            f"delivery_{outcome}",
-            job_id=job.job_id,
-            destination=destination,
-            attempt=attempt,
-            code=error.code,
-            reason=str(error),
-            hint=error.hint,
-            retry_in_seconds=delay if again else None,
-        )
-        state = "pending" if again else "failed"
-        self._record_delivery(job, destination, state=state, attempts=attempt, last_error=str(error))
-        if again:
-            return Next(destinations=[], retry_in_seconds=delay, failures=0)
-        self._finish_if_settled(job)
-        return STOP
-
-    def _finish_if_settled(self, job: Row[Any]) -> None:
-        with self._services.engine.connect() as connection:
-            rows = connection.execute(select(deliveries).where(deliveries.c.job_id == job.job_id)).all()
-            last_instance_at = connection.execute(
-                select(series.c.last_instance_at).where(
-                    series.c.series_instance_uid == job.series_instance_uid,
-                    series.c.version == job.series_version,
-                )
-            ).scalar_one()
-        if any(row.state == "pending" for row in rows):
-            return
-        failed = [row for row in rows if row.state == "failed"]
-        if failed:
-            reason = "; ".join(str(row.last_error) for row in failed)
-            if self._end(job, "failed", "delivery_failed", reason):
-                log.error("job_failed", job_id=job.job_id, code="delivery_failed", reason=reason)
-            return
-        if self._end(job, "done", None, None):
-            turnaround = time.time() - last_instance_at
-            self._services.metrics.turnaround_seconds.labels(job.pipeline).observe(turnaround)
-            log.info("job_done", job_id=job.job_id, turnaround_seconds=round(turnaround, 1))
-
     def _end(
         self, job: Row[Any], state: str, code: str | None, reason: str | None, *, epoch: int | None = None
     ) -> bool:
@@ -371,20 +276,6 @@ class Steps:
                 raise _TakenOver
             yield connection
 
-    def _record_delivery(self, job: Row[Any], destination: str, **values: Any) -> None:
-        """Note how a delivery stands, unless ops asked for the job again meanwhile."""
-        same_generation = (
-            select(jobs.c.job_id)
-            .where(jobs.c.job_id == job.job_id, jobs.c.generation == job.generation)
-            .scalar_subquery()
-        )
-        with write_transaction(self._services.engine) as connection:
-            connection.execute(
-                update(deliveries)
-                .where(deliveries.c.job_id == same_generation, deliveries.c.destination == destination)
-                .values(updated_at=time.time(), **values)
-            )
-
     def _read_summary(self, folder: Path) -> dict[str, Any]:
         text = (self._services.config.data_dir / folder / SUMMARY).read_text(encoding="utf-8")
         summary: dict[str, Any] = json.loads(text)
@@ -395,30 +286,6 @@ def _change(connection: Connection, job: Row[Any], values: dict[str, Any]) -> bo
     """Change a job that is still active in its generation; False, and nothing changed, if it isn't."""
     current = (jobs.c.job_id == job.job_id, jobs.c.generation == job.generation, jobs.c.state.in_(ACTIVE))
     return connection.execute(update(jobs).where(*current).values(**values)).rowcount == 1
-
-
-@contextmanager
-def _recorded() -> Iterator[None]:
-    """The boundary of a step: every failure leaves it as a NodeError, which the job then records."""
-    try:
-        yield
-    except NodeError:
-        raise
-    except OSError as error:
-        raise NodeError(
-            f"{error.filename or 'data_dir'}: {error.strerror or type(error).__name__}",
-            code="io_error",
-            hint="is the disk full or read-only, or was a file removed?",
-            retryable=True,
-        ) from error
-    except Exception as error:
-        # frames only: the message may quote patient data
-        log.error("step_broke", error=type(error).__name__, frames=traceback.format_tb(error.__traceback__))
-        raise NodeError(
-            f"unexpected {type(error).__name__}",
-            code="internal",
-            hint="a defect of ours: the log has the traceback",
-        ) from error
 
 
 def _log_progress(job_id: str) -> OnProgress:

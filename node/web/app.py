@@ -8,6 +8,7 @@ In: the database, the metrics, and named readiness checks. Out: HTTP on one port
     /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000; one of them: ``job_api``
+    /api/destinations   how destinations do: circuit breaker, last error, deliveries that wait
     /studies/…    one study's life, and what can be asked there (``study_page``)
     /login        and /logout (``login``); who may ask for what else: ``access``
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +32,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from node.config import WebConfig
-from node.database import instances, jobs, series, write_transaction
+from node.database import deliveries, instances, jobs, series, write_transaction
+from node.deliver.gate import Condition
 from node.errors import NodeError
 from node.metrics import Metrics
+from node.run.delivering import UNSETTLED
 from node.run.operations import list_jobs
 from node.web.access import Access
 from node.web.job_api import job_routes
@@ -71,6 +75,7 @@ def create_app(
     checks: Mapping[str, Check],
     more_metrics: Callable[[], bytes] = lambda: b"",
     *,
+    destinations: Callable[[], Sequence[Condition]] = lambda: (),
     config: WebConfig | None = None,
     data_dir: Path | None = None,
     audited: Audited = lambda *_: None,
@@ -78,12 +83,13 @@ def create_app(
     """The ASGI application, with who may ask it for what around it.
 
     checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
-    data_dir: where results are, for the studies' pages.  audited: logins and logouts.
+    destinations: how they do.  data_dir: where results are, for the studies' pages.
+    audited: logins and logouts.
     Raises ConfigError for a users file that can't be used.
     """
     config = config or WebConfig()
     users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
-    app = _pages(engine, metrics, checks, more_metrics)
+    app = _pages(engine, metrics, checks, more_metrics, destinations)
     app.include_router(Login(users, sessions, audited).router)
     app.include_router(job_routes(engine))
     if data_dir is not None:
@@ -92,7 +98,11 @@ def create_app(
 
 
 def _pages(
-    engine: Engine, metrics: Metrics, checks: Mapping[str, Check], more_metrics: Callable[[], bytes]
+    engine: Engine,
+    metrics: Metrics,
+    checks: Mapping[str, Check],
+    more_metrics: Callable[[], bytes],
+    destinations: Callable[[], Sequence[Condition]],
 ) -> FastAPI:
     app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
@@ -124,6 +134,11 @@ def _pages(
     def api_jobs(limit: _Limit = 100) -> list[dict[str, Any]]:
         return list_jobs(engine, limit=limit)
 
+    @app.get("/api/destinations")
+    def api_destinations() -> list[dict[str, Any]]:
+        waiting = count_waiting(engine)
+        return [asdict(each) | {"waiting": waiting.get(each.name, 0)} for each in destinations()]
+
     @app.get("/", response_class=HTMLResponse)
     def page(request: Request) -> str:
         principal = request.scope["principal"]
@@ -133,6 +148,8 @@ def _pages(
             series=list_series(engine, 50),
             jobs=list_jobs(engine, limit=50),
             quarantined=list_quarantined(engine, 20),
+            destinations=destinations(),
+            waiting=count_waiting(engine),
             now=time.time(),
             user=principal.user if principal.session is not None else None,
         )
@@ -158,6 +175,18 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
     )
     quarantined = select(*columns).where(instances.c.state == "quarantined")
     return _rows(engine, quarantined.order_by(instances.c.received_at.desc()).limit(limit))
+
+
+def count_waiting(engine: Engine) -> dict[str, int]:
+    """Deliveries that aren't settled, by destination; those of jobs that were cancelled don't count."""
+    query = (
+        select(deliveries.c.destination, func.count())
+        .join(jobs, jobs.c.job_id == deliveries.c.job_id)
+        .where(jobs.c.state == "delivering", deliveries.c.state.in_(UNSETTLED))
+        .group_by(deliveries.c.destination)
+    )
+    with engine.connect() as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from node import __version__
+from node.deliver.gate import Condition
 
 _STYLE = """
 :root { color-scheme: light dark; --bg: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #667085;
@@ -50,6 +51,8 @@ CONTENT_SECURITY_POLICY = (
 
 _TONES = {
     "routed": "good",
+    "closed": "good",
+    "half_open": "warn",
     "done": "good",
     "delivered": "good",
     "open": "busy",
@@ -72,11 +75,13 @@ def render_page(
     jobs: Sequence[Mapping[str, Any]],
     quarantined: Sequence[Mapping[str, Any]],
     now: float,
+    destinations: Sequence[Condition] = (),
+    waiting: Mapping[str, int] | None = None,
     user: str | None = None,
 ) -> str:
     """The whole document. ``failing``: readiness checks that fail, with the reason; rows newest first.
 
-    user: who logged in, if anybody had to.
+    waiting: deliveries that aren't settled, by destination.  user: who logged in, if anybody had to.
     """
     health = (
         "".join(
@@ -98,6 +103,12 @@ def render_page(
                 ("Job", "State", "Pipeline", "Attempt", "Created", "Deliveries and reasons"),
                 [_job_row(row, now) for row in jobs],
                 "No jobs yet.",
+            ),
+            _table(
+                "Destinations",
+                ("Destination", "Circuit", "Since", "Waiting", "Last error"),
+                [_destination_row(each, (waiting or {}).get(each.name, 0), now) for each in destinations],
+                "No destinations here.",
             ),
             _table(
                 "Quarantine",
@@ -187,9 +198,12 @@ def _job_row(row: Mapping[str, Any], now: float) -> str:
     lines = [f"{escape(row['reason_code'] or '')} {escape(row['reason'] or '')}".strip()]
     for delivery in row["deliveries"]:
         error = f" {escape(delivery['last_error'])}" if delivery["last_error"] else ""
+        warnings = "".join(
+            f"<br><span class='warn'>{escape(text)}</span>" for text in delivery["warnings"] or ()
+        )
         lines.append(
             f"{escape(delivery['destination'])} {_pill(delivery['state'])} "
-            f"<span class='soft'>{delivery['attempts']} attempts</span>{error}"
+            f"<span class='soft'>{delivery['attempts']} attempts</span>{error}{warnings}"
         )
     return _row(
         _uid(row["job_id"], f"series {row['series_instance_uid']} version {row['series_version']}"),
@@ -198,6 +212,16 @@ def _job_row(row: Mapping[str, Any], now: float) -> str:
         str(row["generation"]),
         _age(row["created_at"], now),
         "<br>".join(line for line in lines if line),
+    )
+
+
+def _destination_row(condition: Condition, waiting: int, now: float) -> str:
+    return _row(
+        escape(condition.name),
+        _pill(condition.state),
+        _age(condition.since, now),
+        str(waiting),
+        escape(condition.last_error),
     )
 
 

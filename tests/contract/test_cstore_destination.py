@@ -1,96 +1,98 @@
-"""The C-STORE destination against DCMTK's storescp: result objects arrive byte for byte."""
+"""C-STORE to DCMTK's storescp beyond the contract: byte for byte, transfer syntaxes, its faults."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
-from node.config import CStoreDestination
-from node.deliver import make_deliverer
-from node.deliver.base import Deliverer
 from node.errors import DeliveryError
-from node.triton_server import free_port
-from pipelines.results import ResultSet, write_result_set
-from pipelines.results.capture import build_capture
-from pipelines.results.report import build_report
-from pipelines.results.segmentation import build_segmentation
+from tests.contract.destinations import storescp
+from tests.contract.test_destinations import files
 from tests.integration.receiving import dataset_bytes, wait_for
-from tests.unit.pipelines.results.synthetic import chest, context
+from tests.unit.node.deliver.conftest import write_object
 
 pytestmark = pytest.mark.integration
-STORESCP = Path("/usr/bin/storescp")  # pynetdicom installs a script of the same name
-
-Start = Callable[..., Deliverer]
+__all__ = ["files"]
 
 
-@pytest.fixture(scope="module")
-def result_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A segmentation, a report with non-ASCII text and a secondary capture."""
-    volume, findings = chest()
-    segmentation = build_segmentation(volume, findings, context())
-    report = build_report(volume, findings, segmentation, context())
-    picture = build_capture(np.zeros((1, 16, 16, 3), np.uint8), volume, context(), role="picture")
-    objects = (("segmentation", segmentation), ("report", report), ("picture", picture))
-    return [entry.path for entry in write_result_set(ResultSet(objects), tmp_path_factory.mktemp("results"))]
+def received(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "received").iterdir())
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a storescp with these options, that writes to tmp_path; returns a deliverer for it."""
-    if not STORESCP.exists():
-        pytest.skip("needs DCMTK (apt install dcmtk)")
-    processes = []
-
-    def started(*options: str) -> Deliverer:
-        port = free_port()
-        command = [STORESCP, *options, "--bit-preserving", "-od", tmp_path, str(port)]
-        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-        config = CStoreDestination(
-            type="cstore", ae_title="STORESCP", host="127.0.0.1", port=port, timeout_seconds=10
-        )
-        deliverer = make_deliverer("dcmtk", config, calling_ae_title="PACSNODE")
-        if "--refuse" not in options:
-            wait_for(lambda: reachable(deliverer), what="storescp to listen")
-        return deliverer
-
-    yield started
-    for process in processes:
-        process.kill()
-        process.wait()
+def test_result_objects_arrive_byte_for_byte(tmp_path: Path, files: list[Path]) -> None:
+    it = storescp(tmp_path)
+    it.destination.deliver(files)
+    it.end()
+    assert sorted(map(dataset_bytes, received(tmp_path))) == sorted(map(dataset_bytes, files))
 
 
-def reachable(deliverer: Deliverer) -> bool:
-    try:
-        deliverer.check()
-    except DeliveryError:
-        return False
-    return True
+def compressed(tmp_path: Path, number: int, syntax: str) -> Path:
+    pixels = np.arange(256, dtype=np.uint16).tobytes()
+    path = write_object(tmp_path, number, PixelData=pixels, **PIXELS)
+    image = dcmread(path)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        image.file_meta.TransferSyntaxUID = syntax
+    else:
+        image.compress(syntax, generate_instance_uid=False)
+    image.save_as(path, enforce_file_format=True)
+    return path
 
 
-def test_result_objects_arrive_byte_for_byte(tmp_path: Path, start: Start, result_files: list[Path]) -> None:
-    start().deliver(result_files)
-    received = [dataset_bytes(path) for path in tmp_path.iterdir()]
-    assert sorted(received) == sorted(dataset_bytes(path) for path in result_files)
+PIXELS = {
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 16,
+    "BitsStored": 16,
+    "HighBit": 15,
+    "PixelRepresentation": 0,
+}
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("takes_it", [True, False])
+def test_compressed_if_it_is_accepted_and_uncompressed_if_not(
+    tmp_path: Path, syntax: str, takes_it: bool
+) -> None:
+    """Over one association with an object that was never compressed."""
+    it = storescp(tmp_path, *(["+xa"] if takes_it else []))
+    source = compressed(tmp_path, 1, syntax)
+    stored = it.destination.deliver([source, write_object(tmp_path, 2, **PIXELS)])
+    it.end()
+    found = {str(image.SOPInstanceUID): image for image in map(dcmread, received(tmp_path))}
+    image = found[stored[0].sop_instance_uid]
+    assert image.file_meta.TransferSyntaxUID == (syntax if takes_it else ExplicitVRLittleEndian)
+    assert np.array_equal(image.pixel_array, dcmread(source).pixel_array)
+    assert set(found) == {each.sop_instance_uid for each in stored}
+
+
+def test_implicit_vr_where_nothing_else_is_taken(tmp_path: Path) -> None:
+    it = storescp(tmp_path, "+xi")
+    it.destination.deliver([compressed(tmp_path, 1, RLELossless), write_object(tmp_path, 2, **PIXELS)])
+    it.end()
+    assert {dcmread(file).file_meta.TransferSyntaxUID for file in received(tmp_path)} == {"1.2.840.10008.1.2"}
 
 
 @pytest.mark.parametrize("option", ["--abort-during", "--abort-after"])
-def test_a_storescp_that_aborts(start: Start, result_files: list[Path], option: str) -> None:
+def test_a_storescp_that_aborts(tmp_path: Path, files: list[Path], option: str) -> None:
+    it = storescp(tmp_path, option)
     with pytest.raises(DeliveryError, match="no answer to C-STORE") as raised:
-        start(option).deliver(result_files)
+        it.destination.deliver(files)
+    it.end()
     assert raised.value.retryable
 
 
-def test_a_storescp_that_refuses(start: Start, result_files: list[Path]) -> None:
-    deliverer = start("--refuse")
+def test_a_storescp_that_refuses(tmp_path: Path, files: list[Path]) -> None:
+    it = storescp(tmp_path, "--refuse")
 
     def rejected() -> bool:
         with pytest.raises(DeliveryError) as raised:
-            deliverer.deliver(result_files)
+            it.destination.deliver(files)
         assert raised.value.retryable
         return "association rejected" in str(raised.value)
 
     wait_for(rejected, what="storescp to refuse")
+    it.end()

@@ -42,11 +42,6 @@ class Pacs(OrthancArchive):
     """An Orthanc whose REST API answers questions about what it holds."""
 
     @property
-    def url(self) -> str:
-        """Of its REST API."""
-        return self._url
-
-    @property
     def pid(self) -> int:
         return self._process.pid
 
@@ -72,10 +67,10 @@ class Pacs(OrthancArchive):
 
     def upload_file(self, content: bytes) -> None:
         """Put a Part 10 file in, not by DICOM."""
-        httpx.post(f"{self._url}/instances", content=content, timeout=30.0).raise_for_status()
+        httpx.post(f"{self.url}/instances", content=content, timeout=30.0).raise_for_status()
 
     def _get(self, path: str) -> Any:
-        return httpx.get(f"{self._url}{path}", timeout=30.0).json()
+        return httpx.get(f"{self.url}{path}", timeout=30.0).json()
 
 
 class RunningNode:

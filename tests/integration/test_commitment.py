@@ -374,7 +374,7 @@ class OrthancRequestor:
     """Orthanc, told of our node; it releases after its N-ACTION and waits for an association of ours."""
 
     def __init__(self, pacs: Pacs, node_port: int) -> None:
-        self._url = pacs._url
+        self.url = pacs.url
         node = {"AET": "PACSNODE", "Host": "127.0.0.1", "Port": node_port, "AllowStorageCommitment": True}
         self._put("/modalities/node", node)
 
@@ -384,7 +384,7 @@ class OrthancRequestor:
         image.ensure_file_meta()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dcmwrite(buffer, image, enforce_file_format=True)
-        answer = httpx.post(f"{self._url}/instances", content=buffer.getvalue(), timeout=30.0)
+        answer = httpx.post(f"{self.url}/instances", content=buffer.getvalue(), timeout=30.0)
         return str(answer.raise_for_status().json()["ID"])
 
     def store_and_ask(self, identifiers: list[str]) -> str:
@@ -397,7 +397,7 @@ class OrthancRequestor:
 
     def result(self, transaction: str) -> dict[str, Any]:
         def answered() -> dict[str, Any] | None:
-            url = f"{self._url}/storage-commitment/{transaction}"
+            url = f"{self.url}/storage-commitment/{transaction}"
             found: dict[str, Any] = httpx.get(url, timeout=30.0).raise_for_status().json()
             return found if found["Status"] != "Pending" else None
 
@@ -405,10 +405,10 @@ class OrthancRequestor:
         return found
 
     def _put(self, path: str, body: Any) -> None:
-        httpx.put(f"{self._url}{path}", json=body, timeout=30.0).raise_for_status()
+        httpx.put(f"{self.url}{path}", json=body, timeout=30.0).raise_for_status()
 
     def _post(self, path: str, body: Any) -> Any:
-        return httpx.post(f"{self._url}{path}", json=body, timeout=30.0).raise_for_status().json()
+        return httpx.post(f"{self.url}{path}", json=body, timeout=30.0).raise_for_status().json()
 
 
 def test_orthanc_asks_and_understands_the_report(start: Start, pacs: Pacs) -> None:

@@ -65,13 +65,13 @@ class KnownPacs(Pacs):
 
     def knows(self, title: str, port: int) -> None:
         body = {"AET": title, "Host": "127.0.0.1", "Port": port, "AllowGet": True, "AllowFind": True}
-        httpx.put(f"{self._url}/modalities/{title}", json=body, timeout=10).raise_for_status()
+        httpx.put(f"{self.url}/modalities/{title}", json=body, timeout=10).raise_for_status()
 
     def holds(self, images: list[Dataset]) -> None:
         for image in images:
             stream = BytesIO()
             as_file(image).save_as(stream, enforce_file_format=True)
-            httpx.post(f"{self._url}/instances", content=stream.getvalue(), timeout=30).raise_for_status()
+            httpx.post(f"{self.url}/instances", content=stream.getvalue(), timeout=30).raise_for_status()
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from pynetdicom.sop_class import Verification
 from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import AuditConfig, ClientTls, CStoreDestination
-from node.deliver import make_deliverer
-from node.deliver.base import Deliverer
+from node.deliver import make_destination
+from node.deliver.base import Destination
 from node.errors import ConfigError, DeliveryError
 from node.metrics import Metrics
 from node.triton_server import free_port
@@ -61,7 +61,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def destination(port: int, audit: AuditTrail | None = None, **tls: Any) -> Deliverer:
+def destination(port: int, audit: AuditTrail | None = None, **tls: Any) -> Destination:
     config = CStoreDestination(
         type="cstore",
         ae_title="STORESCP",
@@ -70,7 +70,7 @@ def destination(port: int, audit: AuditTrail | None = None, **tls: Any) -> Deliv
         timeout_seconds=5,
         tls=ClientTls(**tls),
     )
-    return make_deliverer("pacs", config, calling_ae_title="PACSNODE", audit=audit)
+    return make_destination("pacs", config, calling_ae_title="PACSNODE", audit=audit)
 
 
 def test_results_go_to_storescp_over_tls(

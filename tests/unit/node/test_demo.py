@@ -14,7 +14,7 @@ from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import _config, evt
 
 from node.config import CStoreDestination
-from node.deliver import make_deliverer
+from node.deliver import make_destination
 from node.demo.archive import AE_TITLE, Archive, OrthancArchive, StorageArchive, start_archive
 from node.demo.pictures import save_pictures
 from node.demo.send import find_outgoing, send
@@ -113,7 +113,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 def deliver(archive: Archive, files: list[Path]) -> None:
     config = CStoreDestination(type="cstore", ae_title=AE_TITLE, host="127.0.0.1", port=archive.port)
-    deliverer = make_deliverer("archive", config, calling_ae_title="PACSNODE")
+    deliverer = make_destination("archive", config, calling_ae_title="PACSNODE")
     deliverer.check()
     deliverer.deliver(files)
 

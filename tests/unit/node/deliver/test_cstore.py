@@ -16,7 +16,7 @@ from pynetdicom import evt
 from structlog.testing import capture_logs
 
 from node.config import CStoreDestination
-from node.deliver import make_deliverer
+from node.deliver import make_destination
 from node.deliver.cstore import CStoreDeliverer
 from node.errors import DeliveryError
 from node.triton_server import free_port
@@ -25,7 +25,10 @@ from tests.unit.node.deliver.peer import PEER, Peer
 STATUS_RETRYABLE = {
     0xA700: True,  # out of resources
     0x0110: True,  # processing failure
-    0x0124: True,  # not authorized
+    0x0213: True,  # resource limitation
+    0x0124: False,  # not authorized
+    0x0122: False,  # SOP class not supported
+    0x0212: False,  # mistyped argument
     0xA900: False,  # data set doesn't match the SOP class
     0xA801: False,
     0xC000: False,  # cannot understand
@@ -56,7 +59,7 @@ def deliverer(port: int, *, timeout_seconds: float = 10.0, **options: str) -> CS
         timeout_seconds=timeout_seconds,
         **options,
     )
-    made = make_deliverer("pacs", config, calling_ae_title="PACSNODE")
+    made = make_destination("pacs", config, calling_ae_title="PACSNODE")
     assert isinstance(made, CStoreDeliverer)
     return made
 
@@ -94,8 +97,10 @@ def test_delivered_again_is_sent_again(peer: Peer, files: list[Path]) -> None:
 def test_warnings_count_as_stored(peer: Peer, files: list[Path], status: int) -> None:
     peer.answers = [0x0000, status, 0x0000]
     with capture_logs() as logs:
-        deliverer(peer.port).deliver(files)
+        stored = deliverer(peer.port).deliver(files)
     assert peer.stored == uids(files)
+    assert [bool(each.warning) for each in stored] == [False, True, False]
+    assert f"{status:#06x}" in stored[1].warning
     (line,) = [line for line in logs if line["event"] == "c_store_warning"]
     assert (line["sop_instance_uid"], line["status"]) == (uids(files)[1], f"{status:#06x}")
 
@@ -105,8 +110,35 @@ def test_failures(peer: Peer, files: list[Path], status: int) -> None:
     peer.answers = [0x0000, status]
     error = refusal(peer.port, files)
     assert (error.code, error.retryable) == ("c_store_failed", STATUS_RETRYABLE[status])
-    assert f"C-STORE of {uids(files)[1]} failed with status {status:#06x}" in str(error)
-    assert len(peer.stored) == 2  # nothing is sent after a failure
+    assert f"C-STORE of {uids(files)[1]} failed with status {status:#06x} (" in str(error)
+    assert error.hint
+    # what it never takes doesn't keep the next from it; what it doesn't take now ends the attempt
+    assert len(peer.stored) == (2 if error.retryable else 3)
+
+
+def test_several_failures_are_all_named(peer: Peer, files: list[Path]) -> None:
+    peer.answers = [0xA900, 0x0000, 0xC123]
+    error = refusal(peer.port, files)
+    first, _, third = uids(files)
+    assert f"{first} failed with status 0xa900 (error: data set does not match SOP class)" in str(error)
+    assert f"{third} failed with status 0xc123 (error: cannot understand)" in str(error)
+    assert not error.retryable
+    peer.answers = [0xA900, 0xA700]
+    assert refusal(peer.port, files).retryable
+
+
+def test_a_duplicate_is_stored(peer: Peer, files: list[Path]) -> None:
+    """The receiver has it of an attempt before, of which we don't know the end."""
+    peer.answers = [0x0111]
+    stored = deliverer(peer.port).deliver(files)
+    assert [each.sop_instance_uid for each in stored] == uids(files)
+    assert "it is there already" in stored[0].warning and not stored[1].warning
+
+
+def test_every_instance_waits_for_its_turn(peer: Peer, files: list[Path]) -> None:
+    sizes: list[int] = []
+    deliverer(peer.port).deliver(files, sizes.append)
+    assert sizes == [file.stat().st_size for file in files]
 
 
 def test_nobody_listens(files: list[Path]) -> None:
@@ -160,9 +192,10 @@ def test_a_peer_that_aborts_between_two_instances(peer: Peer, files: list[Path])
     sending = deliverer(peer.port)
     send = sending._send
 
-    def send_then_lose(association: Any, file: Path) -> None:
-        send(association, file)
+    def send_then_lose(association: Any, *more: Any) -> Any:
+        outcome = send(association, *more)
         association.abort()
+        return outcome
 
     sending._send = send_then_lose  # type: ignore[method-assign]
     with pytest.raises(DeliveryError, match=f"ended before {uids(files)[1]}") as raised:
@@ -205,10 +238,10 @@ def test_the_socket_does_not_wait_for_more(
     sending = deliverer(peer.port)
     send = sending._send
 
-    def look(association: Any, file: Path) -> None:
+    def look(association: Any, *more: Any) -> Any:
         connection = association.dul.socket.socket
         options.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        send(association, file)
+        return send(association, *more)
 
     monkeypatch.setattr(sending, "_send", look)
     sending.deliver(files)

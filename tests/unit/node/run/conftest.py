@@ -13,6 +13,9 @@ from sqlalchemy import Engine, insert, select, update
 
 from node.config import NodeConfig, parse_config
 from node.database import deliveries, instances, jobs, series
+from node.deliver.base import Pace, Stored, unhindered
+from node.deliver.gate import Gate
+from node.errors import DeliveryError
 from node.metrics import Metrics
 from node.run.steps import Services, Steps
 from node.run.worker_pool import OnProgress
@@ -27,8 +30,9 @@ SETTINGS = {
     "run": {"max_attempts": 3, "retry_seconds": 5, "step_timeout_seconds": 30},
     "triton": {"request_timeout_seconds": 7},
     "destinations": {
-        name: {"type": "folder", "path": name, "max_attempts": 4, "retry_seconds": 2, "max_retry_seconds": 6}
-        for name in ("a", "b")
+        name: {"type": "folder", "path": name, "max_attempts": attempts, "breaker_failures": failures}
+        | {"retry_seconds": 2, "max_retry_seconds": 6}
+        for name, attempts, failures in (("a", 4, 9), ("b", 9, 3))
     },
 }
 
@@ -56,20 +60,27 @@ class ScriptedPool:
 
 @dataclass
 class ScriptedDestination:
-    """Takes the place of a ``Deliverer``, likewise."""
+    """Takes the place of a ``Destination``, likewise. down: what its check raises."""
 
+    name: str
+    down: DeliveryError | None = None
     script: list[Exception | Callable[[], object]] = field(default_factory=list)
     delivered: list[list[Path]] = field(default_factory=list)
 
-    def deliver(self, files: Sequence[Path]) -> None:
+    def deliver(self, files: Sequence[Path], pace: Pace = unhindered) -> tuple[Stored, ...]:
         act = self.script.pop(0) if self.script else None
         if isinstance(act, Exception):
             raise act
-        if act is not None:
-            act()
+        said = act() if act is not None else None
         self.delivered.append(list(files))
+        warning = said if isinstance(said, str) else ""
+        return tuple(Stored("1.2", f"1.2.{number}", warning) for number, _ in enumerate(files, 1))
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        if self.down is not None:
+            raise self.down
+
+    def close(self) -> None: ...
 
 
 def write_result_set(folder: Path, *, case_type: str = "ground_glass") -> dict[str, Any]:
@@ -95,11 +106,13 @@ class Bench:
         self.data_dir, self.engine = data_dir, engine
         self.config: NodeConfig = parse_config(SETTINGS, source="test", base=data_dir)
         self.pool = ScriptedPool()
-        self.destinations = {"a": ScriptedDestination(), "b": ScriptedDestination()}
+        self.destinations = {name: ScriptedDestination(name) for name in "ab"}
         self.metrics = Metrics("test")
-        services = Services(
-            self.config, engine, self.pool, self.destinations, self.metrics, lambda: "triton:8001"
-        )
+        self.gates = {
+            name: Gate(destination, self.config.destinations[name], self.metrics)
+            for name, destination in self.destinations.items()
+        }
+        services = Services(self.config, engine, self.pool, self.gates, self.metrics, lambda: "triton:8001")
         self.steps = Steps(services)
         self.result_dir = data_dir / "results" / JOB
 

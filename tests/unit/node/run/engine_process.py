@@ -51,7 +51,7 @@ class RecordedSteps:
         self._fail_once("locked", job_id)
         while "hang" in job_id and not (self._data_dir / "go").exists():
             time.sleep(0.02)
-        return Next(destinations=["a", "b"], retry_in_seconds=None, failures=failures)
+        return Next(destinations={"a": 2, "b": 2}, retry_in_seconds=None, failures=failures)
 
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
         self._write(f"deliver {job_id} {generation} {destination} {attempt}")
@@ -109,7 +109,7 @@ def main(arguments: Namespace) -> None:
             arguments.data_dir,
             steps,
             Limits(2, {"limited": 1}),
-            destinations=["a", "b"],
+            destinations={"a": 2, "b": 2},
             sharing=sharing,
             version=arguments.version,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from structlog.testing import capture_logs
 
 from node.database import deliveries
@@ -51,7 +51,8 @@ def test_a_retryable_failure_backs_off_within_bounds_and_gives_up(ran: Bench) ->
         delays.append(ran.steps.deliver(JOB, "a", 0, attempt)["retry_in_seconds"])
         row = ran.deliveries()["a"]
         assert (row["state"], row["attempts"], row["last_error"]) == ("pending", attempt, "no connection")
-    assert delays == [2.0, 4.0, 6.0]
+    for delay, longest in zip(delays, (2.0, 4.0, 6.0), strict=True):  # full jitter
+        assert delay is not None and 0 <= delay <= longest
     assert ran.job()["state"] == "delivering"
     assert ran.steps.deliver(JOB, "a", 0, 4) == STOP
     assert ran.deliveries()["a"]["state"] == "failed"
@@ -85,7 +86,7 @@ def test_one_destination_failing_fails_the_job_once_the_other_is_settled(ran: Be
 
 
 def test_a_destination_that_is_no_longer_configured(ran: Bench) -> None:
-    ran.destinations.pop("a")
+    ran.gates.pop("a")
     with capture_logs() as logs:
         assert ran.steps.deliver(JOB, "a", 0, 1) == STOP
     (line,) = [line for line in logs if line["event"] == "delivery_failed"]
@@ -97,7 +98,7 @@ def test_a_destination_that_is_no_longer_configured(ran: Bench) -> None:
 
 def test_a_result_set_that_was_removed_is_tried_again(ran: Bench) -> None:
     (ran.result_dir / "summary.json").unlink()
-    assert ran.steps.deliver(JOB, "a", 0, 1)["retry_in_seconds"] == 2.0
+    assert ran.steps.deliver(JOB, "a", 0, 1)["retry_in_seconds"] is not None
     assert "summary.json: No such file or directory" in ran.deliveries()["a"]["last_error"]
 
 
@@ -126,9 +127,10 @@ def test_two_deliveries_that_end_together_end_the_job_once(ran: Bench) -> None:
 
 def test_a_job_ends_once_when_both_deliveries_see_it_settled(ran: Bench) -> None:
     """The interleaving in which both record their delivery before either looks."""
-    finish = ran.steps._finish_if_settled
+    delivering = ran.steps._delivering
+    finish = delivering._finish_if_settled
     waiting = []
-    ran.steps._finish_if_settled = waiting.append  # type: ignore[method-assign]
+    delivering._finish_if_settled = waiting.append  # type: ignore[method-assign]
     for name in "ab":
         ran.steps.deliver(JOB, name, 0, 1)
     for job in waiting:
@@ -175,3 +177,53 @@ def test_cancelled_while_it_is_sent(ran: Bench) -> None:
     assert ran.steps.deliver(JOB, "a", 0, 1) == STOP
     assert ran.job()["state"] == "cancelled"
     assert ran.deliveries()["a"]["state"] == "delivered"
+
+
+def test_a_turn_that_comes_again_after_its_end_sends_nothing(ran: Bench) -> None:
+    """Killed after the row was written and before the workflow knew."""
+    for name in "aab":
+        ran.steps.deliver(JOB, name, 0, 1)
+    assert len(ran.destinations["a"].delivered) == 1
+    assert ran.job()["state"] == "done"
+
+
+def test_warnings_are_kept(ran: Bench) -> None:
+    ran.destinations["a"].script = [lambda: "elements discarded"]
+    ran.steps.deliver(JOB, "a", 0, 1)
+    assert ran.deliveries()["a"]["warnings"] == ["elements discarded"] * len(OBJECTS)
+    assert ran.deliveries()["b"]["warnings"] is None
+    labels = {"destination": "a", "outcome": "warning"}
+    assert ran.metric("delivered_instances_total", **labels) == len(OBJECTS)
+
+
+def test_a_destination_that_is_known_to_be_down_costs_no_attempts(ran: Bench) -> None:
+    b = ran.destinations["b"]
+    b.script = [DeliveryError("no connection") for _ in range(9)]
+    for turn in range(1, 4):
+        ran.steps.deliver(JOB, "b", 0, turn)
+    assert ran.gates["b"].condition.state == "open"
+    outcome = ran.steps.deliver(JOB, "b", 0, 4)
+    assert outcome["retry_in_seconds"] is not None
+    row = ran.deliveries()["b"]
+    assert (row["state"], row["attempts"]) == ("pending", 3)
+    assert row["last_error"] == "waits for the destination to answer again: no connection"
+    assert len(b.script) == 6
+    assert ran.metric("deliveries_total", destination="b", outcome="postponed") == 1
+    assert ran.gates["a"].condition.state == "closed"
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_delivery_ends_after_its_time_however_few_its_attempts(ran: Bench, down: bool) -> None:
+    ran.destinations["b"].script = [DeliveryError("no connection") for _ in range(9)]
+    for turn in range(1, 4 if down else 2):
+        ran.steps.deliver(JOB, "b", 0, turn)
+    with ran.engine.begin() as connection:
+        connection.execute(update(deliveries).values(begun_at=1.0))
+    assert ran.steps.deliver(JOB, "b", 0, 5) == STOP
+    row = ran.deliveries()["b"]
+    assert (row["state"], row["attempts"]) == ("failed", 3 if down else 2)
+
+
+def test_a_destination_may_say_when_to_come_back(ran: Bench) -> None:
+    ran.destinations["a"].script = [DeliveryError("busy", retry_after_seconds=77.0)]
+    assert ran.steps.deliver(JOB, "a", 0, 1)["retry_in_seconds"] == 77.0

@@ -1,0 +1,195 @@
+"""The step that delivers: a job's result set to one destination, until it is there or will never be.
+
+In: a job with its result set, and a destination.  Out: a row in ``deliveries`` that says how it stands, and
+the end of the job once all of them are settled.
+
+A turn of this step may be killed anywhere, and come again. What counts is the row: an attempt is counted when
+it ended, and one that the gate postponed isn't one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, Row, select, update
+
+from node.database import deliveries, jobs, series, write_transaction
+from node.deliver.base import Stored
+from node.deliver.gate import Gate, Postponed
+from node.errors import DeliveryError, NodeError
+from node.metrics import Metrics
+from node.run.boundary import ACTIVE, STOP, Next, again_in, recorded
+from pipelines.request import SUMMARY
+
+log = structlog.get_logger(__name__)
+
+#: the states of a delivery in which it is not settled
+UNSETTLED = ("pending",)
+
+
+class Delivering:
+    """The step for all jobs and destinations of one node."""
+
+    def __init__(self, data_dir: Path, engine: Engine, gates: Mapping[str, Gate], metrics: Metrics) -> None:
+        self._data_dir = data_dir
+        self._engine = engine
+        self._gates = gates
+        self._metrics = metrics
+
+    def deliver(self, job_id: str, destination: str, generation: int) -> Next:
+        """One turn."""
+        job = self._job(job_id)
+        if job is None or job.state not in ACTIVE or job.generation != generation:
+            return STOP
+        row = self._begun(job, destination)
+        if row is None or row.state not in UNSETTLED:  # settled by a turn that ended before it could say so
+            self._finish_if_settled(job)
+            return STOP
+        attempt = row.attempts + 1
+        started = time.monotonic()
+        try:
+            with recorded(Postponed):
+                stored = self._hand_over(job, destination)
+        except Postponed as postponed:
+            return self._postponed(job, row, postponed)
+        except NodeError as error:
+            return self._failed(job, row, error, attempt)
+        self._metrics.delivery_seconds.labels(destination).observe(time.monotonic() - started)
+        self._stored(job, destination, attempt, stored)
+        self._finish_if_settled(job)
+        return STOP
+
+    def _hand_over(self, job: Row[Any], destination: str) -> tuple[Stored, ...]:
+        gate = self._gates.get(destination)
+        if gate is None:
+            raise DeliveryError(
+                f"destination {destination} is no longer configured",
+                code="destination_removed",
+                hint="configure it again and retry the job",
+                retryable=False,
+            )
+        folder = self._data_dir / job.result_dir
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return gate.deliver([folder / result["path"] for result in summary["results"]])
+
+    def _stored(self, job: Row[Any], destination: str, attempt: int, stored: tuple[Stored, ...]) -> None:
+        warnings = [each.warning for each in stored if each.warning]
+        for outcome, count in (("warning", len(warnings)), ("stored", len(stored) - len(warnings))):
+            self._metrics.delivered_instances.labels(destination=destination, outcome=outcome).inc(count)
+        self._metrics.deliveries.labels(destination=destination, outcome="delivered").inc()
+        log.info(
+            "delivered",
+            job_id=job.job_id,
+            destination=destination,
+            attempt=attempt,
+            objects=len(stored),
+            warnings=len(warnings),
+        )
+        self._record(
+            job, destination, state="delivered", attempts=attempt, last_error=None, warnings=warnings or None
+        )
+
+    def _postponed(self, job: Row[Any], row: Row[Any], postponed: Postponed) -> Next:
+        gate = self._gates[row.destination]
+        if time.time() - row.begun_at >= gate.options.give_up_seconds:
+            gave_up = DeliveryError(f"{postponed}; given up", code="destination_down", retryable=False)
+            return self._failed(job, row, gave_up, row.attempts)
+        self._metrics.deliveries.labels(destination=row.destination, outcome="postponed").inc()
+        self._record(job, row.destination, last_error=str(postponed))
+        return again_in(postponed.retry_in_seconds)
+
+    def _failed(self, job: Row[Any], row: Row[Any], error: NodeError, attempt: int) -> Next:
+        destination = row.destination
+        wait = self._wait(row, error, attempt)
+        outcome = "failed" if wait is None else "retried"
+        self._metrics.deliveries.labels(destination=destination, outcome=outcome).inc()
+        log.warning(
+            f"delivery_{outcome}",
+            job_id=job.job_id,
+            destination=destination,
+            attempt=attempt,
+            code=error.code,
+            reason=str(error),
+            hint=error.hint,
+            retry_in_seconds=wait,
+        )
+        state = "failed" if wait is None else "pending"
+        self._record(job, destination, state=state, attempts=attempt, last_error=str(error))
+        if wait is not None:
+            return again_in(wait)
+        self._finish_if_settled(job)
+        return STOP
+
+    def _wait(self, row: Row[Any], error: NodeError, attempt: int) -> float | None:
+        """How long until the next attempt; None when there is none."""
+        gate = self._gates.get(row.destination)
+        if gate is None or not error.retryable or attempt >= gate.options.max_attempts:
+            return None
+        if time.time() - row.begun_at >= gate.options.give_up_seconds:
+            return None
+        return gate.retry_wait(attempt, error)
+
+    def _finish_if_settled(self, job: Row[Any]) -> None:
+        """End the job when all of its deliveries are settled."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(deliveries).where(deliveries.c.job_id == job.job_id)).all()
+            last_instance_at = connection.execute(
+                select(series.c.last_instance_at).where(
+                    series.c.series_instance_uid == job.series_instance_uid,
+                    series.c.version == job.series_version,
+                )
+            ).scalar_one()
+        if any(row.state in UNSETTLED for row in rows):
+            return
+        failed = [row for row in rows if row.state == "failed"]
+        if failed:
+            reason = "; ".join(str(row.last_error) for row in failed)
+            if self._end(job, "failed", "delivery_failed", reason):
+                log.error("job_failed", job_id=job.job_id, code="delivery_failed", reason=reason)
+            return
+        if self._end(job, "done", None, None):
+            turnaround = time.time() - last_instance_at
+            self._metrics.turnaround_seconds.labels(job.pipeline).observe(turnaround)
+            log.info("job_done", job_id=job.job_id, turnaround_seconds=round(turnaround, 1))
+
+    def _end(self, job: Row[Any], state: str, code: str | None, reason: str | None) -> bool:
+        """End a job; False if it had ended already, which two deliveries that end together may both try."""
+        this = (jobs.c.job_id == job.job_id, jobs.c.generation == job.generation, jobs.c.state.in_(ACTIVE))
+        values = {"state": state, "finished_at": time.time(), "reason_code": code, "reason": reason}
+        with write_transaction(self._engine) as connection:
+            if connection.execute(update(jobs).where(*this).values(**values)).rowcount != 1:
+                return False
+        counter = self._metrics.jobs_finished
+        counter.labels(pipeline=job.pipeline, state=state, code=code or "none").inc()
+        return True
+
+    def _job(self, job_id: str) -> Row[Any] | None:
+        with self._engine.connect() as connection:
+            return connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
+
+    def _begun(self, job: Row[Any], destination: str) -> Row[Any] | None:
+        """The delivery's row; from its first turn on it knows when that was."""
+        this = (deliveries.c.job_id == job.job_id, deliveries.c.destination == destination)
+        with write_transaction(self._engine) as connection:
+            first = update(deliveries).where(*this, deliveries.c.begun_at.is_(None))
+            connection.execute(first.values(begun_at=time.time()))
+            return connection.execute(select(deliveries).where(*this)).one_or_none()
+
+    def _record(self, job: Row[Any], destination: str, **values: Any) -> None:
+        """Note how a delivery stands, unless ops asked for the job again meanwhile."""
+        same_generation = (
+            select(jobs.c.job_id)
+            .where(jobs.c.job_id == job.job_id, jobs.c.generation == job.generation)
+            .scalar_subquery()
+        )
+        with write_transaction(self._engine) as connection:
+            connection.execute(
+                update(deliveries)
+                .where(deliveries.c.job_id == same_generation, deliveries.c.destination == destination)
+                .values(updated_at=time.time(), **values)
+            )
