@@ -15,12 +15,13 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import jobs, open_database
-from node.deliver import conditions, make_gates
+from node.deliver import check_commitment, conditions, make_gates
 from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
 from node.receive.process import ReceiverProcess
 from node.route.router import Route, Router, compile_routes
+from node.run.committing import CommitmentWatch
 from node.run.engine import JobEngine
 from node.run.operations import RetryWatch
 from node.run.steps import Services, Steps
@@ -62,6 +63,8 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     routes = routes_of(config)
     for warning in check_tls(config):
         log.warning("tls_warning", reason=warning)
+    for warning in check_commitment(config):
+        log.warning("commitment_warning", reason=warning)
     config.data_dir.mkdir(parents=True, exist_ok=True)
     _lock(config.data_dir, stack)
     engine = open_database(config.data_dir)
@@ -84,7 +87,7 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     pool = WorkerPool(config.run.workers)
     stack.callback(pool.stop)
     pool.start()
-    gates = make_gates(config, audit, metrics)
+    gates = make_gates(config, engine, audit, metrics)
     steps = Steps(Services(config, engine, pool, gates, metrics, lambda: triton.url))
     at_once = {name: gate.options.concurrency for name, gate in gates.items()}
     job_engine = JobEngine(config.data_dir, steps, workers=config.run.workers, destinations=at_once)
@@ -101,6 +104,10 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     retry_watch = RetryWatch(engine, enqueue)
     retry_watch.start()
     stack.callback(retry_watch.stop)
+    if config.expects_commitment:
+        commitment_watch = CommitmentWatch(engine, job_engine.enqueue_turn)
+        commitment_watch.start()
+        stack.callback(commitment_watch.stop)
 
     receiver = ReceiverProcess(config, router.route)
     stack.callback(receiver.stop)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from node.config_destinations import (
+    CommitmentOptions,
     CStoreDestination,
     DeliveryOptions,
     DestinationConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "CStoreDestination",
     "ClientTls",
     "CommitmentConfig",
+    "CommitmentOptions",
     "CommitmentPeer",
     "DeliveryOptions",
     "DestinationConfig",
@@ -208,6 +210,12 @@ class NodeConfig(Model):
     audit: AuditConfig = AuditConfig()
     destinations: dict[Name, DestinationConfig] = Field(default_factory=dict)
     routes: tuple[RouteConfig, ...] = ()
+
+    @property
+    def expects_commitment(self) -> bool:
+        """Whether a destination is to confirm what it keeps."""
+        each = self.destinations.values()
+        return any(isinstance(one, CStoreDestination) and one.commitment is not None for one in each)
 
     @model_validator(mode="after")
     def _one_query_peer_a_sender(self) -> NodeConfig:

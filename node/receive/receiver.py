@@ -102,7 +102,9 @@ class Receiver:
         self.tracker.start()
         stack.callback(self.tracker.stop)
         stack.callback(self.spool.journal.stop)
-        commitment = CommitmentService(receive, engine, self.spool, metrics)
+        commitment = CommitmentService(
+            receive, engine, self.spool, metrics, expects_reports=config.expects_commitment
+        )
         commitment.start()
         stack.callback(commitment.stop)
         self.listener = Listener(

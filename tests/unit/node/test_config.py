@@ -14,6 +14,7 @@ from node.app import routes_of
 from node.config import (
     ClientTls,
     CommitmentConfig,
+    CommitmentOptions,
     CommitmentPeer,
     CStoreDestination,
     FolderDestination,
@@ -50,6 +51,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "query.archive": QueryPeer,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
+    "destinations.pacs.commitment": CommitmentOptions,
     "destinations.cloud": StowDestination,
     "destinations.cloud.tls": ClientTls,
     "destinations.outbox": FolderDestination,
