@@ -26,7 +26,7 @@ from node import __version__
 from node.app import Role, routes_of, serve
 from node.config import LogConfig, NodeConfig, load_config
 from node.database import open_database
-from node.deliver import make_destination
+from node.deliver import check_commitment, make_destination
 from node.errors import ConfigError, NodeError
 from node.log import configure_logging
 from node.route.defaults import default_routes
@@ -89,7 +89,7 @@ def check(config: ConfigOption) -> None:
     """Check the configuration, every destination (C-ECHO) and Triton's models."""
     loaded = load_config(config)
     routes_of(loaded)
-    for warning in check_tls(loaded):
+    for warning in (*check_tls(loaded), *check_commitment(loaded)):
         errors.print(f"warning: {warning}", soft_wrap=True)
     _say(f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)")
     failed = False

@@ -16,7 +16,7 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import jobs, open_database
-from node.deliver import conditions, make_gates
+from node.deliver import check_commitment, conditions, make_gates
 from node.deliver.gate import Gate
 from node.errors import ConfigError
 from node.files import lock
@@ -24,6 +24,7 @@ from node.metrics import Metrics
 from node.postgres import postgres_engine
 from node.receive.process import ReceiverProcess
 from node.route.router import Route, Router, compile_routes
+from node.run.committing import CommitmentWatch
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
@@ -86,6 +87,8 @@ class Node:
         routes = routes_of(config)
         for warning in check_tls(config):
             log.warning("tls_warning", reason=warning)
+        for warning in check_commitment(config):
+            log.warning("commitment_warning", reason=warning)
         config.own_dir.mkdir(parents=True, exist_ok=True)
         _lock(config, stack)
         self._engine = engine = open_database(
@@ -141,7 +144,7 @@ class Node:
         pool = WorkerPool(config.run.workers)
         stack.callback(pool.stop)
         pool.start()
-        self._gates = make_gates(config, self._audit, metrics)
+        self._gates = make_gates(config, self._engine, self._audit, metrics)
         return Steps(
             Services(
                 config,
@@ -189,6 +192,10 @@ class Node:
         retry_watch = RetryWatch(self._engine, self._enqueue)
         retry_watch.start()
         self._stack.callback(retry_watch.stop)
+        if self._config.expects_commitment:
+            commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
+            commitment_watch.start()
+            self._stack.callback(commitment_watch.stop)
 
     def _begin_again(self, alive: Collection[str]) -> None:
         for job_id in self._jobs.abandon_old(alive):

@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from node.config_destinations import (
+    CommitmentOptions,
     CStoreDestination,
     DeliveryOptions,
     DestinationConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "CStoreDestination",
     "ClientTls",
     "CommitmentConfig",
+    "CommitmentOptions",
     "CommitmentPeer",
     "DatabaseConfig",
     "DeliveryOptions",
@@ -306,6 +308,12 @@ class NodeConfig(Model):
     def own_dir(self) -> Path:
         """For what belongs to this node alone: data_dir, or a folder in one that nodes share."""
         return self.data_dir / "nodes" / self.node_id if self.shared else self.data_dir
+
+    @property
+    def expects_commitment(self) -> bool:
+        """Whether a destination is to confirm what it keeps."""
+        each = self.destinations.values()
+        return any(isinstance(one, CStoreDestination) and one.commitment is not None for one in each)
 
     @model_validator(mode="after")
     def _one_query_peer_a_sender(self) -> NodeConfig:

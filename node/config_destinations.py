@@ -31,6 +31,16 @@ class DeliveryOptions(Model):
     max_bytes_per_second: float | None = Field(default=None, gt=0)
 
 
+class CommitmentOptions(Model):
+    """Storage Commitment (PS3.4 annex J) by a destination. Of another AE than the destination's, if named."""
+
+    ae_title: AETitle | None = None
+    host: str | None = None
+    port: PeerPort | None = None
+    same_association_seconds: float = Field(default=1.0, ge=0)
+    report_seconds: Seconds = 3600.0
+
+
 class CStoreDestination(DeliveryOptions):
     """A DICOM storage SCP."""
 
@@ -41,6 +51,7 @@ class CStoreDestination(DeliveryOptions):
     calling_ae_title: AETitle | None = None
     tls: ClientTls | None = None
     timeout_seconds: Seconds = 60.0
+    commitment: CommitmentOptions | None = None
 
 
 class StowDestination(DeliveryOptions):

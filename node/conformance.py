@@ -16,14 +16,23 @@ from pathlib import Path
 from pydicom.uid import UID_dictionary
 from pynetdicom.sop_class import _STORAGE_CLASSES
 
+from node.deliver.statuses import STATUSES as DELIVERY_STATUSES
+from node.deliver.statuses import Meaning, Outcome
 from node.receive.admission import REJECTIONS
 from node.receive.commitment import N_ACTION_STATUSES
 from node.receive.commitment_ledger import FAILURE_REASONS
+from node.receive.commitment_results import N_EVENT_REPORT_STATUSES
 from node.receive.listener import TRANSFER_SYNTAXES
 from node.receive.storage import STANDARD_STORAGE_CLASSES, STATUSES
 
 _RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 _SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
+_DONE = {
+    Outcome.STORED: "counts as stored",
+    Outcome.WARNING: "counts as stored, and is recorded",
+    Outcome.REFUSED: "tried again",
+    Outcome.FAILED: "failed for good",
+}
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -41,6 +50,17 @@ def tables() -> dict[str, str]:
         "action-statuses": _table(
             ("status of N-ACTION", "when"),
             _codes({code: when for code, (_label, when) in N_ACTION_STATUSES.items()}),
+        ),
+        "event-statuses": _table(
+            ("status of N-EVENT-REPORT", "when"),
+            _codes({code: when for code, (_label, when) in N_EVENT_REPORT_STATUSES.items()}),
+        ),
+        "delivery-statuses": _table(
+            ("status", "meaning; what we do"),
+            (
+                (_range(row), f"{row.meaning} ({row.section}); {_DONE[row.outcome]}")
+                for row in DELIVERY_STATUSES
+            ),
         ),
         "failure-reasons": _table(
             ("Failure Reason", "when"),
@@ -60,6 +80,10 @@ def written(text: str) -> str:
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
     lines = [head, ("---", "---"), *rows]
     return "".join(f"| {one} | {other} |\n" for one, other in lines).replace("| --- | --- |", "|---|---|")
+
+
+def _range(row: Meaning) -> str:
+    return f"0x{row.first:04X}" if row.first == row.last else f"0x{row.first:04X} to 0x{row.last:04X}"
 
 
 def _codes(meanings: dict[int, str]) -> Iterable[tuple[str, str]]:

@@ -136,8 +136,10 @@ jobs = Table(
     Index("jobs_by_series", "series_instance_uid", "series_version"),
 )
 
-#: One row a (job, destination). ``state``: pending -> delivered, or failed. ``begun_at``: its first turn;
-#: ``attempts``: that ended; ``warnings``: what the destination said of objects that it stored.
+#: One row a (job, destination). ``state``: pending -> delivered, or failed; where commitment is configured,
+#: pending -> stored -> delivered, and back from stored to pending when some has to be sent again.
+#: ``begun_at``: its first turn; ``attempts``: that ended; ``warnings``: what the destination said of objects
+#: that it stored.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -149,6 +151,28 @@ deliveries = Table(
     Column("updated_at", Float, nullable=False),
     Column("begun_at", Float),
     Column("warnings", JSON),
+)
+
+#: One row a Storage Commitment request of ours. ``state``: open -> reported -> closed; or withdrawn, when it
+#: couldn't be sent; or expired, when no report came by ``report_by``. ``requested``: [SOP Class UID, SOP
+#: Instance UID] each. ``committed``: SOP Instance UIDs; ``failed``: [SOP Instance UID, Failure Reason] each;
+#: both null until there is a report, which counts in any state.
+commitment_requests = Table(
+    "commitment_requests",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String(64), nullable=False, unique=True),
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("destination", String(64), nullable=False),
+    Column("requested", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("requested_at", Float, nullable=False),
+    Column("report_by", Float, nullable=False),
+    Column("committed", JSON(none_as_null=True)),
+    Column("failed", JSON(none_as_null=True)),
+    Index("commitment_requests_by_job", "job_id", "destination"),
+    Index("commitment_requests_by_state", "state", "report_by"),
 )
 
 #: One row a Storage Commitment request that was accepted. ``state``: open -> reported | given_up.

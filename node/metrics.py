@@ -107,6 +107,13 @@ class ReceiveMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.commitment_results = Counter(
+            "pacsnode_commitment_results_total",
+            "Reports on our own Storage Commitment requests, over associations to our listener. outcome: "
+            "recorded, or why not: invalid_argument, no_such_event, processing_failure.",
+            ["outcome"],
+            registry=registry,
+        )
         self.commitment_reports = Counter(
             "pacsnode_commitment_reports_total",
             "Attempts to report (N-EVENT-REPORT). outcome: same_association, new_association (both arrived), "
@@ -245,6 +252,19 @@ class Metrics:
         self.delivered_instances = Counter(
             "pacsnode_delivered_instances_total",
             "Objects that a destination stored. outcome: stored, warning (not quite as it was sent).",
+            ["destination", "outcome"],
+            registry=registry,
+        )
+        self.commitment_requests = Counter(
+            "pacsnode_commitment_requests_sent_total",
+            "Storage Commitment requests to destinations. outcome: sent, withdrawn (it couldn't be sent), "
+            "expired (no report came).",
+            ["destination", "outcome"],
+            registry=registry,
+        )
+        self.committed_instances = Counter(
+            "pacsnode_committed_instances_total",
+            "Objects of which a destination reported. outcome: committed, failed.",
             ["destination", "outcome"],
             registry=registry,
         )

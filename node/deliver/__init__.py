@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sqlalchemy import Engine
+
 from node.audit import AuditTrail
-from node.config import DestinationConfig, FolderDestination, NodeConfig, StowDestination
+from node.commitment_requests import CommitmentRequests
+from node.config import CStoreDestination, DestinationConfig, FolderDestination, NodeConfig, StowDestination
 from node.deliver.base import Destination
+from node.deliver.commitment import CommitmentScu
 from node.deliver.cstore import CStoreDeliverer
 from node.deliver.dicom_peer import DicomPeer
 from node.deliver.folder import FolderDeliverer
@@ -15,21 +19,45 @@ from node.deliver.stow import StowDeliverer
 from node.metrics import Metrics
 from node.tls import client_context
 
-__all__ = ["Destination", "conditions", "make_destination", "make_gates"]
+__all__ = ["Destination", "check_commitment", "conditions", "make_destination", "make_gates"]
 
 
-def make_gates(config: NodeConfig, audit: AuditTrail, metrics: Metrics) -> dict[str, Gate]:
+def make_gates(config: NodeConfig, engine: Engine, audit: AuditTrail, metrics: Metrics) -> dict[str, Gate]:
     """Every configured destination behind its gate, by name. Raises ConfigError."""
-    return {
-        name: Gate(
-            make_destination(
-                name, each, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
-            ),
-            each,
-            metrics,
+    record = CommitmentRequests(engine).record
+    gates = {}
+    for name, each in config.destinations.items():
+        made = make_destination(
+            name, each, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
         )
-        for name, each in config.destinations.items()
-    }
+        options = each.commitment if isinstance(each, CStoreDestination) else None
+        scu = None
+        if options is not None and isinstance(made, CStoreDeliverer):
+            scu = CommitmentScu(made.peer, options, record)
+        gates[name] = Gate(made, each, metrics, scu)
+    return gates
+
+
+def check_commitment(config: NodeConfig) -> list[str]:
+    """Why reports on storage commitment may not reach our listener."""
+    receive, found = config.receive, []
+    for name, each in config.destinations.items():
+        options = each.commitment if isinstance(each, CStoreDestination) else None
+        if options is None or not isinstance(each, CStoreDestination):
+            continue
+        title = options.ae_title or each.ae_title
+        if not receive.allow_any_calling_ae_title and title not in receive.allowed_calling_ae_titles:
+            found.append(
+                f"destinations.{name}.commitment: {title} isn't in receive.allowed_calling_ae_titles: it can "
+                "report over the association of the question only"
+            )
+        calling = each.calling_ae_title
+        if calling not in (None, receive.ae_title) and receive.require_called_ae_title:
+            found.append(
+                f"destinations.{name}.commitment: reports go to {calling}, which isn't receive.ae_title, "
+                f"{receive.ae_title}: receive.require_called_ae_title rejects them"
+            )
+    return found
 
 
 def conditions(gates: Mapping[str, Gate]) -> list[Condition]:

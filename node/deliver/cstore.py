@@ -36,7 +36,7 @@ class CStoreDeliverer:
 
     def __init__(self, peer: DicomPeer) -> None:
         self.name = peer.name
-        self._peer = peer
+        self.peer = peer
 
     def deliver(self, files: Sequence[Path], pace: Pace = unhindered) -> tuple[Stored, ...]:
         """See ``Destination``, and ``statuses`` for what counts as stored and what is tried again.
@@ -51,8 +51,8 @@ class CStoreDeliverer:
             for instance in instances:
                 if not _ways(instance) & accepted:
                     raise self._not_accepted(instance)
-            judged = Judged(str(self._peer), "C-STORE", code="c_store_failed")
-            with audited(self._peer.audit, self._peer.address, instances) as sent:
+            judged = Judged(str(self.peer), "C-STORE", code="c_store_failed")
+            with audited(self.peer.audit, self.peer.address, instances) as sent:
                 for number, instance in enumerate(instances, 1):
                     pace(instance.size)
                     outcome = self._send(association, instance, number, judged, accepted)
@@ -66,7 +66,7 @@ class CStoreDeliverer:
         """C-ECHO."""
         ae = AE()
         ae.add_requested_context(Verification, ImplicitVRLittleEndian)
-        with self._peer.associated(ae, self._no_echo) as association:
+        with self.peer.associated(ae, self._no_echo) as association:
             status = association.send_c_echo()
             if status.get("Status") != 0x0000:
                 raise self._no_echo()
@@ -80,7 +80,7 @@ class CStoreDeliverer:
         ways = sorted({way for instance in instances for way in _ways(instance)})
         ae = AE()
         ae.requested_contexts = [build_context(sop_class, syntax) for sop_class, syntax in ways]
-        with self._peer.associated(ae, lambda: self._not_accepted(instances[0])) as association:
+        with self.peer.associated(ae, lambda: self._not_accepted(instances[0])) as association:
             yield association
 
     def _send(
@@ -93,11 +93,11 @@ class CStoreDeliverer:
     ) -> Outcome:
         uid = instance.sop_instance_uid
         if not association.is_established:
-            raise DeliveryError(f"{self._peer}: the association ended before {uid}")
+            raise DeliveryError(f"{self.peer}: the association ended before {uid}")
         dataset = _as_accepted(dcmread(instance.path), instance, accepted)
         status = association.send_c_store(dataset, msg_id=number).get("Status")
         if status is None:
-            raise DeliveryError(f"{self._peer}: no answer to C-STORE of {uid}")
+            raise DeliveryError(f"{self.peer}: no answer to C-STORE of {uid}")
         outcome = judged.add(instance, status)
         if outcome is Outcome.WARNING:
             log.warning(
@@ -106,12 +106,12 @@ class CStoreDeliverer:
         return outcome
 
     def _no_echo(self) -> DeliveryError:
-        return DeliveryError(f"{self._peer}: C-ECHO was not answered with success")
+        return DeliveryError(f"{self.peer}: C-ECHO was not answered with success")
 
     def _not_accepted(self, instance: Instance) -> DeliveryError:
         sop_class, syntax = (UID(uid).name for uid in (instance.sop_class_uid, instance.transfer_syntax_uid))
         return DeliveryError(
-            f"{self._peer} doesn't accept SOP class {sop_class} in {syntax}, nor uncompressed",
+            f"{self.peer} doesn't accept SOP class {sop_class} in {syntax}, nor uncompressed",
             hint="allow it at the destination",
             code="sop_class_not_accepted",
             retryable=False,

@@ -19,6 +19,7 @@ import structlog
 from node.config import DeliveryOptions
 from node.deliver.base import Destination, Stored
 from node.deliver.breaker import Backoff, Breaker, State, Wait
+from node.deliver.commitment import CommitmentScu
 from node.errors import DeliveryError
 from node.metrics import Metrics
 
@@ -76,8 +77,16 @@ class RateLimit:
 class Gate:
     """One destination's; safe to use from several threads."""
 
-    def __init__(self, destination: Destination, options: DeliveryOptions, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        options: DeliveryOptions,
+        metrics: Metrics,
+        commitment: CommitmentScu | None = None,
+    ) -> None:
+        """commitment: asks it to confirm what it keeps, where that is configured."""
         self.destination = destination
+        self.commitment = commitment
         self.options = options
         self._metrics = metrics
         self._rate = RateLimit(options)

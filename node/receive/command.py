@@ -14,7 +14,7 @@ from dataclasses import dataclass
 P_DATA_TF = 0x04
 COMMAND, LAST = 0x01, 0x02
 
-C_STORE_RQ, C_ECHO_RQ, N_ACTION_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0130, 0x0FFF
+C_STORE_RQ, C_ECHO_RQ, N_EVENT_REPORT_RQ, N_ACTION_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0100, 0x0130, 0x0FFF
 C_STORE_RSP, N_EVENT_REPORT_RSP = 0x8001, 0x8100
 #: set in the command field of every response
 RESPONSE = 0x8000
@@ -25,7 +25,7 @@ NO_DATA_SET = 0x0101
 #: what is served in a presentation context, by its abstract syntax; in any other one C-STORE is
 SERVED_BESIDES_STORE = {
     "1.2.840.10008.1.1": (C_ECHO_RQ,),
-    "1.2.840.10008.1.20.1": (N_ACTION_RQ, N_EVENT_REPORT_RSP),
+    "1.2.840.10008.1.20.1": (N_ACTION_RQ, N_EVENT_REPORT_RQ, N_EVENT_REPORT_RSP),
 }
 STATUS_NO_SUCH_SOP_CLASS = 0x0118
 STATUS_SOP_CLASS_NOT_SUPPORTED = 0x0122

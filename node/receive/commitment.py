@@ -31,6 +31,7 @@ from node.receive.commitment_messages import (
     read_request,
 )
 from node.receive.commitment_reports import CommitmentReports
+from node.receive.commitment_results import CommitmentResults
 from node.receive.negotiation import scp_only
 from node.receive.spool import Spool
 from node.receive.storage import is_accepted_storage
@@ -80,8 +81,14 @@ class CommitmentService:
         metrics: ReceiveMetrics,
         *,
         node_id: str = "node",
+        expects_reports: bool = False,
     ) -> None:
-        """Raises ConfigError when a TLS file of ``config.commitment`` can't be used."""
+        """expects_reports: for us as SCU; else nobody may propose to be SCP.
+
+        Raises ConfigError when a TLS file of ``config.commitment`` can't be used.
+        """
+        self._results = CommitmentResults(engine, metrics)
+        self._expects_reports = expects_reports
         accepts = partial(is_accepted_storage, accept_unknown=config.accept_unknown_sop_classes)
         self._ledger = CommitmentLedger(engine, spool, accepts, node_id=node_id)
         self._reports = CommitmentReports(self._ledger, config.commitment, config.ae_title, metrics)
@@ -100,11 +107,15 @@ class CommitmentService:
         self._reports.stop()
 
     def contexts(self, association: Any, requested: set[str]) -> list[PresentationContext]:
-        """What we support of an association that is being asked for; from now on its N-ACTIONs come here."""
+        """What we support of an association that is being asked for; from now on its N-ACTIONs come here, and
+        its N-EVENT-REPORTs go to who asked for commitment."""
         if StorageCommitmentPushModel not in requested:
             return []
-        ReportingAssociation(association, self._on_action)
-        return [scp_only(build_context(StorageCommitmentPushModel, list(TRANSFER_SYNTAXES)))]
+        ReportingAssociation(association, self._on_action, self._results.on_event)
+        context = scp_only(build_context(StorageCommitmentPushModel, list(TRANSFER_SYNTAXES)))
+        if self._expects_reports:
+            context.scp_role = True  # the requestor of a report's association is SCP (PS3.7 D.3.3.4)
+        return [context]
 
     def _on_action(
         self, association: ReportingAssociation, message: N_ACTION, context: PresentationContext

@@ -52,10 +52,13 @@ class ReportingAssociation:
         self,
         association: Any,
         on_action: Callable[[ReportingAssociation, N_ACTION, PresentationContext], None] | None = None,
+        on_event: Callable[[ReportingAssociation, N_EVENT_REPORT, PresentationContext], None] | None = None,
     ) -> None:
-        """on_action: answers an N-ACTION-RQ by ``respond``; called in the association's thread."""
+        """on_action, on_event: answer an N-ACTION-RQ or an N-EVENT-REPORT-RQ by ``respond``; called in the
+        association's thread."""
         self._association = association
         self._on_action = on_action
+        self._on_event = on_event
         self._serve_others = association._serve_request
         association._serve_request = self._message
         self._reporting = threading.Lock()
@@ -78,8 +81,8 @@ class ReportingAssociation:
         quiet: float = self._association.dul.socket.quiet_seconds
         return quiet
 
-    def respond(self, response: N_ACTION, context: PresentationContext) -> None:
-        """Send an N-ACTION-RSP."""
+    def respond(self, response: N_ACTION | N_EVENT_REPORT, context: PresentationContext) -> None:
+        """Send an N-ACTION-RSP or N-EVENT-REPORT-RSP."""
         self._association.dimse.send_msg(response, context.context_id)
 
     def report(
@@ -121,6 +124,8 @@ class ReportingAssociation:
                 self._answered.set()
         elif isinstance(message, N_ACTION) and self._on_action is not None and message.MessageID is not None:
             self._on_action(self, message, self._association._accepted_cx[context_id])
+        elif isinstance(message, N_EVENT_REPORT) and self._on_event is not None and message.is_valid_request:
+            self._on_event(self, message, self._association._accepted_cx[context_id])
         else:
             self._serve_others(message, context_id)
 

@@ -122,7 +122,14 @@ class Receiver:
         self.tracker.start()
         stack.callback(self.tracker.stop)
         stack.callback(self.spool.journal.stop)
-        commitment = CommitmentService(receive, engine, self.spool, metrics, node_id=config.node_id)
+        commitment = CommitmentService(
+            receive,
+            engine,
+            self.spool,
+            metrics,
+            node_id=config.node_id,
+            expects_reports=config.expects_commitment,
+        )
         commitment.start()
         stack.callback(commitment.stop)
         if config.shared:

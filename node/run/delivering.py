@@ -18,18 +18,20 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine, Row, select, update
 
+from node.commitment_requests import Delivery
 from node.database import deliveries, jobs, series, write_transaction
-from node.deliver.base import Stored
+from node.deliver.base import Instance, Stored
 from node.deliver.gate import Gate, Postponed
 from node.errors import DeliveryError, NodeError
 from node.metrics import Metrics
 from node.run.boundary import ACTIVE, STOP, Next, again_in, recorded
+from node.run.committing import Committed, Committing, NotCommitted, Waiting
 from pipelines.request import SUMMARY
 
 log = structlog.get_logger(__name__)
 
 #: the states of a delivery in which it is not settled
-UNSETTLED = ("pending",)
+UNSETTLED = ("pending", "stored")
 
 
 class Delivering:
@@ -40,6 +42,7 @@ class Delivering:
         self._engine = engine
         self._gates = gates
         self._metrics = metrics
+        self._committing = Committing(engine, metrics)
 
     def deliver(self, job_id: str, destination: str, generation: int) -> Next:
         """One turn."""
@@ -50,34 +53,79 @@ class Delivering:
         if row is None or row.state not in UNSETTLED:  # settled by a turn that ended before it could say so
             self._finish_if_settled(job)
             return STOP
-        attempt = row.attempts + 1
-        started = time.monotonic()
         try:
-            with recorded(Postponed):
-                stored = self._hand_over(job, destination)
+            with recorded(Postponed, _NotCommitted):
+                self._advance(job, row)
         except Postponed as postponed:
             return self._postponed(job, row, postponed)
+        except _NotCommitted as error:
+            return self._not_committed(job, row, error.args[0])
         except NodeError as error:
-            return self._failed(job, row, error, attempt)
-        self._metrics.delivery_seconds.labels(destination).observe(time.monotonic() - started)
-        self._stored(job, destination, attempt, stored)
+            return self._failed(job, self._begun(job, destination) or row, error)
         self._finish_if_settled(job)
         return STOP
 
-    def _hand_over(self, job: Row[Any], destination: str) -> tuple[Stored, ...]:
-        gate = self._gates.get(destination)
+    def _advance(self, job: Row[Any], row: Row[Any]) -> None:
+        """Store what isn't stored; then, where it is configured, see to it that it is committed."""
+        gate = self._gates.get(row.destination)
         if gate is None:
             raise DeliveryError(
-                f"destination {destination} is no longer configured",
+                f"destination {row.destination} is no longer configured",
                 code="destination_removed",
                 hint="configure it again and retry the job",
                 retryable=False,
             )
-        folder = self._data_dir / job.result_dir
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return gate.deliver([folder / result["path"] for result in summary["results"]])
+        if row.state == "pending":
+            self._store(job, row, gate)
+        if gate.commitment is not None:
+            self._commit(job, gate)
 
-    def _stored(self, job: Row[Any], destination: str, attempt: int, stored: tuple[Stored, ...]) -> None:
+    def _store(self, job: Row[Any], row: Row[Any], gate: Gate) -> None:
+        started = time.monotonic()
+        files = self._files(job)
+        if gate.commitment is not None:
+            kept = self._committing.requests.committed(_delivery(job, row.destination))
+            files = [file for file in files if Instance.read(file).sop_instance_uid not in kept]
+        stored = gate.deliver(files)
+        self._metrics.delivery_seconds.labels(row.destination).observe(time.monotonic() - started)
+        state = "delivered" if gate.commitment is None else "stored"
+        self._stored(job, row.destination, row.attempts + 1, stored, state=state)
+
+    def _commit(self, job: Row[Any], gate: Gate) -> None:
+        """Raises _NotCommitted."""
+        destination = gate.destination.name
+        delivery = _delivery(job, destination)
+        instances = [Instance.read(file) for file in self._files(job)]
+        wanted = [(each.sop_class_uid, each.sop_instance_uid) for each in instances]
+        match self._committing.settle(delivery, gate, wanted):
+            case NotCommitted(error):
+                raise _NotCommitted(error)
+            case Committed():
+                if self._record(job, destination, was="stored", state="delivered", last_error=None):
+                    labels = {"destination": destination, "outcome": "committed"}
+                    self._metrics.committed_instances.labels(**labels).inc(len(wanted))
+                    log.info("delivery_committed", job_id=job.job_id, destination=destination)
+                self._committing.close(delivery)
+            case Waiting():
+                pass
+
+    def _not_committed(self, job: Row[Any], row: Row[Any], error: DeliveryError) -> Next:
+        """Send again what the destination doesn't keep."""
+        labels = {"destination": row.destination, "outcome": "failed"}
+        self._metrics.committed_instances.labels(**labels).inc()
+        now = self._begun(job, row.destination) or row
+        outcome = self._failed(job, now, error, state="pending", attempt=now.attempts)
+        self._committing.close(_delivery(job, row.destination))
+        return outcome
+
+    def _files(self, job: Row[Any]) -> list[Path]:
+        folder: Path = self._data_dir / job.result_dir
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return [folder / result["path"] for result in summary["results"]]
+
+    def _stored(
+        self, job: Row[Any], destination: str, attempt: int, stored: tuple[Stored, ...], *, state: str
+    ) -> None:
         warnings = [each.warning for each in stored if each.warning]
         for outcome, count in (("warning", len(warnings)), ("stored", len(stored) - len(warnings))):
             self._metrics.delivered_instances.labels(destination=destination, outcome=outcome).inc(count)
@@ -91,20 +139,30 @@ class Delivering:
             warnings=len(warnings),
         )
         self._record(
-            job, destination, state="delivered", attempts=attempt, last_error=None, warnings=warnings or None
+            job, destination, state=state, attempts=attempt, last_error=None, warnings=warnings or None
         )
 
     def _postponed(self, job: Row[Any], row: Row[Any], postponed: Postponed) -> Next:
         gate = self._gates[row.destination]
         if time.time() - row.begun_at >= gate.options.give_up_seconds:
             gave_up = DeliveryError(f"{postponed}; given up", code="destination_down", retryable=False)
-            return self._failed(job, row, gave_up, row.attempts)
+            return self._failed(job, row, gave_up, attempt=row.attempts)
         self._metrics.deliveries.labels(destination=row.destination, outcome="postponed").inc()
         self._record(job, row.destination, last_error=str(postponed))
         return again_in(postponed.retry_in_seconds)
 
-    def _failed(self, job: Row[Any], row: Row[Any], error: NodeError, attempt: int) -> Next:
+    def _failed(
+        self,
+        job: Row[Any],
+        row: Row[Any],
+        error: NodeError,
+        *,
+        state: str | None = None,
+        attempt: int | None = None,
+    ) -> Next:
+        """state: to try again in, if not the row's.  attempt: its number, if this isn't one more."""
         destination = row.destination
+        attempt = row.attempts + 1 if attempt is None else attempt
         wait = self._wait(row, error, attempt)
         outcome = "failed" if wait is None else "retried"
         self._metrics.deliveries.labels(destination=destination, outcome=outcome).inc()
@@ -118,7 +176,7 @@ class Delivering:
             hint=error.hint,
             retry_in_seconds=wait,
         )
-        state = "failed" if wait is None else "pending"
+        state = "failed" if wait is None else state or row.state
         self._record(job, destination, state=state, attempts=attempt, last_error=str(error))
         if wait is not None:
             return again_in(wait)
@@ -132,7 +190,7 @@ class Delivering:
             return None
         if time.time() - row.begun_at >= gate.options.give_up_seconds:
             return None
-        return gate.retry_wait(attempt, error)
+        return gate.retry_wait(max(1, attempt), error)
 
     def _finish_if_settled(self, job: Row[Any]) -> None:
         """End the job when all of its deliveries are settled."""
@@ -180,16 +238,26 @@ class Delivering:
             connection.execute(first.values(begun_at=time.time()))
             return connection.execute(select(deliveries).where(*this)).one_or_none()
 
-    def _record(self, job: Row[Any], destination: str, **values: Any) -> None:
-        """Note how a delivery stands, unless ops asked for the job again meanwhile."""
+    def _record(self, job: Row[Any], destination: str, *, was: str | None = None, **values: Any) -> bool:
+        """Note how a delivery stands, unless ops asked for the job again meanwhile, or it isn't what it
+        ``was``; whether it was noted."""
         same_generation = (
             select(jobs.c.job_id)
             .where(jobs.c.job_id == job.job_id, jobs.c.generation == job.generation)
             .scalar_subquery()
         )
         with write_transaction(self._engine) as connection:
-            connection.execute(
-                update(deliveries)
-                .where(deliveries.c.job_id == same_generation, deliveries.c.destination == destination)
-                .values(updated_at=time.time(), **values)
+            this = update(deliveries).where(
+                deliveries.c.job_id == same_generation, deliveries.c.destination == destination
             )
+            if was is not None:
+                this = this.where(deliveries.c.state == was)
+            return connection.execute(this.values(updated_at=time.time(), **values)).rowcount == 1
+
+
+class _NotCommitted(Exception):
+    """Of a DeliveryError."""
+
+
+def _delivery(job: Row[Any], destination: str) -> Delivery:
+    return Delivery(job.job_id, job.generation, destination)

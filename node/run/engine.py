@@ -25,6 +25,7 @@ from dbos import (
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
+from node.commitment_requests import Delivery
 from node.run.boundary import Next
 from node.run.steps import Steps
 
@@ -225,6 +226,10 @@ class JobEngine:
     def stop(self) -> None:
         """Stop taking work; what is under way continues after the next start."""
         DBOS.destroy()
+
+    def enqueue_turn(self, delivery: Delivery, turn: int) -> None:
+        """Enqueue a turn of a delivery; again with the same arguments does nothing."""
+        self._workflows.enqueue_delivery(delivery.job_id, delivery.destination, delivery.generation, turn)
 
     def enqueue(self, job_id: str, priority: int, generation: int, pipeline: str) -> None:
         """Enqueue a job for its first attempt; again with the same arguments does nothing."""

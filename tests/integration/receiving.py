@@ -28,7 +28,15 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from sqlalchemy import select
 
-from node.config import DatabaseConfig, LogConfig, NodeConfig, QueryPeer, ReceiveConfig, SeriesConfig
+from node.config import (
+    DatabaseConfig,
+    DestinationConfig,
+    LogConfig,
+    NodeConfig,
+    QueryPeer,
+    ReceiveConfig,
+    SeriesConfig,
+)
 from node.database import instances, series
 from node.log import configure_logging
 from node.receive.journal import SEGMENT_BYTES
@@ -58,6 +66,7 @@ class ReceivingNode:
         default_factory=lambda: SeriesConfig(quiet_seconds=3.0, released_quiet_seconds=0.3)
     )
     query: dict[str, QueryPeer] = field(default_factory=dict)
+    destinations: dict[str, DestinationConfig] = field(default_factory=dict)
     on_complete: Callable[[str, int], object] | None = None
     completed: list[tuple[str, int]] = field(default_factory=list)
     database: DatabaseConfig = DatabaseConfig()  # noqa: RUF009 - frozen
@@ -71,6 +80,7 @@ class ReceivingNode:
             receive=self.receive,
             series=self.timing,
             query=self.query,
+            destinations=self.destinations,
         )
         self._receiver = receiver = Receiver(config, self._complete)
         receiver.start()

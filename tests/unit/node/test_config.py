@@ -14,6 +14,7 @@ from node.app import routes_of
 from node.config import (
     ClientTls,
     CommitmentConfig,
+    CommitmentOptions,
     CommitmentPeer,
     CStoreDestination,
     FolderDestination,
@@ -52,6 +53,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "triton.tls": TritonTls,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
+    "destinations.pacs.commitment": CommitmentOptions,
     "destinations.cloud": StowDestination,
     "destinations.cloud.tls": ClientTls,
     "destinations.outbox": FolderDestination,
