@@ -202,6 +202,7 @@ class TritonConfig(Model):
     tls: TritonTls | None = None
     token_file: Path | None = None
     model_repository: Path | None = None
+    metrics_port: Port = 0
     start_timeout_seconds: Seconds = 120.0
     request_timeout_seconds: Seconds = 120.0
     model_timeouts_seconds: dict[str, Seconds] = Field(default_factory=dict)

@@ -32,7 +32,9 @@ class TritonWatch:
         self._embedded: EmbeddedTriton | None = None
         if config.url is None:
             self._embedded = EmbeddedTriton(
-                config.model_repository, start_timeout_seconds=config.start_timeout_seconds
+                config.model_repository,
+                metrics_port=config.metrics_port,
+                start_timeout_seconds=config.start_timeout_seconds,
             )
         self._url = config.urls[0] if config.urls else ""
         self._ready = threading.Event()
