@@ -5,7 +5,8 @@ votes, Noisy-OR), with the lungs, the slices' boxes and the inpainting of Deng e
 Zhang et al. 2021. One pipeline for each source of candidates; they are alike otherwise.
 
 So that the models have something to do while the stages between them work, what a model can be asked before
-its stage begins is asked early, on another thread. When it is asked changes no answer.
+its stage begins is asked early, on another thread. When it is asked changes no answer. Likewise, the 3D views
+of lungs and lesions are drawn while the regions are found.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipelines.noisy_or import case_type, noisy_or_by_type
 from pipelines.pipeline import Pipeline, Stages
 from pipelines.quantify import measure_lungs
 from pipelines.regions import draw, find_regions
+from pipelines.render import Drawing
 from pipelines.results import build_result_set
 from pipelines.triton import Inference, ServedModel
 from pipelines.volume import Findings, Volume
@@ -62,6 +64,7 @@ def analyse(
             )
             lung_labels = np.where(lesion_labels > 0, within, lung_labels)  # lesions are part of the lungs
             del known, within
+        drawing = Drawing(volume, lung_labels, lesion_labels) if stages.draws else None
         chest = Chest.of(volume, lung_labels, lesion_labels)
         with stages("candidates") as progress:
             candidates = find_candidates(source, chest, inference, models, early=early, progress=progress)
@@ -88,6 +91,7 @@ def analyse(
         probability_method=infection.PROBABILITY_METHOD,
         inpainted=inpainted,
         notes=(*left_out, *found.notes),
+        drawing=drawing,
     )
 
 

@@ -29,10 +29,13 @@ class Stages:
 
     ``with stages("lungs") as progress: …`` records the wall time in ``seconds`` and hands out a callback
     (done, total) for work that knows how far it is.
+
+    draws: whether results will be drawn of the outcome, so that this may begin before the outcome is known.
     """
 
     report: StageProgress = lambda _stage, _done, _total: None
     seconds: dict[str, float] = field(default_factory=dict)
+    draws: bool = False
 
     def progress(self, stage: str) -> Progress:
         """The callback of work for a stage that may begin before the stage does."""

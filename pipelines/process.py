@@ -26,7 +26,7 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     Returns the summary (the structure of DESIGN section 5). Raises PipelineError.
     """
     pipeline = find_pipeline(request.pipeline)
-    stages = Stages(report) if report is not None else Stages()
+    stages = Stages(draws=True) if report is None else Stages(report, draws=True)
     with stages("check"):
         models, missing = pipeline.check(inference)
     with stages("load") as progress:

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -31,6 +34,8 @@ from pipelines.volume import LESION_TYPES, Findings, Volume
 if TYPE_CHECKING:
     from pipelines.drawing.scene import Scene
 
+#: of a rotation: views of a turn, pixels a side of a frame
+FRAMES, SIZE = 24, 512
 _PROBE_SECONDS = 30.0
 #: Renders one pixel through EGL. In another process: a broken driver aborts the process that loads it.
 _PROBE = """
@@ -72,34 +77,84 @@ def load_rendering() -> type[Scene]:
     return Scene
 
 
+@dataclass(frozen=True)
+class View:
+    """One view of both kinds, uint8 RGB (rows, columns, 3), from ``degrees`` round from the patient's front
+    to the left."""
+
+    degrees: float
+    surfaces: NDArray[np.uint8]
+    ray_cast: NDArray[np.uint8]
+    pixels_per_mm: float
+
+
+class Drawing:
+    """One turn about the patient's head-foot axis, drawn on a thread of its own from when this is made.
+
+    lungs, lesions: uint8 (slices, rows, columns), 0 or ``Lung`` or ``Lesion``.  frames: views of a turn.
+    size: rows of a view, and columns of both kinds side by side.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        lungs: NDArray[np.uint8],
+        lesions: NDArray[np.uint8],
+        *,
+        frames: int = FRAMES,
+        size: int = SIZE,
+    ) -> None:
+        self.size = size
+        thread = ThreadPoolExecutor(1, thread_name_prefix="drawing")
+        scene = thread.submit(lambda: load_rendering()(volume, lungs, lesions, width=size // 2, height=size))
+        angles = [360.0 * number / frames for number in range(frames)]
+        self._views = [thread.submit(_view_of, scene, degrees) for degrees in angles]
+        thread.submit(lambda: scene.result().close())
+        thread.shutdown(wait=False)
+
+    def views(self) -> Iterator[View]:
+        """The views in their order, each when it is drawn. Raises RenderingUnavailable."""
+        for view in self._views:
+            yield view.result()
+
+
+def _view_of(scene: Future[Scene], degrees: float) -> View:
+    it = scene.result()
+    return View(degrees, it.surfaces(degrees), it.ray_cast(degrees), it.pixels_per_mm)
+
+
 def render_rotation(
-    volume: Volume, findings: Findings, frames: int = 24, size: int = 512, *, clinical_use: bool = False
+    volume: Volume, findings: Findings, frames: int = FRAMES, size: int = SIZE, *, clinical_use: bool = False
 ) -> NDArray[np.uint8]:
     """One turn about the patient's head-foot axis, starting with the view from the front.
 
     Returns (frames, size, size, 3) RGB. The left half shows surfaces, the right half ray casting. Seen from
     the front the patient's right is on the left. Each half has the letters of the directions that point
-    left and right in it (R, L, A, P), H above and F below, and a scale bar.
+    left and right in it (R, L, A, P), H above and F below, and a scale bar. Where the findings come with a
+    drawing that has begun, it is that one's views.
 
     Raises RenderingUnavailable where VTK can't draw off-screen.
     """
-    scene_type = load_rendering()
+    drawing = findings.drawing
+    if drawing is None:
+        drawing = Drawing(volume, findings.lungs, findings.lesions, frames=frames, size=size)
+    return np.stack(
+        [_frame(view, drawing.size, findings, clinical_use=clinical_use) for view in drawing.views()]
+    )
+
+
+def _frame(view: View, size: int, findings: Findings, *, clinical_use: bool) -> NDArray[np.uint8]:
     half = size // 2
-    with scene_type(volume, findings, width=half, height=size) as scene:
-        pictures = []
-        for number in range(frames):
-            degrees = 360.0 * number / frames
-            picture = Image.new("RGB", (size, size), palette.BACKGROUND)
-            for column, view in enumerate((scene.surfaces(degrees), scene.ray_cast(degrees))):
-                picture.paste(Image.fromarray(view), (column * half, 0))
-            draw = ImageDraw.Draw(picture)
-            draw.line([(half, 0), (half, size)], fill=palette.LINE)
-            for column, title in enumerate(("Surfaces", "Ray casting")):
-                view_box = (column * half, 0, (column + 1) * half, size)
-                _annotate(draw, view_box, title, degrees=degrees, pixels_per_mm=scene.pixels_per_mm)
-            _legend(draw, size, findings, clinical_use=clinical_use)
-            pictures.append(np.asarray(picture))
-    return np.stack(pictures)
+    picture = Image.new("RGB", (size, size), palette.BACKGROUND)
+    for column, side in enumerate((view.surfaces, view.ray_cast)):
+        picture.paste(Image.fromarray(side), (column * half, 0))
+    draw = ImageDraw.Draw(picture)
+    draw.line([(half, 0), (half, size)], fill=palette.LINE)
+    for column, title in enumerate(("Surfaces", "Ray casting")):
+        view_box = (column * half, 0, (column + 1) * half, size)
+        _annotate(draw, view_box, title, degrees=view.degrees, pixels_per_mm=view.pixels_per_mm)
+    _legend(draw, size, findings, clinical_use=clinical_use)
+    return np.asarray(picture)
 
 
 def side_letters(degrees: float) -> tuple[str, str]:

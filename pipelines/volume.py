@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+
+if TYPE_CHECKING:  # who only passes findings on needn't load what draws
+    from pipelines.render import Drawing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -222,6 +225,7 @@ class Findings:
     case_type: the type with the largest Noisy-OR, or ``NO_FINDING``.
     measures: of each lung.
     inpainted: key slices as if without their lesions, by ascending slice.
+    drawing: of lungs and lesions in 3D, if it began already.
     """
 
     lungs: NDArray[np.uint8]
@@ -234,6 +238,7 @@ class Findings:
     probability_method: str
     inpainted: tuple[InpaintedSlice, ...] = ()
     notes: tuple[str, ...] = ()
+    drawing: Drawing | None = field(default=None, compare=False, repr=False)
 
     @property
     def involved_percent(self) -> float:

@@ -1,12 +1,11 @@
 """The 3D scene of a case in VTK: lung and lesion surfaces, and a coloured CT volume for ray casting.
 
-In: a Volume and its Findings, resampled through the affine to a coarse grid whose axes are the patient's
-(LPS), around the lungs.  Out: uint8 RGB views from around the patient.
+In: a Volume, its lungs and lesions, resampled through the affine to a coarse grid whose axes are the
+patient's (LPS), around the lungs.  Out: uint8 RGB views from around the patient.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from vtkmodules.vtkRenderingOpenGL2 import vtkEGLRenderWindow
 from vtkmodules.vtkRenderingVolumeOpenGL2 import vtkOpenGLGPUVolumeRayCastMapper
 
 from pipelines.drawing import palette
-from pipelines.volume import Findings, Lesion, Lung, Volume
+from pipelines.volume import Lesion, Lung, Volume
 
 _VOXEL_MM = 2.5
 #: lungs are large and smooth: their surface is made of blocks of so many voxels a side
@@ -57,13 +56,22 @@ _LIGHT_LPS = (-0.45, -0.6, 0.66)  # where the baked-in light comes from: right, 
 
 
 class Scene:
-    """Use as a context manager: it holds two off-screen windows.
+    """Holds two off-screen windows until it is closed. Every call must come from the same thread.
 
+    lungs, lesions: uint8 (slices, rows, columns).
     pixels_per_mm: of the views, which are parallel projections.
     """
 
-    def __init__(self, volume: Volume, findings: Findings, *, width: int, height: int) -> None:
-        grid = _PatientGrid(volume, findings)
+    def __init__(
+        self,
+        volume: Volume,
+        lungs: NDArray[np.uint8],
+        lesions: NDArray[np.uint8],
+        *,
+        width: int,
+        height: int,
+    ) -> None:
+        grid = _PatientGrid(volume, lungs, lesions)
         across, up = max(grid.lungs_mm[:2]), grid.lungs_mm[2]
         self.pixels_per_mm = float(min(height / (1.35 * up), width / (1.12 * across)))
         self._centre = grid.centre_mm
@@ -74,12 +82,7 @@ class Scene:
             self._window(round(width * rays), round(height * rays), [], [_cast_volume(grid)]),
         ]
 
-    def __enter__(self) -> Scene:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         for window, _ in self._windows:
             window.Finalize()
 
@@ -141,10 +144,9 @@ class Scene:
 class _PatientGrid:
     """HU and labels on a coarse grid along the patient's axes; arrays are (z, y, x), as VTK stores them."""
 
-    def __init__(self, volume: Volume, findings: Findings) -> None:
-        chest = findings.lungs
-        spans = [np.flatnonzero(chest.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-        edges = [(s[0], s[-1]) if s.size else (0, n - 1) for s, n in zip(spans, chest.shape, strict=True)]
+    def __init__(self, volume: Volume, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> None:
+        spans = [np.flatnonzero(lungs.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        edges = [(s[0], s[-1]) if s.size else (0, n - 1) for s, n in zip(spans, lungs.shape, strict=True)]
         corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float64)
         lps = volume.to_patient(corners)
         low, high = lps.min(axis=0) - _MARGIN_MM, lps.max(axis=0) + _MARGIN_MM
@@ -158,8 +160,8 @@ class _PatientGrid:
         to_lps[:3, 3] = low
         matrix = np.linalg.inv(volume.affine) @ to_lps
         self.hu = _sample(volume.hu, matrix, shape, -1024, smooth=True)
-        self.lungs = _sample(findings.lungs, matrix, shape, 0)
-        self.lesions = _sample(findings.lesions, matrix, shape, 0)
+        self.lungs = _sample(lungs, matrix, shape, 0)
+        self.lesions = _sample(lesions, matrix, shape, 0)
 
 
 def _sample(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines import render
 from pipelines.drawing import palette
 from pipelines.errors import RenderingUnavailable
-from pipelines.render import check_rendering, montage, render_rotation, side_letters
+from pipelines.render import Drawing, check_rendering, montage, render_rotation, side_letters
 from pipelines.volume import Lesion
 from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest
 
@@ -77,6 +78,14 @@ def test_frames_turn_and_are_the_same_when_drawn_again() -> None:
     assert (first.shape, first.dtype) == ((3, 128, 128, 3), np.uint8)
     assert (first[0] != first[1]).any()
     np.testing.assert_array_equal(first, render_rotation(volume, findings, frames=3, size=128))
+
+
+@pytest.mark.usefixtures("rendering")
+def test_a_drawing_that_began_before_the_findings_were_known_is_used() -> None:
+    volume, findings = chest()
+    drawing = Drawing(volume, findings.lungs, findings.lesions, frames=2, size=128)
+    early = render_rotation(volume, replace(findings, drawing=drawing), frames=5)
+    np.testing.assert_array_equal(early, render_rotation(volume, findings, frames=2, size=128))
 
 
 @pytest.mark.usefixtures("rendering")
