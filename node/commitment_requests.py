@@ -106,13 +106,21 @@ class CommitmentRequests:
 
     def record(self, report: Report) -> bool:
         """Write a report down; False when it is of no transaction of ours."""
-        this = commitment_requests.c.transaction_uid == report.transaction_uid
-        values = {"committed": list(report.committed), "failed": [list(pair) for pair in report.failed]}
+        c = commitment_requests.c
+        this = c.transaction_uid == report.transaction_uid
         with write_transaction(self._engine) as connection:
-            if connection.execute(update(commitment_requests).where(this).values(values)).rowcount != 1:
+            before = connection.execute(select(c.committed, c.state).where(this)).one_or_none()
+            if before is None:
                 return False
-            still_open = commitment_requests.c.state == "open"
-            connection.execute(update(commitment_requests).where(this, still_open).values(state="reported"))
+            connection.execute(
+                update(commitment_requests)
+                .where(this)
+                .values(
+                    committed=sorted({*(before.committed or ()), *report.committed}),
+                    failed=[list(pair) for pair in report.failed],
+                    state="closed" if before.state == "closed" else "reported",
+                )
+            )
         return True
 
     def change(self, transaction_uid: str, state: str, *, was: str) -> bool:

@@ -153,10 +153,10 @@ deliveries = Table(
     Column("warnings", JSON),
 )
 
-#: One row a Storage Commitment request of ours. ``state``: open -> reported -> closed; or withdrawn, when it
-#: couldn't be sent; or expired, when no report came by ``report_by``. ``requested``: [SOP Class UID, SOP
-#: Instance UID] each. ``committed``: SOP Instance UIDs; ``failed``: [SOP Instance UID, Failure Reason] each;
-#: both null until there is a report, which counts in any state.
+#: One row a Storage Commitment request of ours. ``state``: open -> reported -> closed; withdrawn, when it
+#: couldn't be sent; expired, when no report came by ``report_by``; both are reported after all, if one comes.
+#: ``requested``: [SOP Class UID, SOP Instance UID] each. ``committed``: SOP Instance UIDs; ``failed``:
+#: [SOP Instance UID, Failure Reason] each; both null until there is a report.
 commitment_requests = Table(
     "commitment_requests",
     metadata,

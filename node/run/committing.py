@@ -62,17 +62,24 @@ class Committing:
 
         Raises Postponed or DeliveryError when it couldn't be asked.
         """
-        while True:
-            committed = self.requests.committed(delivery)
-            missing = [reference for reference in wanted if reference[1] not in committed]
-            if not missing:
-                return Committed()
-            latest = next(reversed(self.requests.of(delivery)), None)
-            if latest is not None and latest.state == "reported":
-                return self._failed(gate, latest, missing)
-            if latest is not None and latest.state == "open" and not self._has_expired(gate, latest):
-                return Waiting()
-            self._ask(delivery, gate, missing)
+        missing = self._missing(delivery, wanted)
+        if not missing:
+            return Committed()
+        *earlier, latest = [None, *self.requests.of(delivery)]
+        if latest is not None and latest.state == "reported":
+            return self._failed(gate, latest, missing)
+        for row in earlier:  # a late report that isn't of everything
+            if row is not None and row.state == "reported":
+                self.requests.change(row.transaction_uid, "closed", was="reported")
+        if latest is not None and latest.state == "open" and not self._has_expired(gate, latest):
+            return Waiting()
+        self._ask(delivery, gate, missing)
+        # a report that is there already, but isn't of everything, brings a turn, which may be under way
+        return Waiting() if self._missing(delivery, wanted) else Committed()
+
+    def _missing(self, delivery: Delivery, wanted: Sequence[Reference]) -> list[Reference]:
+        committed = self.requests.committed(delivery)
+        return [reference for reference in wanted if reference[1] not in committed]
 
     def close(self, delivery: Delivery) -> None:
         """Once it is noted what their reports say."""
@@ -87,7 +94,7 @@ class Committing:
             with gate.attempt():
                 gate.commitment.request(uid, references)
         except BaseException:
-            self.requests.change(uid, "withdrawn", was="open")
+            self.requests.change(uid, "withdrawn", was="open")  # a report counts all the same
             counter.labels(destination=delivery.destination, outcome="withdrawn").inc()
             raise
         counter.labels(destination=delivery.destination, outcome="sent").inc()

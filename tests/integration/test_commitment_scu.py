@@ -143,12 +143,19 @@ def test_a_report_that_never_comes_is_asked_for_again(start: Start, peer: Commit
 
 def test_a_late_report_counts(start: Start, peer: CommittingPeer) -> None:
     """It comes when the question was already put again, and nobody answers that."""
-    node = start(peer.port, report_seconds=0.5)
+    node = start(peer.port)
     peer.report_to, peer.answers = port_of(node), [Answer(how="never")] * 100
     node.add_job()
     node.begin()
-    wait_for(lambda: len(peer.requests) == 2)
+    wait_for(lambda: peer.requests and node.request_states() == ["open"])
+    with node.engine.begin() as connection:
+        connection.execute(update(commitment_requests).values(report_by=1.0))
+    wait_for(lambda: node.request_states() == ["expired", "open"] and len(peer.requests) == 2)
+    peer.report(report_on(peer.requests[0], Answer(failed={1: 0x0110})))
+    wait_for(lambda: node.request_states() == ["closed", "open"])
+    assert node.job_state() == "delivering"
     peer.report(report_on(peer.requests[0], Answer()))
+    peer.report(report_on(peer.requests[1], Answer(failed={0: 0x0110})))
     is_done(node)
 
 
