@@ -1,10 +1,11 @@
 """Findings -> one Comprehensive 3D SR, root TID 1500 Measurement Report (PS3.16), IHE AI Results conventions.
 
 In: a Volume, its Findings, their Segmentation and a ResultContext.  Out: a highdicom Comprehensive3DSR with
-a TID 1411 group for each region, and one TID 1501 group for the case whose Noisy-OR probabilities can be
-computed again from the regions' groups alone: ``1 - product of (1 - p)`` over the groups whose Finding is
-the type, p being their Probability (122157, DCM). A region's group has the three patches' votes and
-probabilities that p and the Finding come from (``infection.vote``).
+a TID 1411 group for each region, each followed by a TID 1410 group with the region's outline and nothing
+else, and one TID 1501 group for the case, whose Noisy-OR probabilities can be computed again from the
+regions' groups alone: ``1 - product of (1 - p)`` over the groups whose Finding is the type, p being their
+Probability (122157, DCM). A region's group has the three patches' votes and probabilities that p and the
+Finding come from (``infection.vote``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pipelines.results.document import (
     text_item,
 )
 from pipelines.results.identity import result_uid
+from pipelines.results.narrative import narrative
+from pipelines.results.outlines import Outline, outline
 from pipelines.results.segmentation import region_tracking, segment_numbers
 from pipelines.results.sources import is_multiframe
 from pipelines.volume import INFECTION_TYPES, Findings, ModelIdentity, Region, ResultContext, Volume
@@ -46,12 +49,14 @@ def build_report(
     Without regions the report says that no infection was found, and still has volumes and provenance.
     """
     numbers = segment_numbers(segmentation)
+    outlines = {r.number: outline(volume, findings.region_labels, r) for r in findings.regions}
     groups = [_case_group(volume, findings, segmentation, context)]
     for region in findings.regions:
         reference = _referenced_segment(
             volume, segmentation, numbers[str(region_tracking(volume, context, region.number)[1])]
         )
         groups.append(_region_group(region, volume, findings, reference, context))
+        groups.append(_outline_group(region, volume, outlines[region.number], context))
     return build_document(
         volume,
         context,
@@ -59,7 +64,7 @@ def build_report(
         evaluations=[
             code_item(codes.CASE_TYPE, codes.FINDING[findings.case_type]),
             code_item(codes.SEVERITY, codes.SEVERITY_GRADE[severity(findings.involved_percent)]),
-            text_item(codes.CONCLUSION, conclusion(findings)),
+            *(text_item(*line) for line in narrative(volume, findings, outlines, context)),
         ],
         evidence=[evidence_item(segmentation, volume)],
     )
@@ -109,6 +114,25 @@ def _region_group(
         finding_type=codes.FINDING[region.infection_type],
         finding_sites=[site(region.laterality)],
         measurements=measurements,
+    )
+
+
+def _outline_group(
+    region: Region, volume: Volume, drawn: Outline, context: ResultContext
+) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    """TID 1410: the outline on the region's key image, for viewers that draw coordinates only (ADR 11).
+
+    It has the tracking UID of the region's TID 1411 group, and no finding and no measurement of its own: who
+    counts findings or sums measurements counts the region once.
+    """
+    identifier, uid = region_tracking(volume, context, region.number)
+    source = volume.sources[drawn.source]
+    image = hd.sr.SourceImageForRegion(
+        source.SOPClassUID, source.SOPInstanceUID, [drawn.frame] if is_multiframe(volume) else None
+    )
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
+        referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image),
     )
 
 
@@ -188,22 +212,6 @@ def _case_group(
     reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = lungs
     group[0].ContentSequence.extend(reference)
     return group
-
-
-def conclusion(findings: Findings) -> str:
-    """The case in one or two sentences of plain ASCII, which any character set of the input can hold."""
-    if not findings.regions:
-        return "No infection found: no candidate region was voted an infection."
-    parts = []
-    for name in INFECTION_TYPES:
-        count = sum(region.infection_type == name for region in findings.regions)
-        words = codes.FINDING[name].meaning
-        regions = "1 region" if count == 1 else f"{count} regions"
-        parts.append(f"{words} P = {findings.noisy_or[name]:.3f} ({regions})")
-    return (
-        f"{codes.FINDING[findings.case_type].meaning}. Noisy-OR: {'; '.join(parts)}. "
-        f"{findings.involved_percent:.1f} % of the lungs involved ({severity(findings.involved_percent)})."
-    )
 
 
 def _noisy_or(name: str, findings: Findings, context: ResultContext) -> hd.sr.Measurement:
