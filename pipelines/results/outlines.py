@@ -1,4 +1,4 @@
-"""Outlines of regions on the images that show most of them.
+"""Outlines of regions, and of the lungs, on the images that show most of them.
 
 In: a Volume and label arrays (slices, rows, columns).  Out: closed polygons in image coordinates as SCOORD
 has them (PS3.3 C.18.6.1.2): column then row, in pixels, 0.0 at the outer edge of the first pixel.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from pipelines.volume import Region, Volume
 
@@ -20,7 +21,7 @@ _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 @dataclass(frozen=True)
 class Outline:
-    """A region's outline on its key image.
+    """An outline on the image that shows most of what it is drawn around.
 
     source: index into ``Volume.sources``.  frame: 1-based frame number in it.
     points: float32 (n, 2), (column, row), the first repeated as the last.
@@ -43,6 +44,26 @@ def outline(volume: Volume, region_labels: NDArray[np.uint8], region: Region) ->
     points = trace(inside[plane]) + np.array([columns.start, rows.start], np.float32)
     source, frame = volume.source_frames[plane]
     return Outline(source, frame, points.astype(np.float32))
+
+
+def around_lungs(volume: Volume, lungs: NDArray[np.uint8]) -> Outline:
+    """The convex hull of both lungs on the acquired plane that has most of them.
+
+    Raises ValueError where no acquired plane has any.
+    """
+    planes = volume.on_source_planes(lungs)
+    plane = int(np.argmax([np.count_nonzero(labels) for labels in planes]))
+    inside = planes[plane] > 0
+    rows = np.flatnonzero(inside.any(axis=1))
+    if not rows.size:
+        raise ValueError("there is no lung to draw an outline around")
+    left = inside[rows].argmax(axis=1)
+    right = inside.shape[1] - inside[rows, ::-1].argmax(axis=1)
+    ends = [np.stack([column, row], axis=1) for column in (left, right) for row in (rows, rows + 1)]
+    corners = np.concatenate(ends)
+    around = corners[ConvexHull(corners).vertices]
+    source, frame = volume.source_frames[plane]
+    return Outline(source, frame, np.append(around, around[:1], axis=0).astype(np.float32))
 
 
 def trace(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
 """Findings -> one Comprehensive 3D SR, root TID 1500 Measurement Report (PS3.16), IHE AI Results conventions.
 
 In: a Volume, its Findings, their Segmentation and a ResultContext.  Out: a highdicom Comprehensive3DSR with
-a TID 1411 group for each region, each followed by a TID 1410 group with the region's outline and nothing
-else, and one TID 1501 group for the case, whose Noisy-OR probabilities can be computed again from the
-regions' groups alone: ``1 - product of (1 - p)`` over the groups whose Finding is the type, p being their
+a TID 1411 group for each region, and one TID 1501 group for the case, each followed by a TID 1410 group with
+its outline and nothing else. The case's Noisy-OR probabilities can be computed again from the regions' groups
+alone: ``1 - product of (1 - p)`` over the groups whose Finding is the type, p being their
 Probability (122157, DCM). A region's group has the three patches' votes and probabilities that p and the
 Finding come from (``infection.vote``).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import highdicom as hd
 from pydicom import Dataset
+from pydicom.uid import UID
 
 from pipelines.quantify import severity
 from pipelines.results import codes
@@ -28,7 +29,7 @@ from pipelines.results.document import (
 )
 from pipelines.results.identity import result_uid
 from pipelines.results.narrative import narrative
-from pipelines.results.outlines import Outline, outline
+from pipelines.results.outlines import Outline, around_lungs, outline
 from pipelines.results.segmentation import region_tracking, segment_numbers
 from pipelines.results.sources import is_multiframe
 from pipelines.volume import INFECTION_TYPES, Findings, ModelIdentity, Region, ResultContext, Volume
@@ -50,13 +51,17 @@ def build_report(
     """
     numbers = segment_numbers(segmentation)
     outlines = {r.number: outline(volume, findings.region_labels, r) for r in findings.regions}
-    groups = [_case_group(volume, findings, segmentation, context)]
+    groups = [
+        _case_group(volume, findings, segmentation, context),
+        _outline_group(_case_tracking(volume, context), volume, around_lungs(volume, findings.lungs)),
+    ]
     for region in findings.regions:
         reference = _referenced_segment(
             volume, segmentation, numbers[str(region_tracking(volume, context, region.number)[1])]
         )
         groups.append(_region_group(region, volume, findings, reference, context))
-        groups.append(_outline_group(region, volume, outlines[region.number], context))
+        tracking = region_tracking(volume, context, region.number)
+        groups.append(_outline_group(tracking, volume, outlines[region.number]))
     return build_document(
         volume,
         context,
@@ -118,14 +123,14 @@ def _region_group(
 
 
 def _outline_group(
-    region: Region, volume: Volume, drawn: Outline, context: ResultContext
+    tracking: tuple[str, UID], volume: Volume, drawn: Outline
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
-    """TID 1410: the outline on the region's key image, for viewers that draw coordinates only (ADR 11).
+    """TID 1410: an outline on an image, for viewers that draw coordinates only (ADR 11).
 
-    It has the tracking UID of the region's TID 1411 group, and no finding and no measurement of its own: who
-    counts findings or sums measurements counts the region once.
+    It has the tracking identifier and UID of the group that it belongs to, and no finding and no measurement
+    of its own: who counts findings or sums measurements counts each once.
     """
-    identifier, uid = region_tracking(volume, context, region.number)
+    identifier, uid = tracking
     source = volume.sources[drawn.source]
     image = hd.sr.SourceImageForRegion(
         source.SOPClassUID, source.SOPInstanceUID, [drawn.frame] if is_multiframe(volume) else None
@@ -134,6 +139,10 @@ def _outline_group(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
         referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image),
     )
+
+
+def _case_tracking(volume: Volume, context: ResultContext) -> tuple[str, UID]:
+    return "Case", result_uid(volume, context, "case/tracking")
 
 
 def _vote(region: Region, findings: Findings, context: ResultContext) -> hd.sr.AlgorithmIdentification:
@@ -195,10 +204,9 @@ def _case_group(
                 ((codes.MEAN_ATTENUATION, lung_measures.mean_hu, codes.HOUNSFIELD, 1), lung),
             )
         ]
+    identifier, uid = _case_tracking(volume, context)
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=result_uid(volume, context, "case/tracking"), identifier="Case"
-        ),
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
         finding_type=codes.FINDING[findings.case_type],
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.LUNG)],
         measurements=measurements,

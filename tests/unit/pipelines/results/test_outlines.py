@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from pipelines.results.outlines import outline, trace
+from pipelines.results.outlines import around_lungs, outline, trace
 from tests.unit.pipelines.results.synthetic import chest, without_plane
 
 
@@ -56,3 +56,24 @@ def test_no_outline_is_on_an_interpolated_slice() -> None:
     drawn = outline(volume, findings.region_labels, found.regions[0])
     assert volume.source_slices[drawn.source] != key
     assert abs(volume.source_slices[drawn.source] - key) <= 3
+
+
+def test_the_outline_around_the_lungs_holds_both_and_is_convex() -> None:
+    volume, findings = chest()
+    drawn = around_lungs(volume, findings.lungs)
+    most = int(np.count_nonzero(findings.lungs, axis=(1, 2)).argmax())
+    assert (drawn.source, drawn.frame) == volume.source_frames[most]
+    lungs = findings.lungs[most] > 0
+    assert filled(drawn.points, lungs.shape)[lungs].all()
+    steps = np.diff(drawn.points.astype(float), axis=0)
+    turns = steps[:-1, 0] * steps[1:, 1] - steps[:-1, 1] * steps[1:, 0]
+    assert (turns > 0).all() or (turns < 0).all()
+    for axis, across in ((0, 0), (1, 1)):
+        places = np.flatnonzero(lungs.any(axis=across))
+        assert (drawn.points[:, axis].min(), drawn.points[:, axis].max()) == (places[0], places[-1] + 1)
+
+
+def test_there_is_no_outline_without_lungs() -> None:
+    volume, findings = chest()
+    with pytest.raises(ValueError, match="no lung"):
+        around_lungs(volume, np.zeros_like(findings.lungs))

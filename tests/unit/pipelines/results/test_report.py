@@ -132,7 +132,7 @@ def test_each_region_refers_to_its_segment_by_number_and_tracking_uid(tmp_path: 
 def test_each_region_has_a_closed_outline_on_its_key_image(tmp_path: Path, enhanced: bool) -> None:
     report, volume, findings = make(tmp_path, enhanced=enhanced)
     volumetric = {next(items(g, "112040")).UID: g for g in groups(report, "1411")}
-    planar = groups(report, "1410")
+    planar = [g for g in groups(report, "1410") if next(items(g, "112040")).UID in volumetric]
     assert len(planar) == len(findings.regions)
     for region, group in zip(findings.regions, planar, strict=True):
         uid = next(items(group, "112040")).UID
@@ -145,6 +145,19 @@ def test_each_region_has_a_closed_outline_on_its_key_image(tmp_path: Path, enhan
         source, frame = volume.source_frames[region.key_slice]
         assert image.ReferencedSOPInstanceUID == volume.sources[source].SOPInstanceUID
         assert image.get("ReferencedFrameNumber") == (frame if enhanced else None)
+
+
+@pytest.mark.parametrize("lesions", [True, False])
+def test_no_group_is_without_coordinates(tmp_path: Path, lesions: bool) -> None:
+    """OHIF 3.13 stops at the first tracking UID without any, and shows an empty viewport: the case has an
+    outline, too. Not of five points, or OHIF takes it for a rectangle of its own and shows no other."""
+    report, _, _ = make(tmp_path, lesions=lesions)
+    outlined = {next(items(group, "112040")).UID: group for group in groups(report, "1410")}
+    for group in (*groups(report, "1411"), *groups(report, "1501")):
+        assert next(items(group, "112040")).UID in outlined
+    (case,) = groups(report, "1501")
+    around = next(items(outlined[next(items(case, "112040")).UID], "111030"))
+    assert len(around.GraphicData) > 10
 
 
 def test_an_outline_counts_for_nothing(tmp_path: Path) -> None:
