@@ -29,7 +29,7 @@ CHROMIUM_FLAGS = (
     *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
 )
 SCREEN: ViewportSize = {"width": 960, "height": 640}
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 _VIEWPORT = """
     const grid = window.services.viewportGridService.getState();
     const viewport = window.services.cornerstoneViewportService.getCornerstoneViewport(grid.activeViewportId);
@@ -115,7 +115,7 @@ class Viewer:
         """The measurement that is drawn, once ``text`` stands beside it."""
 
         def drawn() -> Measurement | None:
-            lines = self._page.locator(".svg-layer tspan").all_inner_texts()
+            lines = self._page.locator(".svg-layer tspan").all_text_contents()
             points = self._page.locator(".svg-layer polyline").evaluate_all(
                 "lines => lines.map(line => [...line.points].map(point => [point.y, point.x]))"
             )
