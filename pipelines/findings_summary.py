@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.quantify import SEVERITY_METHOD, severity
-from pipelines.results.report import conclusion
+from pipelines.results.narrative import conclusion
 from pipelines.volume import Findings, LungMeasures, Region
 
 

@@ -34,7 +34,7 @@ from node.errors import NodeError
 from node.route.defaults import default_routes
 from node.triton_server import PORT_TRIES, free_port
 from pipelines.request import SUMMARY
-from pipelines.results.validation import validate
+from pipelines.results.validation import validate_all
 
 NODE_AE_TITLE = "PACSNODE"
 START_SECONDS = 180.0
@@ -222,21 +222,23 @@ def _collect(
     table = Table(title=f"series {job['series_instance_uid']}")
     for heading in ("object", "SOP class", "size", "validated by"):
         table.add_column(heading, overflow="fold")
-    good = True
     files = []
     for result in summary["results"]:
         content = archive.fetch(result["sop_instance_uid"])
-        if content is None:
-            table.add_row(result["path"], UID(result["sop_class_uid"]).name, "[red]missing[/red]", "")
-            good = False
+        if content is not None:
+            (folder / result["path"]).write_bytes(content)
+            files.append(folder / result["path"])
+    checked = validate_all(files)
+    good = len(files) == len(summary["results"])
+    for result in summary["results"]:
+        path, sop_class = folder / result["path"], UID(result["sop_class_uid"]).name
+        if path not in checked:
+            table.add_row(path.name, sop_class, "[red]missing[/red]", "")
             continue
-        path = folder / result["path"]
-        path.write_bytes(content)
-        files.append(path)
-        checks = validate(path)
+        checks = checked[path]
         good &= all(check.ok for check in checks)
         said = ", ".join(check.tool if check.ok else f"[red]{check.tool}: FAILED[/red]" for check in checks)
-        table.add_row(path.name, UID(result["sop_class_uid"]).name, _size(len(content)), said)
+        table.add_row(path.name, sop_class, _size(path.stat().st_size), said)
         for check in checks:
             if not check.ok:
                 messages = escape("; ".join(check.messages[:5]))

@@ -41,7 +41,8 @@ def build_document(
     """Encode a measurement report.
 
     groups: highdicom's groups of measurements (TID 1410, 1411, 1501), at least one.
-    evaluations: content items of the report as a whole (``code_item``, ``text_item``; TID 1500 row 12).
+    evaluations: content items of the report as a whole (``code_item``, ``text_item``; TID 1500 row 12). They
+        open the report, so that who reads it from the top meets the case before its measurements (ADR 11).
     evidence: what it refers to beside the volume's images (``evidence_item``).
     The report is COMPLETE, PRELIMINARY and UNVERIFIED: no person has looked at it.
     """
@@ -57,7 +58,7 @@ def build_document(
         children[measured].ContentSequence.insert(0, item)
     children.insert(measured, _image_library(volume))
     if evaluations:
-        children.append(_qualitative_evaluations(evaluations))
+        children.insert(0, _qualitative_evaluations(evaluations))
     report = hd.sr.Comprehensive3DSR(
         evidence=[*clean_headers(volume, context), *evidence],
         content=content,

@@ -1,16 +1,18 @@
 """Findings -> one Comprehensive 3D SR, root TID 1500 Measurement Report (PS3.16), IHE AI Results conventions.
 
 In: a Volume, its Findings, their Segmentation and a ResultContext.  Out: a highdicom Comprehensive3DSR with
-a TID 1411 group for each region, and one TID 1501 group for the case whose Noisy-OR probabilities can be
-computed again from the regions' groups alone: ``1 - product of (1 - p)`` over the groups whose Finding is
-the type, p being their Probability (122157, DCM). A region's group has the three patches' votes and
-probabilities that p and the Finding come from (``infection.vote``).
+a TID 1411 group for each region, and one TID 1501 group for the case, each followed by a TID 1410 group with
+its outline and nothing else. The case's Noisy-OR probabilities can be computed again from the regions' groups
+alone: ``1 - product of (1 - p)`` over the groups whose Finding is the type, p being their
+Probability (122157, DCM). A region's group has the three patches' votes and probabilities that p and the
+Finding come from (``infection.vote``).
 """
 
 from __future__ import annotations
 
 import highdicom as hd
 from pydicom import Dataset
+from pydicom.uid import UID
 
 from pipelines.quantify import severity
 from pipelines.results import codes
@@ -26,6 +28,8 @@ from pipelines.results.document import (
     text_item,
 )
 from pipelines.results.identity import result_uid
+from pipelines.results.narrative import narrative
+from pipelines.results.outlines import Outline, around_lungs, outline
 from pipelines.results.segmentation import region_tracking, segment_numbers
 from pipelines.results.sources import is_multiframe
 from pipelines.volume import INFECTION_TYPES, Findings, ModelIdentity, Region, ResultContext, Volume
@@ -46,12 +50,18 @@ def build_report(
     Without regions the report says that no infection was found, and still has volumes and provenance.
     """
     numbers = segment_numbers(segmentation)
-    groups = [_case_group(volume, findings, segmentation, context)]
+    outlines = {r.number: outline(volume, findings.region_labels, r) for r in findings.regions}
+    groups = [
+        _case_group(volume, findings, segmentation, context),
+        _outline_group(_case_tracking(volume, context), volume, around_lungs(volume, findings.lungs)),
+    ]
     for region in findings.regions:
         reference = _referenced_segment(
             volume, segmentation, numbers[str(region_tracking(volume, context, region.number)[1])]
         )
         groups.append(_region_group(region, volume, findings, reference, context))
+        tracking = region_tracking(volume, context, region.number)
+        groups.append(_outline_group(tracking, volume, outlines[region.number]))
     return build_document(
         volume,
         context,
@@ -59,7 +69,7 @@ def build_report(
         evaluations=[
             code_item(codes.CASE_TYPE, codes.FINDING[findings.case_type]),
             code_item(codes.SEVERITY, codes.SEVERITY_GRADE[severity(findings.involved_percent)]),
-            text_item(codes.CONCLUSION, conclusion(findings)),
+            *(text_item(*line) for line in narrative(volume, findings, outlines, context)),
         ],
         evidence=[evidence_item(segmentation, volume)],
     )
@@ -110,6 +120,29 @@ def _region_group(
         finding_sites=[site(region.laterality)],
         measurements=measurements,
     )
+
+
+def _outline_group(
+    tracking: tuple[str, UID], volume: Volume, drawn: Outline
+) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    """TID 1410: an outline on an image, for viewers that draw coordinates only (ADR 11).
+
+    It has the tracking identifier and UID of the group that it belongs to, and no finding and no measurement
+    of its own: who counts findings or sums measurements counts each once.
+    """
+    identifier, uid = tracking
+    source = volume.sources[drawn.source]
+    image = hd.sr.SourceImageForRegion(
+        source.SOPClassUID, source.SOPInstanceUID, [drawn.frame] if is_multiframe(volume) else None
+    )
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
+        referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image),
+    )
+
+
+def _case_tracking(volume: Volume, context: ResultContext) -> tuple[str, UID]:
+    return "Case", result_uid(volume, context, "case/tracking")
 
 
 def _vote(region: Region, findings: Findings, context: ResultContext) -> hd.sr.AlgorithmIdentification:
@@ -171,10 +204,9 @@ def _case_group(
                 ((codes.MEAN_ATTENUATION, lung_measures.mean_hu, codes.HOUNSFIELD, 1), lung),
             )
         ]
+    identifier, uid = _case_tracking(volume, context)
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=result_uid(volume, context, "case/tracking"), identifier="Case"
-        ),
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
         finding_type=codes.FINDING[findings.case_type],
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.LUNG)],
         measurements=measurements,
@@ -188,22 +220,6 @@ def _case_group(
     reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = lungs
     group[0].ContentSequence.extend(reference)
     return group
-
-
-def conclusion(findings: Findings) -> str:
-    """The case in one or two sentences of plain ASCII, which any character set of the input can hold."""
-    if not findings.regions:
-        return "No infection found: no candidate region was voted an infection."
-    parts = []
-    for name in INFECTION_TYPES:
-        count = sum(region.infection_type == name for region in findings.regions)
-        words = codes.FINDING[name].meaning
-        regions = "1 region" if count == 1 else f"{count} regions"
-        parts.append(f"{words} P = {findings.noisy_or[name]:.3f} ({regions})")
-    return (
-        f"{codes.FINDING[findings.case_type].meaning}. Noisy-OR: {'; '.join(parts)}. "
-        f"{findings.involved_percent:.1f} % of the lungs involved ({severity(findings.involved_percent)})."
-    )
 
 
 def _noisy_or(name: str, findings: Findings, context: ResultContext) -> hd.sr.Measurement:

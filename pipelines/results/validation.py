@@ -1,8 +1,8 @@
 """Checks of finished result files with validators that this project did not write, where they are installed.
 
-In: a DICOM file.  Out: one Validation for each tool that was run. Reading it back with pydicom and highdicom
-is always one of them. The others are dciodvfy (dicom3tools), PixelMed's SR and instance validators, DCMTK's
-dsrdump, and dcmqi's segimage2itkimage and tid1500reader.
+In: DICOM files.  Out: for each, one Validation for each tool that was run. Reading it back with pydicom and
+highdicom is always one of them. The others are dciodvfy (dicom3tools), PixelMed's SR and instance validators,
+DCMTK's dsrdump, and dcmqi's segimage2itkimage and tid1500reader.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import highdicom as hd
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from pipelines.results.pixelmed import TOOLS, jars, pixelmed
 from pipelines.results.segmentation import segment_numbers
 
 _TIMEOUT_SECONDS = 180.0
-_JAVA_FOLDER = Path("/usr/share/java")
-#: Java's own limits on XPath are below what PixelMed's style sheets need
-_JAVA_OPTIONS = ("xpathTotalOpLimit", "xpathExprOpLimit", "xpathExprGrpLimit")
+#: newer than dciodvfy
+_LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+#: modalities of structured reports: measurement reports and Key Object Selections
+_REPORTS = ("SR", "KO")
 _LINE = re.compile(r"^(Error|Warning|Abort)|Exception")
 _BAD = re.compile(r"^(Error|Abort)|Exception")
 
@@ -41,25 +43,60 @@ class Validation:
 
 
 def validate(path: Path) -> list[Validation]:
-    """Run every installed validator that knows this kind of object. A tool that isn't there is left out."""
-    modality, read_back = _read_back(path)
-    results = [read_back]
-    if read_back.ok:
-        results += [_run(tool, arguments) for tool, arguments in _commands(path, modality)]
-        if modality == "SEG" and (reader := _find("segimage2itkimage")):
-            with tempfile.TemporaryDirectory() as folder:
-                arguments = [reader, "--inputDICOM", str(path), "--outputDirectory", folder, "-t", "nrrd"]
-                results.append(_run("segimage2itkimage", arguments, by_exit_code=True))
-        if modality == "SR" and (reader := _find("tid1500reader")):
-            with tempfile.TemporaryDirectory() as folder:
-                output = str(Path(folder) / "report.json")
-                arguments = [reader, "--inputDICOM", str(path), "--outputMetadata", output]
-                results.append(_run("tid1500reader", arguments, by_exit_code=True))
-    return results
+    """``validate_all`` of one file."""
+    return validate_all([path])[path]
 
 
-def _read_back(path: Path) -> tuple[str, Validation]:
-    """Parse the whole file; for SEG and SR also let highdicom check and index it."""
+def validate_all(paths: Sequence[Path]) -> dict[Path, list[Validation]]:
+    """Run every installed validator that knows this kind of object. A tool that isn't there is left out.
+
+    Many files at once are much faster than one by one: PixelMed's validators start once for all.
+    """
+    found: dict[Path, list[Validation]] = {}
+    kinds: list[tuple[str, Path]] = []
+    for path in paths:
+        sop_class, modality, read_back = _read_back(path)
+        found[path] = [read_back]
+        if read_back.ok:
+            found[path] += _of_one(path, sop_class, modality)
+            kinds.append(("sr" if modality in _REPORTS else "iod", path))
+    for path, said in _pixelmed(kinds):
+        found[path].append(said)
+    return found
+
+
+def _of_one(path: Path, sop_class: str, modality: str) -> Iterator[Validation]:
+    """What the tools say that take one file a process."""
+    if (dciodvfy := _find("dciodvfy")) and sop_class != _LABEL_MAP_SEGMENTATION_STORAGE:
+        yield _run("dciodvfy", [dciodvfy, str(path)])
+    if modality in _REPORTS and (dsrdump := _find("dsrdump")):
+        yield _run("dsrdump", [dsrdump, str(path)])
+    reader = {"SEG": "segimage2itkimage", "SR": "tid1500reader"}.get(modality, "")
+    if program := _find(reader) if reader else None:
+        with tempfile.TemporaryDirectory() as folder:
+            output = {
+                "SEG": ["--outputDirectory", folder, "-t", "nrrd"],
+                "SR": ["--outputMetadata", str(Path(folder) / "report.json")],
+            }[modality]
+            yield _run(reader, [program, "--inputDICOM", str(path), *output], by_exit_code=True)
+
+
+def _pixelmed(kinds: Sequence[tuple[str, Path]]) -> list[tuple[Path, Validation]]:
+    if not _find("java") or not jars():
+        return []
+    try:
+        said = pixelmed(kinds)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = f"Error: {error} {getattr(error, 'stderr', None) or ''}".strip()
+        return [(path, Validation(TOOLS[kind], False, (why,))) for kind, path in kinds]
+    return [
+        (path, _judged(TOOLS[kind], text.splitlines()))
+        for (kind, path), text in zip(kinds, said, strict=True)
+    ]
+
+
+def _read_back(path: Path) -> tuple[str, str, Validation]:
+    """SOP Class UID, Modality, and whether the file parses; highdicom checks and indexes SEG and SR."""
     try:
         dataset = pydicom.dcmread(path)
         modality = str(dataset.Modality)
@@ -81,39 +118,18 @@ def _read_back(path: Path) -> tuple[str, Validation]:
         RuntimeError,
         TypeError,
     ) as error:
-        return "", Validation("pydicom and highdicom", False, (f"Error: {type(error).__name__}: {error}",))
-    return modality, Validation("pydicom and highdicom", True)
-
-
-def _commands(path: Path, modality: str) -> Iterator[tuple[str, list[str]]]:
-    if dciodvfy := _find("dciodvfy"):
-        yield "dciodvfy", [dciodvfy, str(path)]
-    java, jars = _find("java"), _jars()
-    if java and jars:
-        kind = "DicomSRValidator" if modality == "SR" else "DicomInstanceValidator"
-        options = [f"-Djdk.xml.{name}=0" for name in _JAVA_OPTIONS]
-        class_path = [*options, "-cp", ":".join(jars), f"com.pixelmed.validate.{kind}"]
-        yield f"PixelMed {kind}", [java, *class_path, str(path)]
-    if modality == "SR" and (dsrdump := _find("dsrdump")):
-        yield "dsrdump", [dsrdump, str(path)]
+        return (
+            "",
+            "",
+            Validation("pydicom and highdicom", False, (f"Error: {type(error).__name__}: {error}",)),
+        )
+    return str(dataset.SOPClassUID), modality, Validation("pydicom and highdicom", True)
 
 
 def _find(name: str) -> str | None:
     """A tool on the PATH, or among this environment's scripts (dcmqi is a Python wheel)."""
     scripts = f"{sysconfig.get_path('scripts')}:{Path(sys.executable).parent}"
     return shutil.which(name) or shutil.which(name, path=scripts)
-
-
-def _jars() -> list[str]:
-    first = _JAVA_FOLDER / "pixelmed.jar"
-    if not first.exists():
-        return []
-    others = (jar for jar in sorted(_JAVA_FOLDER.glob("*.jar")) if jar != first)
-    # More than one logging binding on the class path makes SLF4J print warnings that look like ours
-    return [
-        str(first),
-        *(str(jar) for jar in others if not re.search("slf4j|log4j", jar.name, re.IGNORECASE)),
-    ]
 
 
 def _run(tool: str, arguments: Sequence[str], *, by_exit_code: bool = False) -> Validation:
@@ -133,8 +149,12 @@ def _run(tool: str, arguments: Sequence[str], *, by_exit_code: bool = False) -> 
     if by_exit_code:
         tail = [line for line in lines if line][-3:]
         return Validation(tool, done.returncode == 0, () if done.returncode == 0 else tuple(tail))
+    said = _judged(tool, lines)
+    if tool == "dsrdump" and done.returncode != 0:
+        return replace(said, ok=False)
+    return said
+
+
+def _judged(tool: str, lines: Sequence[str]) -> Validation:
     found = tuple(dict.fromkeys(line for line in lines if _LINE.search(line)))
-    ok = not any(_BAD.search(line) for line in found)
-    if tool == "dsrdump":
-        ok = ok and done.returncode == 0
-    return Validation(tool, ok, found)
+    return Validation(tool, not any(_BAD.search(line) for line in found), found)

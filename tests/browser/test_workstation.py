@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Browser
 from pydicom import dcmread
 
@@ -56,16 +56,20 @@ def shown_as(lesion: Lesion, pixels: Pixels) -> NDArray[np.bool_]:
     return seen
 
 
-def on_screen(viewer: Viewer, study: Study, index: int, lesion: Lesion, size: tuple[int, int]) -> Pixels:
-    """Where slice ``index`` has the lesion, as a mask of the viewport's pixels."""
+def on_screen(
+    viewer: Viewer, study: Study, index: int, plane: NDArray[np.bool_], size: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """A mask of slice ``index`` as a mask of the viewport's pixels (rows, columns)."""
     voxels = np.array([[index, 0, 0], [index, 1, 0], [index, 0, 1]], np.float64)
     origin, down, right = viewer.to_screen(study.volume.to_patient(voxels))
     to_voxel = np.linalg.inv(np.stack([down - origin, right - origin], axis=1))
     pixels = np.stack(np.indices(size), axis=-1) + 0.5 - origin
     row, column = np.moveaxis(np.rint(pixels @ to_voxel.T).astype(int), -1, 0)
-    plane = study.findings.lesions[index] == lesion
     inside = (row >= 0) & (row < plane.shape[0]) & (column >= 0) & (column < plane.shape[1])
-    return inside & plane[row.clip(0, plane.shape[0] - 1), column.clip(0, plane.shape[1] - 1)]
+    found: NDArray[np.bool_] = (
+        inside & plane[row.clip(0, plane.shape[0] - 1), column.clip(0, plane.shape[1] - 1)]
+    )
+    return found
 
 
 def gray(hu: int) -> float:
@@ -87,7 +91,7 @@ def check_overlay(viewer: Viewer, study: Study, name: str) -> None:
         lesion = Lesion[region.lesion_type.upper()]
         overlaid = viewer.show_image(uids[index], until=lambda pixels: shown_as(lesion, pixels).any())  # noqa: B023
         viewer.screenshot(BUILD / f"{name}-region-{region.number}.png")
-        place = on_screen(viewer, study, index, lesion, overlaid.shape[:2])
+        place = on_screen(viewer, study, index, study.findings.lesions[index] == lesion, overlaid.shape[:2])
         assert bare[index][place].mean() == pytest.approx(gray(HU[lesion]), abs=6), "the lesion isn't there"
         assert not shown_as(lesion, bare[index]).any()
         seen = shown_as(lesion, overlaid)
@@ -125,6 +129,29 @@ def test_the_overlay_of_images_stored_the_other_way_round(
     turned = stored(archive, write_study(tmp_path, 2, pictures=False, orientation="prone_flipped"))
     for viewer in opened(browser, workstation, turned):
         check_overlay(viewer, turned, "turned")
+
+
+def test_the_reports_measurements_stand_at_their_lesions(viewer: Viewer, study: Study) -> None:
+    viewer.open_series("AI measurement report")
+    noisy_or = study.findings.noisy_or["iavp"]
+    viewer.measurement(f"Noisy-OR probability of influenza A pneumonia: {noisy_or:.2f} 1")
+    viewer.screenshot(BUILD / "report-case.png")
+    for region in study.findings.regions:
+        viewer.next_measurement()
+        measurement = viewer.measurement(f"Volume: {region.volume_ml:.2f} cm3")
+        index = region.key_slice
+        assert f"/{study.volume.sources[index].SOPInstanceUID}/" in viewer.image()
+        size = viewer.settled().shape[:2]
+        viewer.screenshot(BUILD / f"report-region-{region.number}.png")
+        place = on_screen(*(viewer, study, index), study.findings.region_labels[index] == region.number, size)
+        assert dice(filled(measurement.points, size), place) > 0.95
+
+
+def filled(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The pixels in a polygon of rows and columns."""
+    canvas = Image.new("1", (size[1], size[0]))
+    ImageDraw.Draw(canvas).polygon([tuple(point) for point in points[:, ::-1].tolist()], fill=1)
+    return np.asarray(canvas)
 
 
 @pytest.mark.parametrize(

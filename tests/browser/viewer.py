@@ -10,13 +10,14 @@ import base64
 import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, ViewportSize
 
 Pixels = NDArray[np.uint8]
 Look = Callable[[Pixels], Any]
@@ -27,20 +28,28 @@ CHROMIUM_FLAGS = (
     *("--disable-component-update", "--disable-sync", "--ignore-gpu-blocklist"),
     *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
 )
-SCREEN = {"width": 960, "height": 640}
-WAIT_SECONDS = 60.0
+SCREEN: ViewportSize = {"width": 960, "height": 640}
+WAIT_SECONDS = 120.0
 _VIEWPORT = """
     const grid = window.services.viewportGridService.getState();
     const viewport = window.services.cornerstoneViewportService.getCornerstoneViewport(grid.activeViewportId);
 """
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """points: (n, 2) rows and columns of the viewport's pixels.  lines: what stands beside it."""
+
+    points: NDArray[np.float64]
+    lines: tuple[str, ...]
+
+
 class Viewer:
     """One page with one study. faults: errors that the page, the network or the archive met."""
 
-    def __init__(self, browser: Browser, url: str) -> None:
+    def __init__(self, browser: Browser, url: str, *, screen: ViewportSize = SCREEN) -> None:
         self._url = url
-        self._page: Page = browser.new_page(viewport=SCREEN)  # type: ignore[arg-type]
+        self._page: Page = browser.new_page(viewport=screen)
         self._page.set_default_timeout(1000 * WAIT_SECONDS)
         self.faults: list[str] = []
         self._page.on("pageerror", lambda error: self.faults.append(f"page: {error}"))
@@ -92,6 +101,27 @@ class Viewer:
             .flatMap(one => Object.values(one.segments).map(segment => segment.label))"""
         )
         return labels
+
+    def image(self) -> str:
+        """The address of the image that the active viewport shows; it holds the SOP Instance UID."""
+        address: str = self._run("() => viewport.getCurrentImageId()")
+        return address
+
+    def next_measurement(self) -> None:
+        """Go on to the next measurement of the report that is open."""
+        self._page.locator("[data-cy=viewport-action-arrows-right]").click()
+
+    def measurement(self, text: str) -> Measurement:
+        """The measurement that is drawn, once ``text`` stands beside it."""
+
+        def drawn() -> Measurement | None:
+            lines = self._page.locator(".svg-layer tspan").all_text_contents()
+            points = self._page.locator(".svg-layer polyline").evaluate_all(
+                "lines => lines.map(line => [...line.points].map(point => [point.y, point.x]))"
+            )
+            return Measurement(np.array(points[0]), tuple(lines)) if points and text in lines else None
+
+        return self._until(drawn, f"a measurement with {text}")
 
     def to_screen(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, 3) patient millimetres (LPS) -> (n, 2) row and column of ``pixels``."""

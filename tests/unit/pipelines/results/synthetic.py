@@ -206,9 +206,9 @@ def chest(
     hu[kinds == Lesion.GROUND_GLASS], hu[kinds == Lesion.CONSOLIDATION] = -550, 10
     hu += np.random.default_rng(0).integers(-15, 15, shape).astype(np.int16)
     regions = tuple(
-        _region(volume, labels, lungs, number, *what) for number, (_, *what) in blobs.items() if lesions
+        region_of(volume, labels, lungs, number, *what) for number, (_, *what) in blobs.items() if lesions
     )
-    return volume, _findings(volume, lungs, kinds, labels, regions)
+    return volume, findings_of(volume, lungs, kinds, labels, regions)
 
 
 def without_plane(volume: Volume, findings: Findings, missing: int) -> tuple[Volume, Findings]:
@@ -226,7 +226,7 @@ def without_plane(volume: Volume, findings: Findings, missing: int) -> tuple[Vol
     return repaired, replace(findings, **labels)
 
 
-def _region(  # noqa: PLR0917
+def region_of(  # noqa: PLR0917
     volume: Volume,
     labels: NDArray[np.uint8],
     lungs: NDArray[np.uint8],
@@ -258,7 +258,7 @@ def _region(  # noqa: PLR0917
     )
 
 
-def _findings(
+def findings_of(
     volume: Volume,
     lungs: NDArray[np.uint8],
     kinds: NDArray[np.uint8],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from pydicom import Dataset
 
 from pipelines.infection import vote
 from pipelines.results import codes
-from pipelines.results.report import CASE_DECIMALS, build_report, conclusion
+from pipelines.results.narrative import conclusion
+from pipelines.results.report import CASE_DECIMALS, build_report
 from pipelines.results.segmentation import build_segmentation
 from pipelines.volume import Findings, PatchVote, Volume
 from tests.unit.pipelines.results.synthetic import chest, context
@@ -123,6 +126,61 @@ def test_each_region_refers_to_its_segment_by_number_and_tracking_uid(tmp_path: 
         assert side == codes.LATERALITY[regions[identifier].laterality]
         volume_ml = group.get_measurements(name=codes.VOLUME)[0].value
         assert volume_ml == pytest.approx(regions[identifier].volume_ml, abs=1e-3)
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_each_region_has_a_closed_outline_on_its_key_image(tmp_path: Path, enhanced: bool) -> None:
+    report, volume, findings = make(tmp_path, enhanced=enhanced)
+    volumetric = {next(items(g, "112040")).UID: g for g in groups(report, "1411")}
+    planar = [g for g in groups(report, "1410") if next(items(g, "112040")).UID in volumetric]
+    assert len(planar) == len(findings.regions)
+    for region, group in zip(findings.regions, planar, strict=True):
+        uid = next(items(group, "112040")).UID
+        assert next(items(volumetric[uid], "112039")).TextValue == next(items(group, "112039")).TextValue
+        region_item = next(items(group, "111030"))
+        assert (region_item.ValueType, region_item.GraphicType) == ("SCOORD", "POLYLINE")
+        points = list(region_item.GraphicData)
+        assert points[:2] == points[-2:]
+        image = region_item.ContentSequence[0].ReferencedSOPSequence[0]
+        source, frame = volume.source_frames[region.key_slice]
+        assert image.ReferencedSOPInstanceUID == volume.sources[source].SOPInstanceUID
+        assert image.get("ReferencedFrameNumber") == (frame if enhanced else None)
+
+
+@pytest.mark.parametrize("lesions", [True, False])
+def test_no_group_is_without_coordinates(tmp_path: Path, lesions: bool) -> None:
+    """OHIF 3.13 stops at the first tracking UID without any, and shows an empty viewport: the case has an
+    outline, too. Not of five points, or OHIF takes it for a rectangle of its own and shows no other."""
+    report, _, _ = make(tmp_path, lesions=lesions)
+    outlined = {next(items(group, "112040")).UID: group for group in groups(report, "1410")}
+    for group in (*groups(report, "1411"), *groups(report, "1501")):
+        assert next(items(group, "112040")).UID in outlined
+    (case,) = groups(report, "1501")
+    around = next(items(outlined[next(items(case, "112040")).UID], "111030"))
+    assert len(around.GraphicData) > 10
+
+
+def test_an_outline_counts_for_nothing(tmp_path: Path) -> None:
+    """Who counts findings or sums measurements counts each region once (ADR 11)."""
+    report, _, _ = make(tmp_path)
+    for group in groups(report, "1410"):
+        names = [item.ConceptNameCodeSequence[0].CodeMeaning for item in group.ContentSequence]
+        assert names == ["Tracking Identifier", "Tracking Unique Identifier", "Image Region"]
+
+
+@pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dsrdump (dcmtk) isn't installed")
+def test_the_first_ten_lines_tell_the_case(tmp_path: Path) -> None:
+    _, _, findings = make(tmp_path)
+    path = str(tmp_path / "report.dcm")
+    said = subprocess.run(["/usr/bin/dsrdump", "+Pl", path], check=True, capture_output=True).stdout.decode(
+        "latin-1"
+    )
+    lines = said[said.index("<CONTAINER") :].splitlines()[:10]
+    narrated = [line.split('="')[-1].rstrip('">') for line in lines[4:]]
+    assert narrated[0] == "COVID-19, P = 0.955, 2 regions"
+    assert narrated[1] == "P = 0.873 for Influenza A pneumonia, 1 region"
+    assert narrated[2].startswith(f"Lungs {findings.involved_percent:.1f} % involved")
+    assert [line.split(":")[0] for line in narrated[3:]] == ["Region 1", "Region 2", "Region 3"]
 
 
 def test_every_model_is_named_with_version_and_hash(tmp_path: Path) -> None:
