@@ -13,6 +13,7 @@ from __future__ import annotations
 import highdicom as hd
 from pydicom import Dataset
 
+from pipelines.encoding import DEFAULT, Encoding
 from pipelines.quantify import severity
 from pipelines.results import codes
 from pipelines.results.document import (
@@ -41,7 +42,11 @@ _MODEL_OF = {"lung": "lungs", "lesion": "lesions", "vote": "infection_type"}
 
 
 def build_report(
-    volume: Volume, findings: Findings, segmentation: Dataset, context: ResultContext
+    volume: Volume,
+    findings: Findings,
+    segmentation: Dataset,
+    context: ResultContext,
+    encoding: Encoding = DEFAULT,
 ) -> hd.sr.Comprehensive3DSR:
     """Encode the findings as a measurement report.
 
@@ -67,6 +72,7 @@ def build_report(
             *(text_item(*line) for line in narrative(volume, findings, outlines, context)),
         ],
         evidence=[evidence_item(segmentation, volume)],
+        encoding=encoding,
     )
 
 

@@ -14,7 +14,8 @@ from sqlalchemy import Engine, insert, select, update
 from node.config import NodeConfig, parse_config
 from node.database import deliveries, instances, jobs, open_database, series
 from node.metrics import Metrics
-from node.run.steps import Services, Steps
+from node.run.results import Services
+from node.run.steps import Steps
 from node.run.worker_pool import OnProgress
 from pipelines.request import SUMMARY, Request
 from tests.unit.node.rows import instance_row, job_row, series_row
