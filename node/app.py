@@ -28,7 +28,8 @@ from node.run.committing import CommitmentWatch
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
-from node.run.steps import Services, Steps
+from node.run.results import Services
+from node.run.steps import Steps
 from node.run.worker_pool import WorkerPool
 from node.tls import check_tls
 from node.triton_watch import TritonWatch

@@ -255,6 +255,7 @@ class ResultsConfig(Model):
 
     clinical_use: bool = False
     uid_root: str | None = Field(default=None, pattern=r"^[0-2](\.(0|[1-9][0-9]*))+$", max_length=32)
+    no_result: Literal["none", "report", "picture", "both"] = "none"
 
 
 class LogConfig(Model):

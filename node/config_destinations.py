@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from node.config_fields import AETitle, ClientTls, Model, PeerPort, Seconds
+from pipelines.encoding import EmptyFrames, Encoding, SegmentationType
 
 
 class DeliveryOptions(Model):
-    """What every kind of destination has: when a delivery is tried again, and how much it may be given.
+    """What every kind of destination has: when a delivery is tried again, how much it may be given, and what.
 
     A delivery fails for good by ``max_attempts`` or ``give_up_seconds`` after the first attempt, whichever
     comes first. Postponed because the destination is known to be down (``breaker_failures``), it isn't an
@@ -29,6 +30,14 @@ class DeliveryOptions(Model):
     concurrency: int = Field(default=2, ge=1, le=64)
     max_instances_per_second: float | None = Field(default=None, gt=0)
     max_bytes_per_second: float | None = Field(default=None, gt=0)
+    segmentation: SegmentationType = "binary"
+    empty_frames: EmptyFrames = "omit"
+    replace: Literal["keep", "reject"] = "keep"
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the destination wants segmentations."""
+        return Encoding(self.segmentation, self.empty_frames)
 
 
 class CommitmentOptions(Model):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -105,6 +106,13 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         threads.shutdown(cancel_futures=True)
 
 
+def add_probabilities(volume: Volume, findings: Findings, inference: Inference, stages: Stages) -> Findings:
+    """With the lesion model's probabilities, which take as long as its labels."""
+    with stages("lesion_probabilities") as progress:
+        found = lesions.lesion_probabilities(volume, findings.lungs, inference, progress=progress)
+    return replace(findings, lesion_probabilities=found)
+
+
 def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:
     specs = (lungs.SPEC, lesions.SPEC, source.spec, infection.SPEC, inpaint.SPEC)
     return Pipeline(
@@ -115,6 +123,7 @@ def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:
         analyse=partial(analyse, source=source),
         build_results=build_result_set,
         summarise=summarise,
+        add_probabilities=add_probabilities,
     )
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
 
 import structlog
+from sqlalchemy import Connection, Engine, Row
 
+from node.database import write_transaction
 from node.errors import NodeError
+from node.run.membership import Membership
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +39,33 @@ STOP = Next(destinations=[], retry_in_seconds=None, failures=0)
 def again_in(seconds: float) -> Next:
     """The same step, later."""
     return Next(destinations=[], retry_in_seconds=seconds, failures=0)
+
+
+class TakenOver(Exception):
+    """Another node goes on with what this run began."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of ``Steps.execute``: it counts while job and node stand as they did at its beginning."""
+
+    job: Row[Any]
+    epoch: int | None
+
+    @property
+    def folder(self) -> Path:
+        """Of the result set, relative to data_dir."""
+        return Path("results") / str(self.job.job_id)
+
+
+@contextmanager
+def ours(engine: Engine, membership: Membership | None, epoch: int | None) -> Iterator[Connection]:
+    """A transaction in which a run that began with this epoch is ours to finish, and nobody can take it over
+    before the transaction's end. Raises TakenOver."""
+    with write_transaction(engine) as connection:
+        if membership is not None and epoch is not None and not membership.is_current(connection, epoch):
+            raise TakenOver
+        yield connection
 
 
 @contextmanager

@@ -9,7 +9,6 @@ it ended, and one that the gate postponed isn't one.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from node.errors import DeliveryError, NodeError
 from node.metrics import Metrics
 from node.run.boundary import ACTIVE, STOP, Next, again_in, recorded
 from node.run.committing import Committed, Committing, NotCommitted, Waiting
-from pipelines.request import SUMMARY
+from node.run.results import ResultSets
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +36,10 @@ UNSETTLED = ("pending", "stored")
 class Delivering:
     """The step for all jobs and destinations of one node."""
 
-    def __init__(self, data_dir: Path, engine: Engine, gates: Mapping[str, Gate], metrics: Metrics) -> None:
-        self._data_dir = data_dir
+    def __init__(
+        self, results: ResultSets, engine: Engine, gates: Mapping[str, Gate], metrics: Metrics
+    ) -> None:
+        self._results = results
         self._engine = engine
         self._gates = gates
         self._metrics = metrics
@@ -82,7 +83,7 @@ class Delivering:
 
     def _store(self, job: Row[Any], row: Row[Any], gate: Gate) -> None:
         started = time.monotonic()
-        files = self._files(job)
+        files = self._results.files_for(job, row.destination)
         if gate.commitment is not None:
             kept = self._committing.requests.committed(_delivery(job, row.destination))
             files = [file for file in files if Instance.read(file).sop_instance_uid not in kept]
@@ -95,7 +96,7 @@ class Delivering:
         """Raises _NotCommitted."""
         destination = gate.destination.name
         delivery = _delivery(job, destination)
-        instances = [Instance.read(file) for file in self._files(job)]
+        instances = [Instance.read(file) for file in self._results.files_for(job, destination)]
         wanted = [(each.sop_class_uid, each.sop_instance_uid) for each in instances]
         match self._committing.settle(delivery, gate, wanted):
             case NotCommitted(error):
@@ -117,11 +118,6 @@ class Delivering:
         outcome = self._failed(job, now, error, state="pending", attempt=now.attempts)
         self._committing.close(_delivery(job, row.destination))
         return outcome
-
-    def _files(self, job: Row[Any]) -> list[Path]:
-        folder: Path = self._data_dir / job.result_dir
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return [folder / result["path"] for result in summary["results"]]
 
     def _stored(
         self, job: Row[Any], destination: str, attempt: int, stored: tuple[Stored, ...], *, state: str
@@ -203,6 +199,9 @@ class Delivering:
                 )
             ).scalar_one()
         if any(row.state in UNSETTLED for row in rows):
+            return
+        if why := self._results.read_summary(Path(job.result_dir)).get("no_result"):
+            self._end(job, "failed", why["code"], why["reason"])
             return
         failed = [row for row in rows if row.state == "failed"]
         if failed:

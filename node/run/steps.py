@@ -9,33 +9,21 @@ that hangs (DESIGN I9).
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import Connection, Row, select, update
 
-from node import __version__
-from node.config import NodeConfig
-from node.database import deliveries, insert_if_new, jobs, write_transaction
-from node.deliver.gate import Gate
+from node.database import deliveries, insert_if_new, jobs
 from node.errors import NodeError
-from node.files import fsync_folder
-from node.metrics import Metrics
-from node.receive.series import instance_paths
-from node.run.boundary import ACTIVE, STOP, Next, recorded
+from node.run.boundary import ACTIVE, STOP, Next, Run, TakenOver, ours, recorded
 from node.run.delivering import Delivering
-from node.run.membership import Membership
-from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
+from node.run.results import PREDECESSOR_RUNNING, ResultSets, Services
+from node.run.worker_pool import NODE_STOPPING
 from pipelines.errors import InferenceUnavailable
-from pipelines.request import SUMMARY, Request
 
 log = structlog.get_logger(__name__)
 
@@ -44,41 +32,9 @@ MAX_WAIT_FOR_TRITON_SECONDS = 60.0
 #: how often a job that waits for Triton looks whether it was cancelled
 TRITON_LOOK_SECONDS = 2.0
 #: the job is not to blame for these: they don't count against ``run.max_attempts``
-BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING)
+BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING, PREDECESSOR_RUNNING)
 #: a run that another node took over is done again after so long, if its workflow is still ours
 TAKEN_OVER_SECONDS = 1.0
-
-
-class _TakenOver(Exception):
-    """Another node goes on with what this run began."""
-
-
-@dataclass(frozen=True)
-class Services:
-    """What the steps work with."""
-
-    config: NodeConfig
-    engine: Engine
-    pool: WorkerPool
-    gates: Mapping[str, Gate]
-    metrics: Metrics
-    triton_url: Callable[[], str]
-    #: whether Triton is ready within so many seconds; True as well when the node is stopping
-    triton_ready: Callable[[float], bool] = lambda _seconds: True
-    membership: Membership | None = None  # where nodes share the database
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One call of ``execute``: it counts while job and node stand as they did at its beginning."""
-
-    job: Row[Any]
-    epoch: int | None
-
-    @property
-    def folder(self) -> Path:
-        """Of the result set, relative to data_dir."""
-        return Path("results") / str(self.job.job_id)
 
 
 class Steps:
@@ -86,9 +42,8 @@ class Steps:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._delivering = Delivering(
-            services.config.data_dir, services.engine, services.gates, services.metrics
-        )
+        self._results = ResultSets(services)
+        self._delivering = Delivering(self._results, services.engine, services.gates, services.metrics)
 
     def epoch(self) -> int | None:
         """What a run that begins now begins with: others raise it when they take this node's jobs over."""
@@ -104,7 +59,7 @@ class Steps:
         job = self._job(job_id)
         if job is None or job.generation != generation:
             return STOP
-        run = _Run(job, epoch)
+        run = Run(job, epoch)
         begun = {"state": "running", "started_at": job.started_at or started}
         try:
             if not self._wait_for_triton(run) or not self._change(run, begun):
@@ -113,13 +68,13 @@ class Steps:
                 waited = started - job.created_at
                 self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(waited)
             try:
-                with recorded(_TakenOver):
-                    summary = self._result_set(run)
+                with recorded(TakenOver):
+                    summary = self._results.result_set(run)
             except NodeError as error:
                 return self._execution_failed(run, error, attempt, failures)
             if not self._begin_delivering(run):
                 return STOP
-        except _TakenOver:
+        except TakenOver:
             # the workflow engine drops this answer when the workflow is another's, too; else it is done again
             log.warning("run_taken_over", job_id=job_id, attempt=attempt)
             return Next(destinations=[], retry_in_seconds=TAKEN_OVER_SECONDS, failures=failures)
@@ -142,7 +97,7 @@ class Steps:
         log.debug("delivery_turn", job_id=job_id, destination=destination, turn=attempt)
         return self._delivering.deliver(job_id, destination, generation)
 
-    def _wait_for_triton(self, run: _Run) -> bool:
+    def _wait_for_triton(self, run: Run) -> bool:
         """Hold the job and its place in the queue while no Triton is ready: then those behind it begin in the
         order of their priorities. False when the job was cancelled meanwhile."""
         ready = self._services.triton_ready
@@ -158,15 +113,18 @@ class Steps:
                 return False
         return self._change(run, {"reason_code": None, "reason": None})
 
-    def _begin_delivering(self, run: _Run) -> bool:
-        """Note the result set and its deliveries; False if the job was cancelled meanwhile."""
+    def _begin_delivering(self, run: Run, why: tuple[str | None, str | None] = (None, None)) -> bool:
+        """Note the result set and its deliveries; False if the job was cancelled meanwhile.
+
+        why: code and reason, of a set that only says why there is no result.
+        """
         job = run.job
         with self._ours(run.epoch) as connection:
             values = {
                 "state": "delivering",
                 "result_dir": str(run.folder),
-                "reason_code": None,
-                "reason": None,
+                "reason_code": why[0],
+                "reason": why[1],
             }
             if not _change(connection, job, values):
                 return False
@@ -180,54 +138,13 @@ class Steps:
                 insert_if_new(connection, deliveries, row)
         return True
 
-    def _result_set(self, run: _Run) -> dict[str, Any]:
-        """Make the result set unless it is there; it appears under its name only when it is whole."""
-        services, job, folder = self._services, run.job, run.folder
-        config = services.config
-        final = config.data_dir / folder
-        if (final / SUMMARY).is_file():
-            return self._read_summary(folder)
-        # of this run alone: a cancelled generation's, or one that was taken over, may not have ended yet
-        whose = "" if run.epoch is None else f"-{config.node_id}-{run.epoch}"
-        partial = final.with_name(f"{final.name}.partial-{job.generation}{whose}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with services.engine.connect() as connection:
-            paths = instance_paths(connection, config.data_dir, job.series_instance_uid, job.series_version)
-        request = Request(
-            pipeline=job.pipeline,
-            paths=tuple(paths),
-            out=partial,
-            software_version=__version__,
-            content_datetime=datetime.fromtimestamp(int(job.created_at), UTC),
-            clinical_use=config.results.clinical_use,
-            uid_root=config.results.uid_root,
-        )
-        try:
-            summary = services.pool.run(
-                request,
-                _log_progress(job.job_id),
-                triton_url=services.triton_url(),
-                request_timeout_seconds=config.triton.request_timeout_seconds,
-                access=config.triton.access(),
-                step_timeout_seconds=config.run.step_timeout_seconds,
-            )
-            with self._ours(run.epoch):
-                if (final / SUMMARY).is_file():  # the run of another generation ended first
-                    return self._read_summary(folder)
-                partial.replace(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        fsync_folder(final.parent)
-        for stage, seconds in summary["timings_seconds"].items():
-            services.metrics.stage_seconds.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
-        return summary
-
-    def _execution_failed(self, run: _Run, error: NodeError, attempt: int, failures: int) -> Next:
+    def _execution_failed(self, run: Run, error: NodeError, attempt: int, failures: int) -> Next:
         config, job = self._services.config.run, run.job
         if error.code not in BLAMELESS:
             failures += 1
         if not error.retryable or failures >= config.max_attempts:
+            if self._say_why(run, error):
+                return Next(destinations=list(job.destinations), retry_in_seconds=None, failures=failures)
             if self._end(job, "failed", error.code, str(error), epoch=run.epoch):
                 log.error(
                     "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
@@ -247,12 +164,26 @@ class Steps:
         )
         return Next(destinations=[], retry_in_seconds=delay, failures=failures)
 
+    def _say_why(self, run: Run, error: NodeError) -> bool:
+        """Begin to deliver what says why there is no result, where that is wanted and can be made."""
+        job = run.job
+        if self._services.config.results.no_result == "none" or not job.destinations:
+            return False
+        try:
+            with recorded(TakenOver):
+                self._results.no_result(run, error.code, str(error))
+        except NodeError as another:
+            log.warning("no_result_not_made", job_id=job.job_id, code=another.code, reason=str(another))
+            return False
+        log.error("job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint)
+        return self._begin_delivering(run, (error.code, str(error)))
+
     def _end(
         self, job: Row[Any], state: str, code: str | None, reason: str | None, *, epoch: int | None = None
     ) -> bool:
         """End a job; False if it had ended already, which two deliveries that end together may both try."""
         values = {"state": state, "finished_at": time.time(), "reason_code": code, "reason": reason}
-        if not self._change(_Run(job, epoch), values):
+        if not self._change(Run(job, epoch), values):
             return False
         counter = self._services.metrics.jobs_finished
         counter.labels(pipeline=job.pipeline, state=state, code=code or "none").inc()
@@ -262,40 +193,17 @@ class Steps:
         with self._services.engine.connect() as connection:
             return connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
 
-    def _change(self, run: _Run, values: dict[str, Any]) -> bool:
+    def _change(self, run: Run, values: dict[str, Any]) -> bool:
         with self._ours(run.epoch) as connection:
             return _change(connection, run.job, values)
 
     @contextmanager
     def _ours(self, epoch: int | None) -> Iterator[Connection]:
-        """A transaction in which a run that began with this epoch is ours to finish, and nobody can take it
-        over before the transaction's end. Raises _TakenOver."""
-        membership = self._services.membership
-        with write_transaction(self._services.engine) as connection:
-            if membership is not None and epoch is not None and not membership.is_current(connection, epoch):
-                raise _TakenOver
+        with ours(self._services.engine, self._services.membership, epoch) as connection:
             yield connection
-
-    def _read_summary(self, folder: Path) -> dict[str, Any]:
-        text = (self._services.config.data_dir / folder / SUMMARY).read_text(encoding="utf-8")
-        summary: dict[str, Any] = json.loads(text)
-        return summary
 
 
 def _change(connection: Connection, job: Row[Any], values: dict[str, Any]) -> bool:
     """Change a job that is still active in its generation; False, and nothing changed, if it isn't."""
     current = (jobs.c.job_id == job.job_id, jobs.c.generation == job.generation, jobs.c.state.in_(ACTIVE))
     return connection.execute(update(jobs).where(*current).values(**values)).rowcount == 1
-
-
-def _log_progress(job_id: str) -> OnProgress:
-    """Log the start of each stage, and every tenth of its work."""
-    last: dict[str, int] = {}
-
-    def on_progress(stage: str, done: int, total: int) -> None:
-        tenth = done * 10 // total if total else 0
-        if last.get(stage) != tenth:
-            last[stage] = tenth
-            log.info("job_progress", job_id=job_id, stage=stage, done=done, total=total)
-
-    return on_progress
