@@ -9,7 +9,10 @@ The same inputs give the same bytes.
     codes.py         every coded concept
     segmentation.py  SEG          report.py   TID 1500 SR          capture.py   secondary captures
     document.py      what all reports share
-    validation.py    checks of finished files with whatever validators are installed
+    narrative.py     the case in words            outlines.py  regions as polygons on their key images
+    superseding.py   what a set supersedes, and the note that rejects it
+    no_result.py     why there is no result
+    validation.py    checks of finished files with whatever validators are installed (pixelmed.py: Java's)
 """
 
 from __future__ import annotations
