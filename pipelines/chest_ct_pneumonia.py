@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from pipelines import infection, inpaint, lesions, lungs
 from pipelines.candidates import (
     COMPONENTS,
@@ -63,8 +61,9 @@ def analyse(
             lesion_labels = lesions.segment_lesions(
                 volume, within, inference, models["lesions"], known=known.result()
             )
-            lung_labels = np.where(lesion_labels > 0, within, lung_labels)  # lesions are part of the lungs
-            del known, within
+            del known
+            lungs.include_lesions(lung_labels, within, lesion_labels)
+            del within
         drawing = Drawing(volume, lung_labels, lesion_labels) if stages.draws else None
         chest = Chest.of(volume, lung_labels, lesion_labels)
         with stages("candidates") as progress:

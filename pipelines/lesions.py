@@ -122,8 +122,10 @@ def segment_lesions(
         for part in _without(wanted, known.slices if known is not None else slice(0, 0))
     ]
     for answer in answers:
-        place = view.view(labels)[answer.slices]
-        np.multiply(answer.labels, view.view(within)[answer.slices] > 0, out=place)
+        place = view.view(labels)[answer.slices], view.view(within)[answer.slices], answer.labels
+        for plane, inside, found in zip(*place, strict=True):
+            if found.any():  # the memory of planes that are never written isn't taken
+                np.multiply(found, inside > 0, out=plane)
     return volume.as_acquired(labels)
 
 

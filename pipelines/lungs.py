@@ -126,8 +126,19 @@ def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
             closed[box][_closed(coarse[box] == lung, disc)] = lung
     fine = closed.repeat(stride[0], axis=1)[:, : labels.shape[1]]
     fine = fine.repeat(stride[1], axis=2)[:, :, : labels.shape[2]]
-    np.copyto(fine, labels, where=labels > 0)
+    for plane, lung in zip(fine, labels, strict=True):  # nothing more of the volume's size is made
+        np.copyto(plane, lung, where=lung > 0)
     return volume.as_acquired(view.restore(fine))
+
+
+def include_lesions(lungs: Labels, within: Labels, lesions: Labels) -> None:
+    """Lesions are part of the lungs: where they are, ``lungs`` are given what ``closed_lungs`` says.
+
+    lungs, within (of ``closed_lungs``), lesions: uint8 (slices, rows, columns).
+    """
+    for lung, closed, lesion in zip(lungs, within, lesions, strict=True):
+        if lesion.any():
+            np.copyto(lung, closed, where=lesion > 0)
 
 
 def _disc(spacing_mm: tuple[float, ...]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ It ends when stdin closes, so it never outlives the node by more than the job th
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -92,6 +93,14 @@ def _warm_up() -> None:
         traceback.print_tb(error.__traceback__)
     gc.collect()
     gc.freeze()  # modules stay: no collection during a study need look at them
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """What is free goes back to the system, which glibc alone does for the end of a heap only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def main() -> None:
@@ -102,6 +111,7 @@ def main() -> None:
     emit({"event": "ready"})
     while True:
         _run(requests.get(), emit)
+        _give_back_memory()
 
 
 if __name__ == "__main__":
