@@ -23,7 +23,8 @@ from node.receive.process import ReceiverProcess
 from node.route.router import Route, Router, compile_routes
 from node.run.engine import JobEngine
 from node.run.operations import RetryWatch
-from node.run.steps import Services, Steps
+from node.run.results import Services
+from node.run.steps import Steps
 from node.run.worker_pool import WorkerPool
 from node.tls import check_tls
 from node.triton_watch import TritonWatch

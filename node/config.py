@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node.errors import ConfigError
+from pipelines.encoding import EmptyFrames, Encoding, SegmentationType
 
 
 def _ae_title(value: str) -> str:
@@ -174,6 +175,7 @@ class ResultsConfig(Model):
 
     clinical_use: bool = False
     uid_root: str | None = Field(default=None, pattern=r"^[0-2](\.(0|[1-9][0-9]*))+$", max_length=32)
+    no_result: Literal["none", "report", "picture", "both"] = "none"
 
 
 class LogConfig(Model):
@@ -204,6 +206,9 @@ class CStoreDestination(Model):
     max_attempts: int = Field(default=50, ge=1)
     retry_seconds: Seconds = 5.0
     max_retry_seconds: Seconds = 900.0
+    segmentation: SegmentationType = "binary"
+    empty_frames: EmptyFrames = "omit"
+    replace: Literal["keep", "reject"] = "keep"
 
 
 class FolderDestination(Model):
@@ -214,9 +219,17 @@ class FolderDestination(Model):
     max_attempts: int = Field(default=50, ge=1)
     retry_seconds: Seconds = 5.0
     max_retry_seconds: Seconds = 900.0
+    segmentation: SegmentationType = "binary"
+    empty_frames: EmptyFrames = "omit"
+    replace: Literal["keep", "reject"] = "keep"
 
 
 Destination = Annotated[CStoreDestination | FolderDestination, Field(discriminator="type")]
+
+
+def encoding_of(destination: CStoreDestination | FolderDestination) -> Encoding:
+    """How a destination wants segmentations."""
+    return Encoding(destination.segmentation, destination.empty_frames)
 
 
 class RouteConfig(Model):

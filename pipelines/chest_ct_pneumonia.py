@@ -8,6 +8,7 @@ Zhang et al. 2021. One pipeline for each source of candidates; they are alike ot
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -77,6 +78,13 @@ def analyse(
     )
 
 
+def add_probabilities(volume: Volume, findings: Findings, inference: Inference, stages: Stages) -> Findings:
+    """With the lesion model's probabilities, which take as long as its labels."""
+    with stages("lesion_probabilities") as progress:
+        found = lesions.lesion_probabilities(volume, findings.lungs, inference, progress=progress)
+    return replace(findings, lesion_probabilities=found)
+
+
 def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:
     specs = (lungs.SPEC, lesions.SPEC, source.spec, infection.SPEC, inpaint.SPEC)
     return Pipeline(
@@ -87,6 +95,7 @@ def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:
         analyse=partial(analyse, source=source),
         build_results=build_result_set,
         summarise=summarise,
+        add_probabilities=add_probabilities,
     )
 
 

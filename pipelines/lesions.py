@@ -1,8 +1,8 @@
 """Lesions: a volume and its lungs in, ground glass and consolidation out.
 
 The ``lesions`` model is COVSeg-NET (Zhang et al. 2021). Only slices that hold lung are sent, and nothing
-outside of the lungs, with their notches closed, counts. The model's probabilities aren't asked for: what a
-region is, ``infection_type`` says.
+outside of the lungs, with their notches closed, counts. The model's probabilities are asked for only where a
+destination wants them in its segmentation: what a region is, ``infection_type`` says.
 """
 
 from __future__ import annotations
@@ -21,6 +21,33 @@ SPEC = ModelSpec(
     inputs=(TensorSpec("HU", "INT16", (-1, -1)),),
     outputs=(TensorSpec("LABELS", "UINT8", (-1, -1)),),
 )
+
+
+PROBABILITY_SPEC = ModelSpec(
+    name=SPEC.name,
+    version=SPEC.version,
+    inputs=SPEC.inputs,
+    outputs=(TensorSpec("PROBABILITIES", "UINT8", (2, -1, -1)),),
+)
+
+
+def lesion_probabilities(
+    volume: Volume, lungs: NDArray[np.uint8], inference: Inference, *, progress: Progress | None = None
+) -> NDArray[np.uint8]:
+    """The model's probability of each ``Lesion``, 255 for 1; zero where ``lungs`` (the volume's grid) is 0.
+
+    Returns uint8 (2, slices, rows, columns). Raises ModelMismatch where the served model has none.
+    """
+    model = inference.check(PROBABILITY_SPEC)
+    view = AxialView.of(volume.affine)
+    probabilities = np.zeros((2, *lungs.shape), np.uint8)
+    slices = bounding_box(view.view(lungs))[0]
+    if slices.stop:
+        answer = inference.run(model, {"HU": view.view(volume.hu)[slices]}, progress=progress)
+        for channel in range(2):
+            one = answer["PROBABILITIES"][:, channel] * (view.view(lungs)[slices] > 0)
+            view.view(probabilities[channel])[slices] = one
+    return np.stack([volume.as_acquired(one) for one in probabilities])
 
 
 def segment_lesions(

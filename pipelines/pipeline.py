@@ -66,6 +66,8 @@ class Pipeline(Generic[SomeOutcome]):
         model of those that are served, and the stages' clock -> the outcome. Arrays in it are on the
         volume's grid, unless its type says otherwise.
     build_results: encodes an outcome as DICOM objects, the same bytes for the same arguments.
+    add_probabilities: completes an outcome with what FRACTIONAL segmentations need, where a destination wants
+        them.
     summarise: the outcome's part of summary.json, in JSON's own types. ``findings``, ``noisy_or``,
         ``case_type`` and ``conclusion`` (a sentence) are always there, others as the pipeline likes.
     """
@@ -78,6 +80,7 @@ class Pipeline(Generic[SomeOutcome]):
     build_results: Callable[[Volume, SomeOutcome, ResultContext], ResultSet]
     summarise: Callable[[SomeOutcome], Mapping[str, Any]]
     optional_models: tuple[ModelSpec, ...] = ()
+    add_probabilities: Callable[[Volume, SomeOutcome, Inference, Stages], SomeOutcome] | None = None
 
     def check(self, inference: Inference) -> tuple[dict[str, ServedModel], tuple[str, ...]]:
         """Compare what is served with what is wanted: name -> model, and a note on each one left out.

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from pipelines.encoding import DEFAULT, Encoding
 from pipelines.load import load_series
 from pipelines.pipeline import StageProgress, Stages
 from pipelines.registry import find_pipeline
-from pipelines.request import SUMMARY, Request
-from pipelines.results.result_set import ResultEntry, write_result_set
+from pipelines.request import SUMMARY, NoResult, Request
+from pipelines.results.no_result import build_no_result, read_headers
+from pipelines.results.result_set import ResultEntry, write_all, write_object
+from pipelines.results.superseding import build_rejection, by_encoding, read_superseded, reports_of
 from pipelines.triton import Inference
 from pipelines.volume import ResultContext, Volume
 
@@ -25,6 +29,8 @@ def process(request: Request, inference: Inference, report: StageProgress | None
 
     Returns the summary (the structure of DESIGN section 5). Raises PipelineError.
     """
+    if request.no_result is not None:
+        return _no_result(request, request.no_result)
     pipeline = find_pipeline(request.pipeline)
     stages = Stages(report) if report is not None else Stages()
     with stages("check"):
@@ -32,6 +38,10 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     with stages("load") as progress:
         volume = load_series(request.paths, progress=progress)
     outcome = pipeline.analyse(volume, inference, models, stages)
+    encodings = [Encoding.named(name) for name in request.encodings]
+    if any(one.segmentation == "fractional" for one in encodings) and pipeline.add_probabilities:
+        outcome = pipeline.add_probabilities(volume, outcome, inference, stages)
+    superseded = read_superseded(request.predecessor, encodings)
     outcome = replace(outcome, notes=(*volume.notes, *missing, *outcome.notes))
     context = ResultContext(
         pipeline=pipeline.name,
@@ -41,39 +51,83 @@ def process(request: Request, inference: Inference, report: StageProgress | None
         content_datetime=request.content_datetime,
         clinical_use=request.clinical_use,
         uid_root=request.uid_root,
+        predecessors=reports_of(superseded[DEFAULT]),
+        encodings=by_encoding(superseded, encodings),
     )
     with stages("results"):
         result_set = pipeline.build_results(volume, outcome, context)
-        entries = write_result_set(result_set, request.out)
+        written = write_all(result_set, request.out)
+        rejections = {
+            encoding: write_object(build_rejection(volume, context, objects, encoding), request.out, encoding)
+            for encoding, objects in superseded.items()
+            if request.reject and objects
+        }
     summary = {
-        **_provenance(volume, context, entries),
+        **_provenance(volume, context, written),
+        "rejections": {encoding.name: _entry(one) for encoding, one in rejections.items()},
         **pipeline.summarise(outcome),
         "notes": [*outcome.notes, *result_set.notes],
         "timings_seconds": stages.seconds,
     }
-    partial = request.out / f".{SUMMARY}.partial"
+    _write_summary(summary, request.out)
+    return summary
+
+
+def _no_result(request: Request, why: NoResult) -> dict[str, Any]:
+    """A set that only says why there is no result. Raises SeriesRefused when no header can be read."""
+    volume = read_headers(request.paths)
+    context = ResultContext(
+        pipeline=request.pipeline,
+        pipeline_version=find_pipeline(request.pipeline).version,
+        software_version=request.software_version,
+        models=(),
+        content_datetime=request.content_datetime,
+        clinical_use=request.clinical_use,
+        uid_root=request.uid_root,
+    )
+    result_set = build_no_result(volume, context, code=why.code, reason=why.reason, kind=why.kind)
+    summary = {
+        **_provenance(volume, context, write_all(result_set, request.out)),
+        "no_result": {"code": why.code, "reason": why.reason},
+        **{"findings": [], "noisy_or": {}, "case_type": "no_result", "timings_seconds": {}},
+        "conclusion": f"AI not performed: {why.reason}",
+    }
+    _write_summary(summary, request.out)
+    return summary
+
+
+def _write_summary(summary: dict[str, Any], folder: Path) -> None:
+    partial = folder / f".{SUMMARY}.partial"
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(request.out / SUMMARY)  # last: a folder with a summary is whole
-    return summary
+    partial.replace(folder / SUMMARY)  # last: a folder with a summary is whole
 
 
-def _provenance(volume: Volume, context: ResultContext, entries: Sequence[ResultEntry]) -> dict[str, Any]:
+def _entry(one: ResultEntry) -> dict[str, str]:
+    return {
+        "sop_class_uid": one.sop_class_uid,
+        "sop_instance_uid": one.sop_instance_uid,
+        "modality": one.modality,
+        "path": one.path.name,
+    }
+
+
+def _provenance(
+    volume: Volume, context: ResultContext, written: Mapping[Encoding, Sequence[ResultEntry]]
+) -> dict[str, Any]:
     return {
         "series_instance_uid": volume.series_instance_uid,
         "pipeline": context.pipeline,
         "pipeline_version": context.pipeline_version,
         "software_version": context.software_version,
         "models": {m.name: {"version": m.version, "sha256": m.sha256} for m in context.models},
-        "results": [
-            {
-                "sop_class_uid": entry.sop_class_uid,
-                "sop_instance_uid": entry.sop_instance_uid,
-                "modality": entry.modality,
-                "path": entry.path.name,
-            }
-            for entry in entries
-        ],
+        "results": [_entry(one) for one in written[DEFAULT]],
+        "encodings": [DEFAULT.name, *(encoding.name for encoding in context.encodings)],
+        "variants": {
+            encoding.name: [_entry(one) for one in entries]
+            for encoding, entries in written.items()
+            if encoding != DEFAULT
+        },
     }

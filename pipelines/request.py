@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 #: name of the file that a run leaves last, beside its result set
 SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
+class NoResult:
+    """Why a job has no result, as recorded. kind: report, picture or both."""
+
+    code: str
+    reason: str
+    kind: Literal["report", "picture", "both"]
+
+
+@dataclass(frozen=True)
 class Request:
-    """One run. content_datetime is the job's, so that a re-run makes identical objects."""
+    """One run. content_datetime is the job's, so that a re-run makes identical objects.
+
+    encodings: names of those that destinations want beside the default (``pipelines.encoding``).
+    predecessor: folder of the result set that this one supersedes; it must not change any more.
+    reject: make notes that reject what is superseded.
+    no_result: nothing is analysed, the set says why.
+    """
 
     pipeline: str
     paths: tuple[Path, ...]
@@ -23,6 +38,10 @@ class Request:
     content_datetime: datetime
     clinical_use: bool = False
     uid_root: str | None = None
+    encodings: tuple[str, ...] = ()
+    predecessor: Path | None = None
+    reject: bool = False
+    no_result: NoResult | None = None
 
 
 def encode_request(request: Request, *, triton_url: str, timeout_seconds: float) -> str:
@@ -36,6 +55,10 @@ def encode_request(request: Request, *, triton_url: str, timeout_seconds: float)
             "content_datetime": request.content_datetime.isoformat(),
             "clinical_use": request.clinical_use,
             "uid_root": request.uid_root,
+            "encodings": request.encodings,
+            "predecessor": str(request.predecessor) if request.predecessor else None,
+            "reject": request.reject,
+            "no_result": asdict(request.no_result) if request.no_result else None,
             "triton_url": triton_url,
             "timeout_seconds": timeout_seconds,
         }
@@ -52,4 +75,8 @@ def decode_request(message: dict[str, Any]) -> Request:
         content_datetime=datetime.fromisoformat(message["content_datetime"]),
         clinical_use=message["clinical_use"],
         uid_root=message["uid_root"],
+        encodings=tuple(message["encodings"]),
+        predecessor=Path(message["predecessor"]) if message["predecessor"] else None,
+        reject=message["reject"],
+        no_result=NoResult(**message["no_result"]) if message["no_result"] else None,
     )

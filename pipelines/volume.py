@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from pipelines.encoding import Encoding
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -222,6 +224,8 @@ class Findings:
     case_type: the type with the largest Noisy-OR, or ``NO_FINDING``.
     measures: of each lung.
     inpainted: key slices as if without their lesions, by ascending slice.
+    lesion_probabilities: uint8 (2, slices, rows, columns), of each ``Lesion`` in its order, 255 for 1, zero
+        outside of the lungs; None unless a destination wants FRACTIONAL segmentations.
     """
 
     lungs: NDArray[np.uint8]
@@ -234,6 +238,7 @@ class Findings:
     probability_method: str
     inpainted: tuple[InpaintedSlice, ...] = ()
     notes: tuple[str, ...] = ()
+    lesion_probabilities: NDArray[np.uint8] | None = None
 
     @property
     def involved_percent(self) -> float:
@@ -274,6 +279,8 @@ class ResultContext:
 
     content_datetime: the job's creation time (not the clock's), so that a re-run is byte-identical.
     predecessors: SOP Instance UIDs of the SR that this result set supersedes.
+    encodings: how destinations want segmentations beside the default (``pipelines.encoding``), each with the
+        SOP Instance UIDs of the SR that the one in this encoding supersedes.
     """
 
     pipeline: str
@@ -284,3 +291,4 @@ class ResultContext:
     clinical_use: bool = False
     uid_root: str | None = None
     predecessors: tuple[str, ...] = field(default=())
+    encodings: Mapping[Encoding, tuple[str, ...]] = field(default_factory=dict)

@@ -8,39 +8,29 @@ ends as a recorded reason, never as a job that hangs (DESIGN I9).
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from node import __version__
-from node.config import NodeConfig
 from node.database import deliveries, jobs, series, write_transaction
-from node.deliver import Deliverer
 from node.errors import DeliveryError, NodeError
-from node.files import fsync_folder
-from node.metrics import Metrics
-from node.receive.series import instance_paths
-from node.run.worker_pool import NODE_STOPPING, OnProgress, WorkerPool
+from node.run.results import PREDECESSOR_RUNNING, ResultSets, Services
+from node.run.worker_pool import NODE_STOPPING
 from pipelines.errors import InferenceUnavailable
-from pipelines.request import SUMMARY, Request
 
 log = structlog.get_logger(__name__)
 
 #: a job that waits for Triton asks again at least this often
 MAX_WAIT_FOR_TRITON_SECONDS = 60.0
 #: the job is not to blame for these: they don't count against ``run.max_attempts``
-BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING)
+BLAMELESS = (InferenceUnavailable.code, NODE_STOPPING, PREDECESSOR_RUNNING)
 #: the states in which a step has something to do
 ACTIVE = ("queued", "running", "delivering")
 
@@ -59,23 +49,12 @@ class Next(TypedDict):
 STOP = Next(destinations=[], retry_in_seconds=None, failures=0)
 
 
-@dataclass(frozen=True)
-class Services:
-    """What the steps work with."""
-
-    config: NodeConfig
-    engine: Engine
-    pool: WorkerPool
-    deliverers: Mapping[str, Deliverer]
-    metrics: Metrics
-    triton_url: Callable[[], str]
-
-
 class Steps:
     """The steps of all jobs of one node."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._maker = ResultSets(services)
 
     def execute(self, job_id: str, generation: int, attempt: int, failures: int) -> Next:
         """Run the job's pipeline. attempt counts from 1; failures: those before that count."""
@@ -89,7 +68,7 @@ class Steps:
         folder = Path("results") / job_id
         try:
             with _recorded():
-                summary = self._result_set(job, folder)
+                summary = self._maker.result_set(job, folder)
         except NodeError as error:
             return self._execution_failed(job, error, attempt, failures)
         if not self._begin_delivering(job, folder):
@@ -124,10 +103,16 @@ class Steps:
         self._finish_if_settled(job)
         return STOP
 
-    def _begin_delivering(self, job: Row[Any], folder: Path) -> bool:
-        """Note the result set and its deliveries; False if the job was cancelled meanwhile."""
+    def _begin_delivering(
+        self, job: Row[Any], folder: Path, why: tuple[str | None, str | None] = (None, None)
+    ) -> bool:
+        """Note the result set and its deliveries; False if the job was cancelled meanwhile.
+
+        why: code and reason, of a set that only says why there is no result.
+        """
+        code, reason = why
         with write_transaction(self._services.engine) as connection:
-            values = {"state": "delivering", "result_dir": str(folder), "reason_code": None, "reason": None}
+            values = {"state": "delivering", "result_dir": str(folder), "reason_code": code, "reason": reason}
             if not _change(connection, job.job_id, job.generation, values):
                 return False
             for destination in job.destinations:
@@ -150,56 +135,17 @@ class Steps:
                 hint="configure it again and retry the job",
                 retryable=False,
             )
-        summary = self._read_summary(Path(job.result_dir))
-        folder = self._services.config.data_dir / job.result_dir
-        deliverer.deliver([folder / result["path"] for result in summary["results"]])
-        return len(summary["results"])
-
-    def _result_set(self, job: Row[Any], folder: Path) -> dict[str, Any]:
-        """Make the result set unless it is there; it appears under its name only when it is whole."""
-        services = self._services
-        config = services.config
-        final = config.data_dir / folder
-        if (final / SUMMARY).is_file():
-            return self._read_summary(folder)
-        # of this generation alone: a cancelled one's run may not have ended yet
-        partial = final.with_name(f"{final.name}.partial-{job.generation}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with services.engine.connect() as connection:
-            paths = instance_paths(connection, config.data_dir, job.series_instance_uid, job.series_version)
-        request = Request(
-            pipeline=job.pipeline,
-            paths=tuple(paths),
-            out=partial,
-            software_version=__version__,
-            content_datetime=datetime.fromtimestamp(int(job.created_at), UTC),
-            clinical_use=config.results.clinical_use,
-            uid_root=config.results.uid_root,
-        )
-        try:
-            summary = services.pool.run(
-                request,
-                _log_progress(job.job_id),
-                triton_url=services.triton_url(),
-                request_timeout_seconds=config.triton.request_timeout_seconds,
-                step_timeout_seconds=config.run.step_timeout_seconds,
-            )
-            if (final / SUMMARY).is_file():  # the run of another generation ended first
-                return self._read_summary(folder)
-            partial.replace(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        fsync_folder(final.parent)
-        for stage, seconds in summary["timings_seconds"].items():
-            services.metrics.stage_seconds.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
-        return summary
+        files = self._maker.files_for(job, destination)
+        deliverer.deliver(files)
+        return len(files)
 
     def _execution_failed(self, job: Row[Any], error: NodeError, attempt: int, failures: int) -> Next:
         run = self._services.config.run
         if error.code not in BLAMELESS:
             failures += 1
         if not error.retryable or failures >= run.max_attempts:
+            if self._say_why(job, error):
+                return Next(destinations=list(job.destinations), retry_in_seconds=None, failures=failures)
             if self._end(job, "failed", error.code, str(error)):
                 log.error(
                     "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
@@ -220,6 +166,20 @@ class Steps:
             retry_in_seconds=delay,
         )
         return Next(destinations=[], retry_in_seconds=delay, failures=failures)
+
+    def _say_why(self, job: Row[Any], error: NodeError) -> bool:
+        """Begin to deliver what says why there is no result, where that is wanted and can be made."""
+        if self._services.config.results.no_result == "none" or not job.destinations:
+            return False
+        folder = Path("results") / job.job_id
+        try:
+            with _recorded():
+                self._maker.no_result(job, folder, error.code, str(error))
+        except NodeError as another:
+            log.warning("no_result_not_made", job_id=job.job_id, code=another.code, reason=str(another))
+            return False
+        log.error("job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint)
+        return self._begin_delivering(job, folder, (error.code, str(error)))
 
     def _delivery_failed(self, job: Row[Any], destination: str, error: NodeError, attempt: int) -> Next:
         services = self._services
@@ -257,6 +217,9 @@ class Steps:
                 )
             ).scalar_one()
         if any(row.state == "pending" for row in rows):
+            return
+        if why := self._maker.read_summary(Path(job.result_dir)).get("no_result"):
+            self._end(job, "failed", why["code"], why["reason"])
             return
         failed = [row for row in rows if row.state == "failed"]
         if failed:
@@ -300,11 +263,6 @@ class Steps:
                 .values(updated_at=time.time(), **values)
             )
 
-    def _read_summary(self, folder: Path) -> dict[str, Any]:
-        text = (self._services.config.data_dir / folder / SUMMARY).read_text(encoding="utf-8")
-        summary: dict[str, Any] = json.loads(text)
-        return summary
-
 
 def _change(connection: Connection, job_id: str, generation: int, values: dict[str, Any]) -> bool:
     """Change a job that is still active in this generation; False, and nothing changed, if it isn't."""
@@ -334,16 +292,3 @@ def _recorded() -> Iterator[None]:
             code="internal",
             hint="a defect of ours: the log has the traceback",
         ) from error
-
-
-def _log_progress(job_id: str) -> OnProgress:
-    """Log the start of each stage, and every tenth of its work."""
-    last: dict[str, int] = {}
-
-    def on_progress(stage: str, done: int, total: int) -> None:
-        tenth = done * 10 // total if total else 0
-        if last.get(stage) != tenth:
-            last[stage] = tenth
-            log.info("job_progress", job_id=job_id, stage=stage, done=done, total=total)
-
-    return on_progress

@@ -52,6 +52,13 @@ class Page:
         self.text(MARGIN, self.y, words, 24, fill=palette.MUTED)
         self.y += 38
 
+    def paragraph(self, words: str, size: int, *, fill: palette.RGB = palette.TEXT) -> None:
+        """Lines as wide as the page."""
+        for line in text.wrap(words, text.font(size), INNER):
+            self.text(MARGIN, self.y, line, size, fill=fill)
+            self.y += size * 1.4
+        self.y += GAP
+
     def cropped(self) -> NDArray[np.uint8]:
         return np.asarray(self.image)[: int(self.y + MARGIN)]
 

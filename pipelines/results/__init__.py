@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from pydicom import Dataset
 
+from pipelines.encoding import Encoding
 from pipelines.errors import RenderingUnavailable
 from pipelines.inpainted_picture import inpainted_picture
 from pipelines.picture import result_picture
@@ -49,6 +50,10 @@ def build_result_set(
         segmentation = build_segmentation(volume, findings, context)
         step("report")
         report = build_report(volume, findings, segmentation, context)
+        variants = tuple(
+            (one, _encoded(volume, findings, replace(context, predecessors=before), one))
+            for one, before in context.encodings.items()
+        )
         step("picture")
         picture = _picture(volume, findings, context)
         captures = [("picture", picture)]
@@ -63,7 +68,17 @@ def build_result_set(
             "picture",
             _picture(volume, replace(findings, notes=(*findings.notes, *notes)), context),
         )
-    return ResultSet((("segmentation", segmentation), ("report", report), view, *captures), notes)
+    objects = (("segmentation", segmentation), ("report", report), view, *captures)
+    return ResultSet(objects, notes, variants)
+
+
+def _encoded(
+    volume: Volume, findings: Findings, context: ResultContext, encoding: Encoding
+) -> tuple[tuple[str, Dataset], ...]:
+    """The segmentation in another encoding, and the report that refers to it."""
+    segmentation = build_segmentation(volume, findings, context, encoding)
+    report = build_report(volume, findings, segmentation, context, encoding)
+    return ("segmentation", segmentation), ("report", report)
 
 
 def _view(

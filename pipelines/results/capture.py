@@ -29,6 +29,7 @@ _DERIVATION = {
         (codes.PIXEL_BY_PIXEL_SUBTRACTION,),
     ),
     "montage": ("Slices with AI findings drawn on them", (codes.MULTIPLANAR_REFORMATTING,)),
+    "no_result_picture": ("Why there is no AI result", ()),
     "triage_picture": ("AI class estimates, key slices with their own", (codes.MULTIPLANAR_REFORMATTING,)),
 }
 FRAME_TIME_MS = 125.0
@@ -71,7 +72,8 @@ def _describe(dataset: Dataset, volume: Volume, role: str) -> None:
     dataset.PatientOrientation = None  # Type 2C: pictures have several, and say so in the image
     dataset.BurnedInAnnotation = "NO"  # results and models are written on it, the patient is not
     dataset.DerivationDescription = description
-    dataset.DerivationCodeSequence = [codes.concept(code) for code in derivations]
+    if derivations:
+        dataset.DerivationCodeSequence = [codes.concept(code) for code in derivations]
     dataset.SourceImageSequence = source_image_sequence(volume)
     dataset.ReferencedSeriesSequence = referenced_series_sequence(volume)
 

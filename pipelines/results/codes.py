@@ -127,6 +127,11 @@ NUMBER_OF_KEY_SLICES = _private("key-slices", "Number of key slices")
 LUNG_AREA = _private("lung-area", "Area of lung on the slice")
 COMMENT = _code("121106", "DCM", "Comment")  # pydicom
 
+# No result, superseded results
+PERFORMED = _private("ai-performed", "Whether the AI analysis was performed")
+NOT_PERFORMED = _code("262008008", "SCT", "Not performed")
+REJECTED_FOR_QUALITY = _code("113001", "DCM", "Rejected for Quality Reasons")  # CID 7010; pydicom
+
 # Units (UCUM, CID 7181 and CID 7461)
 CUBIC_CENTIMETRE = _code("cm3", "UCUM", "Cubic centimeter")  # pydicom
 SQUARE_CENTIMETRE = _code("cm2", "UCUM", "Square centimeter")  # pydicom

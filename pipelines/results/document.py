@@ -14,6 +14,7 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
+from pipelines.encoding import DEFAULT, Encoding
 from pipelines.results import codes
 from pipelines.results.identity import (
     MANUFACTURER,
@@ -37,6 +38,7 @@ def build_document(
     evaluations: Sequence[Dataset] = (),
     evidence: Sequence[Dataset] = (),
     series: SeriesType = SERIES_TYPES["report"],
+    encoding: Encoding = DEFAULT,
 ) -> hd.sr.Comprehensive3DSR:
     """Encode a measurement report.
 
@@ -44,33 +46,65 @@ def build_document(
     evaluations: content items of the report as a whole (``code_item``, ``text_item``; TID 1500 row 12). They
         open the report, so that who reads it from the top meets the case before its measurements (ADR 11).
     evidence: what it refers to beside the volume's images (``evidence_item``).
+    encoding: of the segmentation that it refers to, which makes it an instance of its own.
     The report is COMPLETE, PRELIMINARY and UNVERIFIED: no person has looked at it.
     """
-    content = hd.sr.MeasurementReport(
-        observation_context=_observation_context(context),
-        procedure_reported=_procedures(volume.sources[0]),
-        imaging_measurements=groups,
-        language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(codes.ENGLISH_US),
-    )
+    content = begin_content(volume, context, groups)
     children = content[0].ContentSequence
     measured = next(n for n, item in enumerate(children) if item.name == codes.IMAGING_MEASUREMENTS)
     for item in reversed(pipeline_algorithm(context)):
         children[measured].ContentSequence.insert(0, item)
     children.insert(measured, _image_library(volume))
     if evaluations:
-        children.insert(0, _qualitative_evaluations(evaluations))
-    report = hd.sr.Comprehensive3DSR(
+        children.insert(0, qualitative_evaluations(evaluations))
+    uids = (
+        report_series_uid(volume, context),
+        result_uid(volume, context, f"{series.role}/instance{encoding.suffix}"),
+    )
+    return finish_document(
+        volume,
+        context,
+        content,
         evidence=[*clean_headers(volume, context), *evidence],
+        series=series,
+        uids=uids,
+    )
+
+
+def begin_content(
+    volume: Volume, context: ResultContext, groups: Sequence[Dataset]
+) -> hd.sr.MeasurementReport:
+    """TID 1500 with language, observer, procedure and the groups."""
+    return hd.sr.MeasurementReport(
+        observation_context=_observation_context(context),
+        procedure_reported=_procedures(volume.sources[0]),
+        imaging_measurements=groups,
+        language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(codes.ENGLISH_US),
+    )
+
+
+def finish_document(
+    volume: Volume,
+    context: ResultContext,
+    content: hd.sr.MeasurementReport,
+    *,
+    evidence: Sequence[Dataset],
+    series: SeriesType,
+    uids: tuple[str, str],
+) -> hd.sr.Comprehensive3DSR:
+    """The document around the content. uids: of series and instance."""
+    report = hd.sr.Comprehensive3DSR(
+        evidence=evidence,
         content=content,
-        series_instance_uid=report_series_uid(volume, context),
+        series_instance_uid=uids[0],
         series_number=series.number,
-        sop_instance_uid=result_uid(volume, context, f"{series.role}/instance"),
+        sop_instance_uid=uids[1],
         instance_number=len(context.predecessors) + 1,
         manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
-        requested_procedures=_requests(volume.sources[0]),
+        requested_procedures=requests(volume.sources[0]),
         previous_versions=_predecessors(volume, context) or None,
     )
     stamp(report, volume, context, series)
@@ -96,7 +130,7 @@ def site(lung: Lung) -> hd.sr.FindingSite:
     return hd.sr.FindingSite(anatomic_location=codes.LUNG, laterality=codes.LATERALITY[lung])
 
 
-def _qualitative_evaluations(items: Sequence[Dataset]) -> hd.sr.ContainerContentItem:
+def qualitative_evaluations(items: Sequence[Dataset]) -> hd.sr.ContainerContentItem:
     contains = hd.sr.RelationshipTypeValues.CONTAINS
     container = hd.sr.ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=contains)
     container.ContentSequence = hd.sr.ContentSequence(items)
@@ -105,6 +139,11 @@ def _qualitative_evaluations(items: Sequence[Dataset]) -> hd.sr.ContainerContent
 
 def _observation_context(context: ResultContext) -> hd.sr.ObservationContext:
     """TID 1001: the observer is a device; the subject is the patient of the enclosing instance."""
+    return hd.sr.ObservationContext(observer_device_context=device_observer(context))
+
+
+def device_observer(context: ResultContext) -> hd.sr.ObserverContext:
+    """TID 1004: the pipeline."""
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=device_uid(context),
         name=context.pipeline,
@@ -112,10 +151,9 @@ def _observation_context(context: ResultContext) -> hd.sr.ObservationContext:
         model_name=f"{context.pipeline} {context.pipeline_version}",
         serial_number=device_serial_number(context),
     )
-    observer = hd.sr.ObserverContext(
+    return hd.sr.ObserverContext(
         observer_type=hd.sr.CodedConcept("121007", "DCM", "Device"), observer_identifying_attributes=device
     )
-    return hd.sr.ObservationContext(observer_device_context=observer)
 
 
 def _procedures(source: Dataset) -> list[Code]:
@@ -132,7 +170,7 @@ def _procedures(source: Dataset) -> list[Code]:
     return found or [codes.CT_UNSPECIFIED]
 
 
-def _requests(source: Dataset) -> list[Dataset] | None:
+def requests(source: Dataset) -> list[Dataset] | None:
     """Referenced Request Sequence (PS3.3 C.17.2): the order that the input was made for, if it names one."""
     requests = list(source.get("RequestAttributesSequence") or [])
     if not requests and not source.get("AccessionNumber"):

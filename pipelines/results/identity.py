@@ -50,6 +50,9 @@ SERIES_TYPES: Mapping[str, SeriesType] = {
         SeriesType("rotation", "OT", 9904, "AI 3D rotation"),
         SeriesType("montage", "OT", 9905, "AI montage (3D rendering unavailable)"),
         SeriesType("inpainted", "OT", 9906, "AI key slices as if without lesions"),
+        SeriesType("rejection", "KO", 9907, "AI results superseded"),
+        SeriesType("no_result", "SR", 9908, "AI not performed, reason"),
+        SeriesType("no_result_picture", "OT", 9909, "AI not performed"),
         SeriesType("triage_picture", "OT", 9911, "AI triage picture"),
         SeriesType("triage_report", "SR", 9912, "AI triage report"),
     )
@@ -157,7 +160,7 @@ def stamp(dataset: Dataset, volume: Volume, context: ResultContext, series: Seri
     dataset.Modality = series.modality
     dataset.SeriesNumber = series.number
     dataset.SeriesDescription = series_description(volume, series)
-    if series.modality != "SR":
+    if series.modality not in ("SR", "KO"):
         dataset.BodyPartExamined = source.get("BodyPartExamined") or "CHEST"
         dataset.ImageLaterality = "U"  # the chest is unpaired; without it Laterality (Type 2C) is asked for
     date, time = context.content_datetime.strftime("%Y%m%d"), context.content_datetime.strftime("%H%M%S")
@@ -227,7 +230,8 @@ def _file_meta(dataset: Dataset, context: ResultContext) -> FileMetaDataset:
     meta.FileMetaInformationVersion = b"\0\1"
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    coded = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", ExplicitVRLittleEndian)
+    meta.TransferSyntaxUID = coded  # as its pixels are
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = f"PACSNODE_{context.software_version}"[:16]
     return meta

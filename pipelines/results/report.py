@@ -14,6 +14,7 @@ import highdicom as hd
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from pipelines.encoding import DEFAULT, Encoding
 from pipelines.quantify import severity
 from pipelines.results import codes
 from pipelines.results.document import (
@@ -42,7 +43,11 @@ _MODEL_OF = {"lung": "lungs", "lesion": "lesions", "vote": "infection_type"}
 
 
 def build_report(
-    volume: Volume, findings: Findings, segmentation: Dataset, context: ResultContext
+    volume: Volume,
+    findings: Findings,
+    segmentation: Dataset,
+    context: ResultContext,
+    encoding: Encoding = DEFAULT,
 ) -> hd.sr.Comprehensive3DSR:
     """Encode the findings as a measurement report.
 
@@ -72,6 +77,7 @@ def build_report(
             *(text_item(*line) for line in narrative(volume, findings, outlines, context)),
         ],
         evidence=[evidence_item(segmentation, volume)],
+        encoding=encoding,
     )
 
 

@@ -122,6 +122,21 @@ def frame_of_reference_uid(volume: Volume, context: ResultContext) -> UID:
     return UID(value) if value else result_uid(volume, context, "frame-of-reference")
 
 
+def bare_header(source: Dataset, volume: Volume, context: ResultContext) -> Dataset:
+    """What highdicom wants to know of an object that is evidence, without its geometry."""
+    header = Dataset()
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"):
+        setattr(header, keyword, source[keyword].value)
+    header.Rows, header.Columns = source.get("Rows"), source.get("Columns")
+    header.Modality = source.get("Modality") or "CT"
+    header.FrameOfReferenceUID = frame_of_reference_uid(volume, context)
+    header.PositionReferenceIndicator = source.get("PositionReferenceIndicator")
+    for keyword in ("PatientID", "PatientName", "PatientSex", "AccessionNumber", "StudyID"):
+        setattr(header, keyword, "")
+    header.PatientBirthDate = header.StudyDate = header.StudyTime = None
+    return header
+
+
 def clean_headers(volume: Volume, context: ResultContext) -> list[Dataset]:
     """One small header a source instance, in slice order, with what highdicom reads and nothing else.
 
@@ -131,25 +146,10 @@ def clean_headers(volume: Volume, context: ResultContext) -> list[Dataset]:
     geometry = slice_geometry(volume)
     headers = []
     for index, source in enumerate(volume.sources):
-        header = Dataset()
-        for keyword in (
-            "StudyInstanceUID",
-            "SeriesInstanceUID",
-            "SOPClassUID",
-            "SOPInstanceUID",
-            "Rows",
-            "Columns",
-        ):
-            setattr(header, keyword, source[keyword].value)
-        header.Modality = source.get("Modality") or "CT"
-        header.FrameOfReferenceUID = frame_of_reference_uid(volume, context)
-        header.PositionReferenceIndicator = source.get("PositionReferenceIndicator")
+        header = bare_header(source, volume, context)
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if source.get(keyword):
                 header.add(source[keyword])
-        for keyword in ("PatientID", "PatientName", "PatientSex", "AccessionNumber", "StudyID"):
-            setattr(header, keyword, "")
-        header.PatientBirthDate = header.StudyDate = header.StudyTime = None
         if is_multiframe(volume):
             _add_frames(header, geometry)
         else:
@@ -190,7 +190,7 @@ def source_image_sequence(volume: Volume) -> list[Dataset]:
         item = Dataset()
         item.ReferencedSOPClassUID = source.SOPClassUID
         item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-        if is_multiframe(volume):
+        if volume.source_frames and is_multiframe(volume):
             item.ReferencedFrameNumber = [frame for i, frame in volume.source_frames if i == index]
         item.PurposeOfReferenceCodeSequence = [codes.concept(codes.SOURCE_IMAGE)]
         items.append(item)

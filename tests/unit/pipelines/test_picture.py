@@ -132,3 +132,22 @@ def test_nothing_is_shown_as_certain(value: float, shown: str, written: list[str
     result_picture(volume, dataclasses.replace(findings, noisy_or=noisy_or), context())
     assert shown in written
     assert "P = 1.000" not in written
+
+
+#: longer than a page is wide in any font that has them
+NAMES = {
+    "chinese": f"Ouyang^Xiaodong=歐陽^小{40 * '東'}",
+    "arabic": f"Abd al-Rahman^Muhammad={5 * 'عبد الرحمن بن محمد '}",
+    "latin": "Müller-Lüdenscheidt von und zu Hohenzollern-Sigmaringen^Maria Magdalena Wilhelmine",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
+def test_no_name_moves_a_pixel(name: str) -> None:
+    """Whatever the patient and the study are called: nothing of it is drawn, cut off or in the way."""
+    pages = []
+    for named in ("A^B", name):
+        changes: dict[str, object] = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": named}
+        volume, findings = chest(StudyDescription=named, BodyPartExamined="CHEST", **changes)
+        pages.append(result_picture(volume, findings, context()))
+    np.testing.assert_array_equal(*pages)

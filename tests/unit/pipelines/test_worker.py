@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from node.triton_server import free_port
-from pipelines.request import Request, decode_request, encode_request
+from pipelines.request import NoResult, Request, decode_request, encode_request
 
 REQUEST = Request(
     pipeline="chest_ct_pneumonia",
@@ -110,6 +111,15 @@ def test_a_request_survives_the_journey() -> None:
     assert "\n" not in line
     message = json.loads(line)
     assert decode_request(message) == REQUEST
+    full = replace(
+        REQUEST,
+        encodings=("labelmap-omit",),
+        predecessor=Path("results/earlier"),
+        reject=True,
+        no_result=NoResult("no_lungs", "no lung was found", "both"),
+    )
+    line = encode_request(full, triton_url="triton:8001", timeout_seconds=3.5)
+    assert decode_request(json.loads(line)) == full
     assert (message["triton_url"], message["timeout_seconds"]) == ("triton:8001", 3.5)
 
 

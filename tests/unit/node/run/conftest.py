@@ -14,7 +14,8 @@ from sqlalchemy import Engine, insert, select, update
 from node.config import NodeConfig, parse_config
 from node.database import deliveries, instances, jobs, open_database, series
 from node.metrics import Metrics
-from node.run.steps import Services, Steps
+from node.run.results import Services
+from node.run.steps import Steps
 from node.run.worker_pool import OnProgress
 from pipelines.request import SUMMARY, Request
 from tests.unit.node.rows import instance_row, job_row, series_row
@@ -51,7 +52,7 @@ class ScriptedPool:
             raise act
         if act is not None:
             act(request)
-        return write_result_set(request.out)
+        return write_result_set(request.out, request)
 
 
 @dataclass
@@ -72,20 +73,38 @@ class ScriptedDestination:
     def check(self) -> None: ...
 
 
-def write_result_set(folder: Path, *, case_type: str = "ground_glass") -> dict[str, Any]:
+def write_result_set(
+    folder: Path, request: Request | None = None, *, case_type: str = "ground_glass"
+) -> dict[str, Any]:
     """Files and a summary as ``pipelines.process`` leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in OBJECTS:
-        (folder / name).write_bytes(b"DICM")
-    summary = {
-        "results": [{"path": name} for name in OBJECTS],
+    encodings = request.encodings if request is not None else ()
+    variants = {e: _entries([name.replace(".", f".{e}.") for name in OBJECTS]) for e in encodings}
+    rejections = {}
+    if request is not None and request.reject and request.predecessor:
+        rejections = {e: {"path": f"rejection.{e}.dcm"} for e in ("binary-omit", *encodings)}
+    objects = _entries(["no_result.dcm"] if request is not None and request.no_result else OBJECTS)
+    others = [entry for entries in variants.values() for entry in entries]
+    for entry in [*objects, *others, *rejections.values()]:
+        (folder / entry["path"]).write_bytes(b"DICM")
+    summary: dict[str, Any] = {
+        "results": objects,
+        "encodings": ["binary-omit", *encodings],
+        "variants": variants,
+        "rejections": rejections,
         "findings": [],
         "noisy_or": {"ground_glass": 0.5},
         "case_type": case_type,
         "timings_seconds": {"lungs": 1.5},
     }
+    if request is not None and request.no_result:
+        summary["no_result"] = {"code": request.no_result.code, "reason": request.no_result.reason}
     (folder / SUMMARY).write_text(json.dumps(summary))
     return summary
+
+
+def _entries(names: Sequence[str]) -> list[dict[str, str]]:
+    return [{"path": name} for name in names]
 
 
 class Bench:
@@ -93,15 +112,22 @@ class Bench:
 
     def __init__(self, data_dir: Path, engine: Engine) -> None:
         self.data_dir, self.engine = data_dir, engine
-        self.config: NodeConfig = parse_config(SETTINGS, source="test", base=data_dir)
         self.pool = ScriptedPool()
         self.destinations = {"a": ScriptedDestination(), "b": ScriptedDestination()}
+        self.configure()
+        self.result_dir = data_dir / "results" / JOB
+
+    def configure(self, *, results: dict[str, Any] | None = None, **destinations: dict[str, Any]) -> None:
+        """Start again with options of results, and of the destinations by name."""
+        folders: dict[str, Any] = SETTINGS["destinations"]  # type: ignore[assignment]
+        options = {name: one | destinations.get(name, {}) for name, one in folders.items()}
+        settings = SETTINGS | {"results": results or {}, "destinations": options}
+        self.config: NodeConfig = parse_config(settings, source="test", base=self.data_dir)
         self.metrics = Metrics("test")
         services = Services(
-            self.config, engine, self.pool, self.destinations, self.metrics, lambda: "triton:8001"
+            self.config, self.engine, self.pool, self.destinations, self.metrics, lambda: "triton:8001"
         )
         self.steps = Steps(services)
-        self.result_dir = data_dir / "results" / JOB
 
     def add_series(self) -> None:
         with self.engine.begin() as connection:
