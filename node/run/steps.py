@@ -251,6 +251,7 @@ class Steps:
                 triton_url=services.triton_url(),
                 request_timeout_seconds=config.triton.request_timeout_seconds,
                 access=config.triton.access(),
+                priority=job.priority,
                 step_timeout_seconds=config.run.step_timeout_seconds,
             )
             with self._ours(run.epoch):
@@ -259,6 +260,9 @@ class Steps:
                 partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        if run.epoch is not None:  # what runs of nodes that are gone left
+            for left in final.parent.glob(f"{final.name}.partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
         fsync_folder(final.parent)
         for stage, seconds in summary["timings_seconds"].items():
             services.metrics.stage_seconds.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
