@@ -106,6 +106,8 @@ class Node:
         )
         self._audit.start()
         stack.callback(self._audit.stop)
+        if self._role == "listener":
+            metrics.registry.unregister(metrics.triton_ready)  # it uses none: 0 would call someone
         self._membership = self._join() if config.shared else None
         self._jobs = self._job_engine(self._steps() if self._role != "listener" else None)
         router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
@@ -184,7 +186,11 @@ class Node:
         """Jobs of another workflow version, of nodes that are gone, and those that ops ask for again."""
         if self._config.shared:
             takeover = Takeover(
-                self._engine, self._config.node_id, self._jobs.hand_on, on_versions=self._begin_again
+                self._engine,
+                self._config.node_id,
+                self._jobs.hand_on,
+                has_work=self._jobs.has_work,
+                on_versions=self._begin_again,
             )
             takeover.start()
             self._stack.callback(takeover.stop)

@@ -49,6 +49,9 @@ from node.receive.judging import Inquiring, Judging, Turn
 
 log = structlog.get_logger("node.receive.series")
 
+#: series changed in one transaction, each of which it holds
+_AT_ONCE = 500
+
 
 def instance_paths(
     connection: Connection, data_dir: Path, series_instance_uid: str, version: int
@@ -150,10 +153,16 @@ class SeriesTracker:
         """The associations with this prefix ended with their node. Every open version is looked at soon."""
         is_open = series.c.state == "open"
         with write_transaction(self._engine) as connection:
-            uids = connection.execute(select(series.c.series_instance_uid).where(is_open)).scalars().all()
-            hold_series(connection, uids)
             connection.execute(update(series).where(is_open).values(check_at=0.0))
-            for row in connection.execute(select(series).where(is_open)).all():
+            uids = connection.execute(select(series.c.series_instance_uid).where(is_open)).scalars().all()
+        for start in range(0, len(uids), _AT_ONCE):
+            self._lose(uids[start : start + _AT_ONCE], prefix)
+
+    def _lose(self, uids: Sequence[str], prefix: str) -> None:
+        these = (series.c.state == "open", series.c.series_instance_uid.in_(uids))
+        with write_transaction(self._engine) as connection:
+            hold_series(connection, uids)
+            for row in connection.execute(select(series).where(*these)).all():
                 associations = Associations.of(row.evidence)
                 left = [name for name in associations.open if not name.startswith(prefix)]
                 if len(left) < len(associations.open):

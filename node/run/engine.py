@@ -235,6 +235,13 @@ class JobEngine:
         """Enqueue a job for its first attempt; again with the same arguments does nothing."""
         self._workflows.enqueue_run(job_id, priority, generation, queue=self._limits.queue_of(pipeline))
 
+    def has_work(self, executor_id: str) -> bool:
+        """Whether an executor began what it hasn't ended."""
+        found = DBOS.list_workflows(
+            status="PENDING", executor_id=executor_id, limit=1, load_input=False, load_output=False
+        )
+        return bool(found)
+
     def hand_on(self, executor_id: str) -> int:
         """Put what an executor that is gone was running back into its queues; returns how many."""
         left = DBOS.list_workflows(
@@ -250,9 +257,14 @@ class JobEngine:
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
         """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they
         were of, each to be begun again as a new generation."""
-        unfinished = DBOS.list_workflows(status=_UNFINISHED, load_input=False, load_output=False)
-        known = {self._version, *alive, None}
-        old = [w.workflow_id for w in unfinished if w.app_version not in known and "-" in w.workflow_id]
+        known = {version["version_name"] for version in DBOS.list_application_versions()}
+        others = sorted(known - {self._version, *alive})
+        if not others:  # a backlog of our own isn't read
+            return []
+        unfinished = DBOS.list_workflows(
+            status=_UNFINISHED, app_version=others, load_input=False, load_output=False
+        )
+        old = [workflow.workflow_id for workflow in unfinished if "-" in workflow.workflow_id]
         if not old:
             return []
         DBOS.cancel_workflows(old)

@@ -117,16 +117,19 @@ class Takeover:
         node_id: str,
         hand_on: Callable[[str], int],
         *,
+        has_work: Callable[[str], bool] = lambda _node_id: True,
         on_versions: Callable[[set[str]], object] = lambda _alive: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """hand_on(node_id): let others run what the node was running; returns how many workflows that are.
 
+        has_work(node_id): whether there is anything to hand on.
         on_versions: called with the workflow versions of the nodes that live.
         """
         self._engine = engine
         self._node_id = node_id
         self._hand_on = hand_on
+        self._has_work = has_work
         self._on_versions = on_versions
         self._clock = clock
         self._free_since: dict[str, float] = {}
@@ -156,6 +159,8 @@ class Takeover:
         return [node_id for node_id in sorted(sure) if self._take_over(node_id)]
 
     def _take_over(self, node_id: str) -> bool:
+        if not self._has_work(node_id):
+            return False
         theirs = SessionLock(self._engine, _lock_name(node_id))
         if not theirs.hold():  # it is back, or another is at it
             return False

@@ -160,6 +160,7 @@ class ResultSets:
                 triton_url=services.triton_url(),
                 request_timeout_seconds=config.triton.request_timeout_seconds,
                 access=config.triton.access(),
+                priority=run.job.priority,
                 step_timeout_seconds=config.run.step_timeout_seconds,
             )
             with ours(services.engine, services.membership, run.epoch):
@@ -169,6 +170,9 @@ class ResultSets:
                 partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        if run.epoch is not None:  # what runs of nodes that are gone left
+            for left in final.parent.glob(f"{final.name}.partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
         fsync_folder(final.parent)
         return summary
 

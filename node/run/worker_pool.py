@@ -6,6 +6,7 @@ overruns its time. Workers end by themselves when the node does (their stdin clo
 
 from __future__ import annotations
 
+import heapq
 import json
 import queue
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import structlog
@@ -115,17 +117,18 @@ class WorkerPool:
     """At most ``size`` pipelines at once; ``run`` blocks until one is free."""
 
     def __init__(self, size: int) -> None:
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(size):
-            self._idle.put(None)
+        self._idle: list[_Worker | None] = [None] * size  # the last one used is used next: it is warm
+        self._waiting: list[tuple[int, int]] = []  # a heap of (priority, ticket)
+        self._tickets = count()
+        self._changed = threading.Condition()
         self._started: list[_Worker] = []
         self._lock = threading.Lock()
         self._stopped = False
 
     def start(self) -> None:
         """Start all workers before the first study comes: loading what they need takes seconds."""
-        for worker in [self._idle.get() for _ in range(self._idle.qsize())]:
-            self._idle.put(self._alive(worker))
+        for worker in [self._take(0) for _ in range(len(self._idle))]:
+            self._give_back(self._alive(worker))
 
     def run(
         self,
@@ -136,15 +139,16 @@ class WorkerPool:
         request_timeout_seconds: float,
         step_timeout_seconds: float,
         access: Access = PLAIN,
+        priority: int = 100,
     ) -> dict[str, Any]:
-        """Run one request to its end and return its summary.
+        """Run one request to its end and return its summary. Of those that wait, smaller priorities go first.
 
         Raises PipelineFailed with the pipeline's own code, or WorkerCrashed.
         """
         line = encode_request(
             request, triton_url=triton_url, timeout_seconds=request_timeout_seconds, access=access
         )
-        worker = self._idle.get()
+        worker = self._take(priority)
         try:
             worker = self._alive(worker)
             return worker.run(line, on_progress, timeout_seconds=step_timeout_seconds)
@@ -153,7 +157,23 @@ class WorkerPool:
                 raise WorkerCrashed("the node is stopping", code=NODE_STOPPING) from error
             raise
         finally:
-            self._idle.put(worker if worker is not None and worker.alive else None)
+            self._give_back(worker if worker is not None and worker.alive else None)
+
+    def _take(self, priority: int) -> _Worker | None:
+        """The place of a worker, by priority and then in turn; None when its process isn't started."""
+        ours = (priority, next(self._tickets))
+        with self._changed:
+            heapq.heappush(self._waiting, ours)
+            self._changed.wait_for(lambda: self._idle and self._waiting[0] == ours)
+            heapq.heappop(self._waiting)
+            worker = self._idle.pop()
+            self._changed.notify_all()
+            return worker
+
+    def _give_back(self, worker: _Worker | None) -> None:
+        with self._changed:
+            self._idle.append(worker)
+            self._changed.notify_all()
 
     def _alive(self, worker: _Worker | None) -> _Worker:
         if worker is not None and worker.alive:

@@ -6,6 +6,7 @@ Exit code 1 when anything was lost, duplicated, stuck or invalid.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from argparse import ArgumentParser
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--setup", choices=sorted(SETUPS), action="append")
     parser.add_argument("--keep", type=Path, help="leave everything here")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever was started is ended
     reports: dict[str, Report] = {}
     for name in arguments.setup or SETUPS:
         plan = Plan(SETUPS[name], arguments.seed, arguments.series, arguments.kills)

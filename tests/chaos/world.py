@@ -18,8 +18,9 @@ from typing import Any
 
 from node import child
 from node.config import DatabaseConfig
+from node.receive.journal import SEGMENT_BYTES
 from node.triton_server import DEFAULT_REPOSITORY, EmbeddedTriton
-from tests.integration.running import Pacs, RunningNode, orthanc_program
+from tests.integration.running import CALLING, Pacs, RunningNode, orthanc_program
 from tests.postgres import PostgresCluster
 
 MODELS = ("lungs", "pneumonia_class")
@@ -179,6 +180,11 @@ class World:
         sections: dict[str, Any] = {
             "data_dir": str(self.data_dir),
             "routes": [ROUTE],
+            "receive": {
+                "allowed_calling_ae_titles": [CALLING],
+                "free_disk_floor_bytes": 0,
+                "journal_bytes": 8 * SEGMENT_BYTES,
+            },
             "series": {
                 "quiet_seconds": 5.0,
                 "released_quiet_seconds": 0.5,

@@ -122,7 +122,13 @@ def main(arguments: Namespace) -> None:
         if sharing is None:
             begin_again(())
         else:
-            takeover = Takeover(sharing.database, arguments.node_id, engine.hand_on, on_versions=begin_again)
+            takeover = Takeover(
+                sharing.database,
+                arguments.node_id,
+                engine.hand_on,
+                has_work=engine.has_work,
+                on_versions=begin_again,
+            )
             takeover.start()
             stack.callback(takeover.stop)
         for job_id in arguments.jobs:

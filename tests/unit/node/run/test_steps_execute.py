@@ -55,6 +55,7 @@ def test_the_pool_is_asked_for_what_the_job_and_the_configuration_say(bench: Ben
         "triton_url": "triton:8001",
         "request_timeout_seconds": 7,
         "access": PLAIN,
+        "priority": 100,
         "step_timeout_seconds": 30,
     }
 

@@ -164,3 +164,23 @@ def test_stop_ends_what_runs_and_what_waits(pool: Pool) -> None:
     assert gone(pool.pid)
     with pytest.raises(WorkerCrashed, match="the node is stopping"):
         pool.start_run(port=free_port())
+
+
+def test_smaller_priorities_get_a_worker_first() -> None:
+    pool = WorkerPool(1)
+    held, order = pool._take(100), []
+    waiting = []
+    for priority in (300, 100, 200, 100):
+
+        def wait(priority: int = priority) -> None:
+            worker = pool._take(priority)
+            order.append(priority)
+            pool._give_back(worker)
+
+        waiting.append(threading.Thread(target=wait))
+        waiting[-1].start()
+    wait_for(lambda: len(pool._waiting) == 4)
+    pool._give_back(held)
+    for thread in waiting:
+        thread.join(10)
+    assert order == [100, 100, 200, 300]
