@@ -20,6 +20,7 @@ from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
 from node.receive.process import ReceiverProcess
+from node.retention import Retention
 from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
 from node.run.engine import JobEngine
@@ -104,6 +105,9 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     retry_watch = RetryWatch(engine, enqueue)
     retry_watch.start()
     stack.callback(retry_watch.stop)
+    retention = Retention(config, engine, metrics)
+    retention.start()
+    stack.callback(retention.stop)
     if config.expects_commitment:
         commitment_watch = CommitmentWatch(engine, job_engine.enqueue_turn)
         commitment_watch.start()
