@@ -23,6 +23,7 @@ from node.files import lock
 from node.metrics import Metrics
 from node.postgres import postgres_engine
 from node.receive.process import ReceiverProcess
+from node.retention import Retention
 from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
@@ -199,6 +200,9 @@ class Node:
         retry_watch = RetryWatch(self._engine, self._enqueue)
         retry_watch.start()
         self._stack.callback(retry_watch.stop)
+        retention = Retention(self._config, self._engine, self._metrics)
+        retention.start()
+        self._stack.callback(retention.stop)
         if self._config.expects_commitment:
             commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
             commitment_watch.start()

@@ -281,6 +281,7 @@ class RouteConfig(Model):
     when: dict[str, Any]
     destinations: tuple[Name, ...] = Field(min_length=1)
     priority: int = Field(default=100, ge=1, le=1000)
+    retention_seconds: float | None = Field(default=None, ge=0)
 
 
 class NodeConfig(Model):

@@ -43,7 +43,8 @@ from node.postgres import hold_names, postgres_engine
 metadata = MetaData()
 _BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up an INTEGER only
 
-#: One row an acknowledged instance. ``state``: stored | quarantined | duplicate.
+#: One row an acknowledged instance. ``state``: stored | quarantined | duplicate, and stored -> purging ->
+#: purged when its retention has passed. ``held_at``: we have committed ourselves to keep it: it never is.
 #: Every row ends explained (DESIGN I3): in a series version with its jobs or its reason, or with ``reason``.
 instances = Table(
     "instances",
@@ -63,6 +64,7 @@ instances = Table(
     Column("reason_code", String(64)),
     Column("reason", String),
     Column("received_at", Float, nullable=False),
+    Column("held_at", Float),
     Index("instances_by_uid", "sop_instance_uid"),
     Index("instances_by_series", "series_instance_uid", "series_version"),
 )
@@ -71,6 +73,7 @@ instances = Table(
 #: ``complete`` in it: true, false where something is known to be missing, null where nothing says either.
 #: ``check_at``: when to look at an open version next, at the latest.
 #: ``decision``: what the router said, route by route (also the recorded reason why nothing matched).
+#: ``purged_at``: its input and results were deleted (``retention``).
 series = Table(
     "series",
     metadata,
@@ -87,6 +90,7 @@ series = Table(
     Column("completed_at", Float),
     Column("evidence", JSON),
     Column("decision", JSON),
+    Column("purged_at", Float),
     Index("series_by_state", "state", "last_instance_at"),
     Index("series_by_check", "state", "check_at"),
 )
@@ -225,9 +229,14 @@ def _number_1(connection: Connection) -> None:
 
 
 def _number_2(connection: Connection) -> None:
-    """Several nodes on one database; deliveries know when they began, and what was said of them."""
+    """Several nodes on one database; deliveries know when they began, and what was said of them; retention."""
     _add_columns(connection, "commitments", ("node_id VARCHAR(64)",))
     _add_columns(connection, "deliveries", ("begun_at FLOAT", "warnings JSON"))
+    _add_columns(connection, "series", ("purged_at FLOAT",))
+    _add_columns(connection, "instances", ("held_at FLOAT",))
+    if inspect(connection).has_table("commitments"):  # which ones were committed is forgotten after a month
+        held = "UPDATE instances SET held_at = received_at WHERE EXISTS (SELECT 1 FROM commitments)"
+        connection.exec_driver_sql(held)
 
 
 def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> None:

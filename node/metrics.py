@@ -282,6 +282,13 @@ class Metrics:
             registry=registry,
         )
 
+        self.purged_series = Counter(
+            "pacsnode_purged_series_total", "Series whose retention has passed.", registry=registry
+        )
+        self.purged_bytes = Counter(
+            "pacsnode_purged_bytes_total", "Input that was deleted with them.", registry=registry
+        )
+
         self.certificate_not_after = Gauge(
             "pacsnode_destination_certificate_not_after_timestamp_seconds",
             "When a destination's first certificate of a file ends, since the epoch. file: certificate, ca.",

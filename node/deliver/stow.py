@@ -54,6 +54,9 @@ class StowDeliverer:
         self._audit = audit
         self._token = _token_of(name, config.token_variable)
         self._studies = f"{config.url.rstrip('/')}/studies"
+        # without a tls section: the CAs of this machine, which take a moment to load; with http, none
+        is_https = config.url.startswith("https:")
+        self._default = ssl.create_default_context() if is_https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
     def __str__(self) -> str:
         return f"destination {self.name} ({self._studies})"
@@ -87,7 +90,7 @@ class StowDeliverer:
         """Nothing is kept open between deliveries."""
 
     def _client(self) -> httpx.Client:
-        verify = self._tls.current() if self._tls is not None else ssl.create_default_context()
+        verify = self._tls.current() if self._tls is not None else self._default
         return httpx.Client(verify=verify, timeout=self._config.timeout_seconds, trust_env=False)
 
     def _post(self, client: httpx.Client, batch: Sequence[Instance]) -> Answer:

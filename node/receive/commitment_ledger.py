@@ -145,6 +145,7 @@ class CommitmentLedger:
         if self._is_duplicate(transaction):
             return [DUPLICATE_TRANSACTION] * len(references)
         filed = self._spool.file_all()
+        self._hold({reference.sop_instance_uid for reference in references})
         known = self._known({reference.sop_instance_uid for reference in references})
         return [
             self._reason(
@@ -159,6 +160,15 @@ class CommitmentLedger:
         )
         with self._engine.connect() as connection:
             return connection.execute(earlier.limit(1)).first() is not None
+
+    def _hold(self, uids: Iterable[str]) -> None:
+        """What is judged isn't purged any more: "committed" may mean that it is the only copy."""
+        wanted = sorted(uids)
+        for start in range(0, len(wanted), _LOOK_UP):
+            some = instances.c.sop_instance_uid.in_(wanted[start : start + _LOOK_UP])
+            with write_transaction(self._engine) as connection:
+                stored = update(instances).where(some, instances.c.state == "stored")
+                connection.execute(stored.values(held_at=self._clock()))
 
     def _known(self, uids: Iterable[str]) -> dict[str, list[Row[Any]]]:
         """Rows of instances by their UID."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, literal_column, select
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from node.database import Prepared, instances, write_transaction
+from node.database import Prepared, instances, series, write_transaction
 from node.files import fsync_folder
 from node.postgres import hold_series
 from node.receive.part10 import FilingUids, printable
@@ -210,6 +210,21 @@ class InstanceIndex:
         row = self._find_stored.execute(connection, {"uid": sop_instance_uid}).first()
         return None if row is None else dict(row._mapping)
 
+    def purged(self, sop_instance_uids: Sequence[str]) -> dict[str, float]:
+        """Of these instances, those that were purged, and when."""
+        query = (
+            select(instances.c.sop_instance_uid, func.max(series.c.purged_at))
+            .join(
+                series,
+                (series.c.series_instance_uid == instances.c.series_instance_uid)
+                & (series.c.version == instances.c.series_version),
+            )
+            .where(instances.c.sop_instance_uid.in_(sop_instance_uids), series.c.purged_at.is_not(None))
+            .group_by(instances.c.sop_instance_uid)
+        )
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def _at(self, connection: Connection, path: str) -> dict[str, Any] | None:
         row = connection.execute(select(instances).where(instances.c.path == path)).first()
         return None if row is None else dict(row._mapping)
@@ -235,5 +250,6 @@ class InstanceIndex:
                 "reason_code": code,
                 "reason": reason,
                 "received_at": entry.received_at,
+                "held_at": None,
             },
         )

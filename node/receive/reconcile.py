@@ -70,12 +70,14 @@ def reconcile(spool: Spool, engine: Engine) -> Reconciled:
 
 
 def _rows(engine: Engine) -> tuple[dict[str, int], set[str]]:
-    """Size by path of every row; and the paths that an earlier start-up found missing."""
+    """Size by path of every row; and the paths that an earlier start-up found missing, or that are purged."""
     sizes: dict[str, int] = {}
     flagged: set[str] = set()  # what is left of their files is no instance
     with engine.connect() as connection:
-        for row in connection.execute(select(instances.c.path, instances.c.bytes, instances.c.reason_code)):
-            if row.reason_code == "file_missing":
+        for row in connection.execute(
+            select(instances.c.path, instances.c.bytes, instances.c.reason_code, instances.c.state)
+        ):
+            if row.reason_code == "file_missing" or row.state in ("purging", "purged"):
                 flagged.add(row.path)
             else:
                 sizes[row.path] = row.bytes

@@ -31,7 +31,7 @@ from sqlalchemy import Engine
 
 from node.errors import InstanceRejected
 from node.files import fsync_folder
-from node.receive.index import Entry, Incoming, InstanceIndex, SeriesFiling
+from node.receive.index import RECOVERED, Entry, Incoming, InstanceIndex, SeriesFiling
 from node.receive.intake import Intake
 from node.receive.journal import Journal, Record, RecordedInstance
 from node.receive.part10 import FilingUids, header_length, read_filing_uids
@@ -106,8 +106,18 @@ class Spool(Intake):
             return self._quarantine(incoming, file, header_bytes, rejection, study_instance_uid)
 
     def file_records(self, records: Sequence[Record]) -> None:
-        """Make files and rows of records of the journal; again with the same ones does no harm."""
+        """Make files and rows of records of the journal; again with the same ones does no harm.
+
+        What a crash left in the journal may have been filed, used and purged long ago.
+        """
         entries: list[Entry] = []
+        if any(record.instance.association_id == RECOVERED for record in records):
+            purged = self.index.purged([record.instance.sop_instance_uid for record in records])
+            records = [
+                record
+                for record in records
+                if record.instance.received_at > purged.get(record.instance.sop_instance_uid, 0.0)
+            ]
         try:
             for record in records:
                 instance = record.instance

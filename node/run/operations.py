@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, Row, delete, select, update
 
-from node.database import deliveries, jobs, write_transaction
+from node.database import deliveries, jobs, series, write_transaction
 from node.errors import NodeError
 
 log = structlog.get_logger(__name__)
@@ -64,6 +64,7 @@ def retry_job(engine: Engine, prefix: str) -> str:
     """Ask for a failed, cancelled or done job again; returns its id."""
     values = {"state": "retry", "finished_at": None, "reason_code": None, "reason": None}
     with write_transaction(engine) as connection:
+        _check_input(connection, _find(connection, prefix))
         job_id = _move(connection, prefix, "retry", ("failed", "cancelled", "done"), values)
         connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
     return job_id
@@ -76,6 +77,17 @@ def begin_again(engine: Engine, job_id: str) -> bool:
     again = {"state": "queued", "generation": jobs.c.generation + 1}
     with write_transaction(engine) as connection:
         return connection.execute(update(jobs).where(*active).values(again)).rowcount == 1
+
+
+def _check_input(connection: Connection, job: Row[Any]) -> None:
+    purged_at = select(series.c.purged_at).where(
+        series.c.series_instance_uid == job.series_instance_uid, series.c.version == job.series_version
+    )
+    if connection.execute(purged_at).scalar_one_or_none() is not None:
+        raise JobStateConflict(
+            f"job {job.job_id}: its series and results were deleted when their retention had passed",
+            hint="send the series again",
+        )
 
 
 def cancel_job(engine: Engine, prefix: str) -> str:

@@ -170,6 +170,8 @@ def _series_row(row: Mapping[str, Any], now: float) -> str:
 def _series_reason(row: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
     evidence = row["evidence"] or {}
     lines = []
+    if row.get("purged_at"):
+        lines.append("<span class='soft'>deleted: its retention has passed</span>")
     if "rule" in evidence:
         lines.append(f"<span class='soft'>complete by {escape(evidence['rule'].replace('_', ' '))}</span>")
         lines += [f"<span class='warn'>{escape(text)}</span>" for text in _missing(evidence)]

@@ -1,0 +1,190 @@
+"""Retention: input and results that nobody needs any more are deleted, and nothing else ever is.
+
+In: routes with ``retention_seconds``.  Out: series whose files are gone, and rows that say so.
+
+A series is purged as a whole, once all of its versions are routed, every job of them is done (delivered
+everywhere, and committed where that is configured), and the longest retention of their routes has passed
+since the last of them. A series is kept for ever when a job of it failed or was cancelled, when nothing
+matched it, when a route of it has no retention, or when we have committed ourselves to keep an instance of it
+(PS3.4 J).
+
+Rows first: ``stored`` -> ``purging``, then the files, then ``purged``. Whatever is left at ``purging`` by a
+crash is finished at the next start; until then its path is taken, and nobody takes its file for a new one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection, Engine, String, cast, exists, func, literal, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from node.config import NodeConfig
+from node.database import instances, jobs, series, write_transaction
+from node.files import fsync_folder
+from node.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 60.0
+
+
+class Retention:
+    """Looks between ``start`` and ``stop``; several processes may."""
+
+    def __init__(self, config: NodeConfig, engine: Engine, metrics: Metrics) -> None:
+        self._data_dir = config.data_dir
+        self._seconds = {
+            route.name: route.retention_seconds
+            for route in config.routes
+            if route.retention_seconds is not None
+        }
+        self._engine = engine
+        self._metrics = metrics
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def look(self) -> int:
+        """Finish what was begun, and purge what is due; returns how many series."""
+        self._finish()
+        purged = 0
+        now = time.time()
+        for series_instance_uid in self._candidates(now):
+            if self._stopping.is_set():
+                break
+            if self._begin(series_instance_uid, now):
+                purged += 1
+                self._finish()
+        return purged
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.look()
+            except (OSError, SQLAlchemyError):  # the disk or the database; at the next look again
+                log.error("retention_failed", exc_info=True)
+            self._stopping.wait(LOOK_SECONDS)
+
+    def _candidates(self, now: float) -> list[str]:
+        """Series with a job whose route's retention has passed; ``_begin`` looks at the others."""
+        found: set[str] = set()
+        with self._engine.connect() as connection:
+            for route, seconds in self._seconds.items():
+                this_version = (
+                    series.c.series_instance_uid == jobs.c.series_instance_uid,
+                    series.c.version == jobs.c.series_version,
+                    series.c.purged_at.is_(None),
+                )
+                query = (
+                    select(jobs.c.series_instance_uid)
+                    .join(series, this_version[0] & this_version[1] & this_version[2])
+                    .where(jobs.c.state == "done", jobs.c.route == route)
+                    .where(jobs.c.finished_at <= now - seconds)
+                )
+                found.update(row[0] for row in connection.execute(query))
+        return sorted(found)
+
+    def _begin(self, series_instance_uid: str, now: float) -> bool:
+        """Note that it is to go, if it may; that is the point of no return."""
+        of_series = instances.c.series_instance_uid == series_instance_uid
+        stored = (of_series, instances.c.state == "stored")
+        with write_transaction(self._engine) as connection:
+            if not self._may_go(connection, series_instance_uid, now):
+                return False
+            size = connection.execute(select(func.sum(instances.c.bytes)).where(*stored)).scalar_one()
+            connection.execute(update(instances).where(*stored).values(state="purging"))
+            connection.execute(
+                update(series)
+                .where(series.c.series_instance_uid == series_instance_uid, series.c.purged_at.is_(None))
+                .values(purged_at=now)
+            )
+        self._metrics.purged_series.inc()
+        self._metrics.purged_bytes.inc(size or 0)
+        log.info("series_purged", series_instance_uid=series_instance_uid, bytes=size or 0)
+        return True
+
+    def _may_go(self, connection: Connection, series_instance_uid: str, now: float) -> bool:
+        """The rule of this module's docstring."""
+        of_series = jobs.c.series_instance_uid == series_instance_uid
+        rows = connection.execute(
+            select(jobs.c.state, jobs.c.route, jobs.c.finished_at).where(of_series).with_for_update()
+        ).all()
+        versions = connection.execute(
+            select(series.c.state).where(series.c.series_instance_uid == series_instance_uid)
+        ).all()
+        held = connection.execute(
+            select(
+                exists().where(
+                    instances.c.series_instance_uid == series_instance_uid, instances.c.held_at.is_not(None)
+                )
+            )
+        ).scalar_one()
+        if held or not rows or any(version.state != "routed" for version in versions):
+            return False
+        return all(
+            row.state == "done"
+            and row.route in self._seconds
+            and row.finished_at <= now - self._seconds[row.route]
+            for row in rows
+        )
+
+    def _finish(self) -> None:
+        """Delete the files of what is noted to go, then note that they are gone."""
+        for folder, paths in self._files().items():
+            for path in paths:
+                path.unlink(missing_ok=True)
+            if folder.is_dir():
+                fsync_folder(folder)  # a file that came back after a power cut would be taken for a new one
+                with suppress(OSError):  # something else is in it
+                    folder.rmdir()
+            relative = [str(path.relative_to(self._data_dir)) for path in paths]
+            self._note_gone(relative)
+        for job_id, folder in self._results():
+            shutil.rmtree(folder, ignore_errors=True)
+            with write_transaction(self._engine) as connection:
+                connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(result_dir=None))
+
+    def _files(self) -> Mapping[Path, list[Path]]:
+        found: dict[Path, list[Path]] = {}
+        with self._engine.connect() as connection:
+            for row in connection.execute(select(instances.c.path).where(instances.c.state == "purging")):
+                path = self._data_dir / row.path
+                found.setdefault(path.parent, []).append(path)
+        return found
+
+    def _note_gone(self, paths: list[str]) -> None:
+        """Their paths are free again: the same instances may come once more."""
+        gone = literal("purged/") + cast(instances.c.id, String)
+        with write_transaction(self._engine) as connection:
+            for path in paths:
+                this = (instances.c.path == path, instances.c.state == "purging")
+                connection.execute(update(instances).where(*this).values(state="purged", path=gone))
+
+    def _results(self) -> Iterator[tuple[str, Path]]:
+        """Result sets of purged series."""
+        query = (
+            select(jobs.c.job_id, jobs.c.result_dir)
+            .join(
+                series,
+                (series.c.series_instance_uid == jobs.c.series_instance_uid)
+                & (series.c.version == jobs.c.series_version),
+            )
+            .where(series.c.purged_at.is_not(None), jobs.c.result_dir.is_not(None), jobs.c.state == "done")
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        for row in rows:
+            yield row.job_id, self._data_dir / row.result_dir
