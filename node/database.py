@@ -229,7 +229,7 @@ def _number_1(connection: Connection) -> None:
 
 
 def _number_2(connection: Connection) -> None:
-    """Several nodes on one database; deliveries know when they began, and what was said of them; retention."""
+    """Several nodes on one database; deliveries know when they began and what was said of them; retention."""
     _add_columns(connection, "commitments", ("node_id VARCHAR(64)",))
     _add_columns(connection, "deliveries", ("begun_at FLOAT", "warnings JSON"))
     _add_columns(connection, "series", ("purged_at FLOAT",))
