@@ -10,6 +10,8 @@ Finding come from (``infection.vote``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import highdicom as hd
 from pydicom import Dataset
 from pydicom.uid import UID
@@ -56,10 +58,11 @@ def build_report(
     """
     numbers = segment_numbers(segmentation)
     outlines = {r.number: outline(volume, findings.region_labels, r) for r in findings.regions}
-    groups = [
-        _case_group(volume, findings, segmentation, context),
-        _outline_group(_case_tracking(volume, context), volume, around_lungs(volume, findings.lungs)),
-    ]
+    lungs = around_lungs(volume, findings.lungs)
+    place = _lung_segments(volume, segmentation) if findings.regions else [_image_region(volume, lungs)]
+    groups = [_case_group(volume, findings, place, context)]
+    if findings.regions:
+        groups.append(_outline_group(_case_tracking(volume, context), volume, lungs))
     for region in findings.regions:
         reference = _referenced_segment(
             volume, segmentation, numbers[str(region_tracking(volume, context, region.number)[1])]
@@ -137,14 +140,18 @@ def _outline_group(
     of its own: who counts findings or sums measurements counts each once.
     """
     identifier, uid = tracking
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
+        referenced_region=_image_region(volume, drawn),
+    )
+
+
+def _image_region(volume: Volume, drawn: Outline) -> hd.sr.ImageRegion:
     source = volume.sources[drawn.source]
     image = hd.sr.SourceImageForRegion(
         source.SOPClassUID, source.SOPInstanceUID, [drawn.frame] if is_multiframe(volume) else None
     )
-    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
-        referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image),
-    )
+    return hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image)
 
 
 def _case_tracking(volume: Volume, context: ResultContext) -> tuple[str, UID]:
@@ -184,11 +191,12 @@ def _referenced_segment(volume: Volume, segmentation: Dataset, number: int) -> h
 
 
 def _case_group(
-    volume: Volume, findings: Findings, segmentation: Dataset, context: ResultContext
+    volume: Volume, findings: Findings, place: Sequence[Dataset], context: ResultContext
 ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
     """TID 1501: Noisy-OR per type with how it was computed, the case type, and what the lungs measure.
 
-    It refers to the lungs' segments, because validators take every group beside a TID 1411 group for one.
+    ``place``: the lungs' segments where regions refer to segments, else the lungs' outline. Validators judge
+    all groups by the first's template, which takes either segments or coordinates.
     """
     lung, lesion = _algorithm_of("lung", context), _algorithm_of("lesion", context)
     measurements = [_noisy_or(name, findings, context) for name in INFECTION_TYPES]
@@ -217,15 +225,19 @@ def _case_group(
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.LUNG)],
         measurements=measurements,
     )
-    lungs = [
+    group[0].ContentSequence.extend(place)
+    return group
+
+
+def _lung_segments(volume: Volume, segmentation: Dataset) -> hd.sr.ReferencedSegment:
+    numbers = [
         int(item.SegmentNumber)
         for item in segmentation.SegmentSequence
         if item.SegmentedPropertyTypeCodeSequence[0].CodeValue == codes.LUNG.value
     ]
-    reference = _referenced_segment(volume, segmentation, lungs[0])
-    reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = lungs
-    group[0].ContentSequence.extend(reference)
-    return group
+    reference = _referenced_segment(volume, segmentation, numbers[0])
+    reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = numbers
+    return reference
 
 
 def _noisy_or(name: str, findings: Findings, context: ResultContext) -> hd.sr.Measurement:
