@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from sqlalchemy import Engine, create_engine, text
 from node.config import DatabaseConfig
 from node.postgres import postgres_url
 from node.triton_server import free_port
+from tests.integration.receiving import wait_for
 
 USER = "pacsnode"
 SERVER_USER = "postgres"  # initdb refuses to be root
@@ -57,13 +59,30 @@ class PostgresCluster:
         self.start()
 
     def start(self) -> None:
-        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 {_SETTINGS}"
-        log = str(self._folder / "log")
-        self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", log, "-o", options)
+        """Start the server, which ends with the thread that calls this."""
+        options = ["-p", str(self.port), "-k", str(self._folder), "-c", "listen_addresses=127.0.0.1"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "INT", program("postgres"), "-D", str(self._data)),
+                    *(*options, *_SETTINGS.split()),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                **self._as_user,
+            )
+        wait_for(self._answers, seconds=60, what=f"PostgreSQL; see {self._folder / 'log'}")
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, (self._folder / "log").read_text()
+        ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(ready, check=False).returncode == 0
 
     def stop(self) -> None:
         """At once, as when the power fails."""
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self._data))
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(60)
 
     def remove(self) -> None:
         self.stop()

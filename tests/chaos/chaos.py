@@ -83,7 +83,7 @@ def run(plan: Plan, folder: Path, say: Callable[[str], object] = lambda _line: N
 
 def _wait_up(world: World) -> None:
     """All nodes answer: what is killed while it starts for the very first time has nothing to lose."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     for victim in (*world.listeners, *world.workers):
         while not victim.node._web_answers():
             assert time.monotonic() < deadline, f"{victim.name} doesn't start"
