@@ -108,10 +108,9 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     retention = Retention(config, engine, metrics)
     retention.start()
     stack.callback(retention.stop)
-    if config.expects_commitment:
-        commitment_watch = CommitmentWatch(engine, job_engine.enqueue_turn)
-        commitment_watch.start()
-        stack.callback(commitment_watch.stop)
+    commitment_watch = CommitmentWatch(engine, job_engine.enqueue_turn)
+    commitment_watch.start()
+    stack.callback(commitment_watch.stop)
 
     receiver = ReceiverProcess(config, router.route)
     stack.callback(receiver.stop)
