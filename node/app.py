@@ -203,10 +203,9 @@ class Node:
         retention = Retention(self._config, self._engine, self._metrics)
         retention.start()
         self._stack.callback(retention.stop)
-        if self._config.expects_commitment:
-            commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
-            commitment_watch.start()
-            self._stack.callback(commitment_watch.stop)
+        commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
+        commitment_watch.start()
+        self._stack.callback(commitment_watch.stop)
 
     def _begin_again(self, alive: Collection[str]) -> None:
         for job_id in self._jobs.abandon_old(alive):

@@ -82,9 +82,10 @@ class Committing:
         return [reference for reference in wanted if reference[1] not in committed]
 
     def close(self, delivery: Delivery) -> None:
-        """Once it is noted what their reports say."""
+        """Once it is noted what the reports say: nothing more is to come of them."""
         for row in self.requests.of(delivery):
-            self.requests.change(row.transaction_uid, "closed", was="reported")
+            for state in ("reported", "open"):
+                self.requests.change(row.transaction_uid, "closed", was=state)
 
     def _ask(self, delivery: Delivery, gate: Gate, references: Sequence[Reference]) -> None:
         assert gate.commitment is not None  # noqa: S101 - else nothing is to be committed

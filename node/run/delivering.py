@@ -80,6 +80,9 @@ class Delivering:
             self._store(job, row, gate)
         if gate.commitment is not None:
             self._commit(job, gate)
+        elif row.state == "stored":  # it was configured, and isn't any more
+            self._record(job, row.destination, was="stored", state="delivered", last_error=None)
+            self._committing.close(_delivery(job, row.destination))
 
     def _store(self, job: Row[Any], row: Row[Any], gate: Gate) -> None:
         started = time.monotonic()
@@ -112,9 +115,11 @@ class Delivering:
 
     def _not_committed(self, job: Row[Any], row: Row[Any], error: DeliveryError) -> Next:
         """Send again what the destination doesn't keep."""
+        now = self._begun(job, row.destination)
+        if now is None or now.state != "stored":  # another turn saw the same report
+            return STOP
         labels = {"destination": row.destination, "outcome": "failed"}
         self._metrics.committed_instances.labels(**labels).inc()
-        now = self._begun(job, row.destination) or row
         outcome = self._failed(job, now, error, state="pending", attempt=now.attempts)
         self._committing.close(_delivery(job, row.destination))
         return outcome
@@ -173,7 +178,9 @@ class Delivering:
             retry_in_seconds=wait,
         )
         state = "failed" if wait is None else state or row.state
-        self._record(job, destination, state=state, attempts=attempt, last_error=str(error))
+        values = {"state": state, "attempts": attempt, "last_error": str(error)}
+        if not self._record(job, destination, was=row.state, **values):
+            return STOP  # a report has come meanwhile, or ops asked for the job again
         if wait is not None:
             return again_in(wait)
         self._finish_if_settled(job)

@@ -215,6 +215,19 @@ def test_a_restart_between_request_and_report(start: Start, peer: CommittingPeer
     assert peer.stored == uids and len(peer.requests) == 1
 
 
+def test_commitment_that_is_no_longer_configured(start: Start, peer: CommittingPeer) -> None:
+    """What waits for a report then is delivered when the report is due."""
+    node = start(peer.port)
+    peer.answers = [Answer(how="never")]
+    node.add_job()
+    node.begin()
+    wait_for(lambda: peer.requests and node.request_states() == ["open"])
+    node.gates["pacs"].commitment = None
+    with node.engine.begin() as connection:
+        connection.execute(update(commitment_requests).values(report_by=1.0))
+    is_done(node)
+
+
 def test_reports_of_jobs_that_ops_asked_for_again_are_nobody_s(start: Start, peer: CommittingPeer) -> None:
     node = start(peer.port)
     peer.report_to, peer.answers = port_of(node), [Answer(how="never")]
