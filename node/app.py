@@ -83,7 +83,6 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
 
     pool = WorkerPool(config.run.workers)
     stack.callback(pool.stop)
-    pool.start()
     deliverers = {
         name: make_deliverer(
             name, destination, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
@@ -119,6 +118,8 @@ def _start(config: NodeConfig, stack: ExitStack) -> None:
     web = WebServer(config.web, create_app(engine, metrics, checks, receiver.metrics))
     web.start()
     stack.callback(web.stop)
+
+    pool.start()  # last: workers warm up, and would take the processor from what answers peers
 
 
 def _lock(data_dir: Path, stack: ExitStack) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -123,8 +124,12 @@ class WorkerPool:
         self._stopped = False
 
     def start(self) -> None:
-        """Start all workers before the first study comes: loading what they need takes seconds."""
-        for worker in [self._idle.get() for _ in range(self._idle.qsize())]:
+        """Start all idle workers before the first study comes: loading what they need takes seconds."""
+        idle = []
+        with suppress(queue.Empty):
+            while True:
+                idle.append(self._idle.get_nowait())
+        for worker in idle:
             self._idle.put(self._alive(worker))
 
     def run(
