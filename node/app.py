@@ -81,6 +81,7 @@ class Node:
         self._stack = stack
         self._checks: dict[str, Check] = {}
         self._gates: Mapping[str, Gate] = {}
+        self._pool: WorkerPool | None = None
         self._more_metrics: Callable[[], bytes] = lambda: b""
 
     def start(self) -> None:
@@ -130,6 +131,8 @@ class Node:
         web = WebServer(config.web, pages)
         web.start()
         stack.callback(web.stop)
+        if self._pool is not None:
+            self._pool.start()  # last: workers warm up, and would take the processor from what answers peers
 
     def _join(self) -> Membership:
         version = None if self._role == "listener" else WORKFLOW_VERSION
@@ -145,9 +148,8 @@ class Node:
         triton.start()
         stack.callback(triton.stop)
         self._checks["triton"] = triton.why_not_ready
-        pool = WorkerPool(config.run.workers)
+        self._pool = pool = WorkerPool(config.run.workers)
         stack.callback(pool.stop)
-        pool.start()
         self._gates = make_gates(config, self._engine, self._audit, metrics)
         return Steps(
             Services(

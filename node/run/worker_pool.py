@@ -126,8 +126,11 @@ class WorkerPool:
         self._stopped = False
 
     def start(self) -> None:
-        """Start all workers before the first study comes: loading what they need takes seconds."""
-        for worker in [self._take(0) for _ in range(len(self._idle))]:
+        """Start all idle workers before the first study comes: loading what they need takes seconds."""
+        with self._changed:
+            idle = list(self._idle)
+            self._idle.clear()
+        for worker in idle:
             self._give_back(self._alive(worker))
 
     def run(
