@@ -164,7 +164,7 @@ deliveries = Table(
 commitment_requests = Table(
     "commitment_requests",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _BigId, primary_key=True),
     Column("transaction_uid", String(64), nullable=False, unique=True),
     Column("job_id", String(64), ForeignKey("jobs.job_id"), nullable=False),
     Column("generation", Integer, nullable=False),
