@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from node.config import CStoreDestination
-from node.deliver import make_deliverer
+from node.deliver import make_destination
 from node.demo.archive import AE_TITLE
 from pipelines.load import load_series
 from pipelines.results import ResultSet, write_result_set
@@ -54,7 +54,7 @@ def delivered(archive: Pacs, folder: Path, **objects: Any) -> dict[str, Path]:
     """Write the objects, send them by the node's C-STORE, fetch them; name -> fetched file."""
     entries = write_result_set(ResultSet(tuple(objects.items())), folder / "sent")
     config = CStoreDestination(type="cstore", ae_title=AE_TITLE, host="127.0.0.1", port=archive.port)
-    make_deliverer("pacs", config, calling_ae_title="PACSNODE").deliver([entry.path for entry in entries])
+    make_destination("pacs", config, calling_ae_title="PACSNODE").deliver([entry.path for entry in entries])
     fetched = {}
     for entry in entries:
         content = archive.fetch(entry.sop_instance_uid)
