@@ -15,7 +15,6 @@ crash is finished at the next start; until then its path is taken, and nobody ta
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -23,22 +22,23 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection, Engine, String, cast, exists, func, literal, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import NodeConfig
 from node.database import instances, jobs, series, write_transaction
 from node.files import fsync_folder
 from node.metrics import Metrics
+from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 60.0
 
 
-class Retention:
+class Retention(Watch):
     """Looks between ``start`` and ``stop``; several processes may."""
 
     def __init__(self, config: NodeConfig, engine: Engine, metrics: Metrics) -> None:
+        super().__init__("retention", LOOK_SECONDS)
         self._data_dir = config.data_dir
         self._seconds = {
             route.name: route.retention_seconds
@@ -47,15 +47,6 @@ class Retention:
         }
         self._engine = engine
         self._metrics = metrics
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def look(self) -> int:
         """Finish what was begun, and purge what is due; returns how many series."""
@@ -63,20 +54,12 @@ class Retention:
         purged = 0
         now = time.time()
         for series_instance_uid in self._candidates(now):
-            if self._stopping.is_set():
+            if self.stopping.is_set():
                 break
             if self._begin(series_instance_uid, now):
                 purged += 1
                 self._finish()
         return purged
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.look()
-            except (OSError, SQLAlchemyError):  # the disk or the database; at the next look again
-                log.error("retention_failed", exc_info=True)
-            self._stopping.wait(LOOK_SECONDS)
 
     def _candidates(self, now: float) -> list[str]:
         """Series with a job whose route's retention has passed; ``_begin`` looks at the others."""

@@ -9,18 +9,17 @@ as long as that lasts, so that nobody writes to a journal that is read.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from node.files import lock
 from node.receive.journal import Journal
 from node.receive.places import JOURNAL
 from node.receive.spool import Spool
+from node.watch import Watch
 
 log = structlog.get_logger("node.receive.adoption")
 
@@ -28,25 +27,17 @@ LOOK_SECONDS = 5.0
 LOCK = "receive.lock"
 
 
-class Adoption:
-    """Looks after other nodes' journals, in a thread between ``start`` and ``stop``."""
+class Adoption(Watch):
+    """Looks after other nodes' journals."""
 
     def __init__(self, spool: Spool, nodes: Path, node_id: str, on_gone: Callable[[str], object]) -> None:
         """nodes: where each node has its folder.  on_gone: called with the id of one that is taken up."""
+        super().__init__("adoption", LOOK_SECONDS)
         self._spool = spool
         self._nodes = nodes
         self._node_id = node_id
         self._on_gone = on_gone
         self._done: set[str] = set()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="adoption", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def look(self) -> list[str]:
         """Take up what nodes that are gone left; returns their ids."""
@@ -67,6 +58,7 @@ class Adoption:
                 self._on_gone(name)
             self._done.add(name)
             gone.append(name)
+            log.warning("listener_gone", node_id=name, hint="what it had acknowledged is filed")
         return gone
 
     def _file(self, journal: Path) -> None:
@@ -75,12 +67,3 @@ class Adoption:
                 left = Journal(folder, 0, self._spool.file_records)
                 left.start()
                 left.stop()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                for name in self.look():
-                    log.warning("listener_gone", node_id=name, hint="what it had acknowledged is filed")
-            except (OSError, SQLAlchemyError) as error:
-                log.error("adoption_failed", error=type(error).__name__, exc_info=True)
-            self._stopping.wait(LOOK_SECONDS)

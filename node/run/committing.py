@@ -8,7 +8,6 @@ computed from rows, so that a restart forgets nothing.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Engine, Row
-from sqlalchemy.exc import SQLAlchemyError
 
 from node.commitment_requests import CommitmentRequests, Delivery, Reference
 from node.deliver.commitment import FINAL_REASONS
 from node.deliver.gate import Gate
 from node.errors import DeliveryError
 from node.metrics import Metrics
+from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -141,28 +140,16 @@ def _reason(reason: int | None) -> str:
     return "not mentioned in its report" if reason is None else f"Failure Reason {reason:#06x}"
 
 
-class CommitmentWatch:
+class CommitmentWatch(Watch):
     """Brings deliveries their next turn when a report has come, or should have."""
 
     def __init__(self, engine: Engine, enqueue: Callable[[Delivery, int], object]) -> None:
         """enqueue: a turn of a delivery, with its number; the same again does nothing."""
+        super().__init__("commitment-watch", POLL_SECONDS)
         self._requests = CommitmentRequests(engine)
         self._enqueue = enqueue
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="commitment-watch", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(POLL_SECONDS):
-            try:
-                for row in self._requests.due(now=time.time()):
-                    turn = row.id * TURNS_APART + (0 if row.state == "reported" else TURNS_APART // 2)
-                    self._enqueue(Delivery(row.job_id, row.generation, row.destination), turn)
-            except SQLAlchemyError:  # again at the next look
-                log.error("commitment_watch_failed", exc_info=True)
+    def look(self) -> None:
+        for row in self._requests.due(now=time.time()):
+            turn = row.id * TURNS_APART + (0 if row.state == "reported" else TURNS_APART // 2)
+            self._enqueue(Delivery(row.job_id, row.generation, row.destination), turn)

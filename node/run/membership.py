@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.database import insert_if_new, nodes, write_transaction
 from node.errors import ConfigError
 from node.postgres import SessionLock, held_names
+from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -108,8 +109,8 @@ class Membership:
         )
 
 
-class Takeover:
-    """Hands on the jobs of nodes that are gone, in a thread between ``start`` and ``stop``."""
+class Takeover(Watch):
+    """Hands on the jobs of nodes that are gone."""
 
     def __init__(
         self,
@@ -126,6 +127,7 @@ class Takeover:
         has_work(node_id): whether there is anything to hand on.
         on_versions: called with the workflow versions of the nodes that live.
         """
+        super().__init__("takeover", LOOK_SECONDS)
         self._engine = engine
         self._node_id = node_id
         self._hand_on = hand_on
@@ -133,15 +135,6 @@ class Takeover:
         self._on_versions = on_versions
         self._clock = clock
         self._free_since: dict[str, float] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="takeover", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def look(self) -> list[str]:
         """Take over from those that are gone for long enough; returns their ids."""
@@ -174,10 +167,3 @@ class Takeover:
         if handed_on:
             log.warning("node_gone", node_id=node_id, workflows=handed_on, hint="others go on with its jobs")
         return handed_on > 0
-
-    def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            try:
-                self.look()
-            except SQLAlchemyError as error:
-                log.warning("takeover_failed", error=type(error).__name__)

@@ -6,7 +6,6 @@ generation. Results that were already made are delivered again, not made again.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, Engine, Row, delete, select, update
 
 from node.database import deliveries, jobs, series, write_transaction
 from node.errors import NodeError
+from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -120,31 +120,22 @@ def _find(connection: Connection, prefix: str) -> Row[Any]:
     return found[0]
 
 
-class RetryWatch:
+class RetryWatch(Watch):
     """Hands jobs in state ``retry`` to the engine."""
 
     def __init__(self, engine: Engine, enqueue: Callable[[str], object]) -> None:
+        super().__init__("retry-watch", POLL_SECONDS)
         self._engine = engine
         self._enqueue = enqueue
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="retry-watch", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(POLL_SECONDS):
-            for job in list_jobs(self._engine, state="retry", limit=1000):
-                with write_transaction(self._engine) as connection:
-                    moved = connection.execute(
-                        update(jobs)
-                        .where(jobs.c.job_id == job["job_id"], jobs.c.state == "retry")
-                        .values(state="queued", generation=jobs.c.generation + 1)
-                    )
-                if moved.rowcount:  # else it was cancelled meanwhile
-                    log.info("job_retry_requested", job_id=job["job_id"])
-                    self._enqueue(job["job_id"])
+    def look(self) -> None:
+        for job in list_jobs(self._engine, state="retry", limit=1000):
+            with write_transaction(self._engine) as connection:
+                moved = connection.execute(
+                    update(jobs)
+                    .where(jobs.c.job_id == job["job_id"], jobs.c.state == "retry")
+                    .values(state="queued", generation=jobs.c.generation + 1)
+                )
+            if moved.rowcount:  # else it was cancelled meanwhile
+                log.info("job_retry_requested", job_id=job["job_id"])
+                self._enqueue(job["job_id"])
