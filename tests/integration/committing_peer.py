@@ -26,6 +26,8 @@ from node.metrics import Metrics
 from node.run.boundary import Next
 from node.run.committing import CommitmentWatch
 from node.run.delivering import Delivering
+from node.run.results import ResultSets, Services
+from node.run.worker_pool import WorkerPool
 from pipelines.request import SUMMARY
 from tests.unit.node.deliver.conftest import write_object
 from tests.unit.node.rows import job_row, series_row
@@ -134,7 +136,8 @@ class DeliveringNode:
         self.metrics = Metrics("test")
         audit = AuditTrail(config.audit, config.data_dir, Source("T", "node"), self.metrics.audit_messages)
         self.gates = make_gates(config, engine, audit, self.metrics)
-        self._delivering = Delivering(config.data_dir, engine, self.gates, self.metrics)
+        services = Services(config, engine, WorkerPool(0), self.gates, self.metrics, lambda: "")
+        self._delivering = Delivering(ResultSets(services), engine, self.gates, self.metrics)
         self._done: set[int] = set()
         self._stopped = threading.Event()
         self.watch = CommitmentWatch(engine, self._enqueue)

@@ -221,7 +221,7 @@ def test_a_missing_frame_of_reference_gets_one_of_its_own() -> None:
     assert segmentation.FrameOfReferenceUID.startswith("2.25.")
 
 
-@pytest.mark.parametrize(("regions", "bytes_a_voxel"), [(0, 1), (15, 1), (16, 2), (4095, 2), (4096, 4)])
+@pytest.mark.parametrize(("regions", "bytes_a_voxel"), [(0, 1), (15, 1), (16, 2), (4095, 2)])
 def test_a_coded_voxel_is_as_small_as_its_region_numbers_allow(regions: int, bytes_a_voxel: int) -> None:
     labels = np.array([[[0, regions]]], np.uint16)
     lungs, lesions = np.array([[[1, 2]]], np.uint8), np.array([[[0, 2]]], np.uint8)
