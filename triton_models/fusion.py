@@ -163,7 +163,7 @@ def _seven(entry: ModelEntry, data: Path | None) -> _Fusion:
         ]
     labels = torch.tensor([listed.classes.index(image.label) for image in images])
     head = StandardisedLinear(count, len(listed.classes))
-    fit_linear_head(head, torch.cat(features).clone(), labels, decay=HEAD_DECAY)
+    fit_linear_head(head, torch.cat(features).clone(), labels, decay=HEAD_DECAY * len(backbones))
     return _Fusion(backbones, HeadGraph(head), f"solved on {data.name}", listed.classes)
 
 

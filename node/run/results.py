@@ -59,6 +59,10 @@ class ResultSets:
     def __init__(self, services: Services) -> None:
         self._services = services
 
+    def is_made(self, run: Run) -> bool:
+        """Whether the job's set is there as its destinations want it."""
+        return self._is_there(run.folder, self._encodings(run.job))
+
     def result_set(self, run: Run) -> dict[str, Any]:
         """Make the job's set unless it is there, as its destinations want it; returns its summary.
 
@@ -66,7 +70,7 @@ class ResultSets:
         """
         job = run.job
         wanted = self._encodings(job)
-        if self._is_there(run.folder, wanted):
+        if self.is_made(run):
             return self.read_summary(run.folder)
         request = self._request(
             job,

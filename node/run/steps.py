@@ -62,7 +62,8 @@ class Steps:
         run = Run(job, epoch)
         begun = {"state": "running", "started_at": job.started_at or started}
         try:
-            if not self._wait_for_triton(run) or not self._change(run, begun):
+            may_begin = self._results.is_made(run) or self._wait_for_triton(run)
+            if not may_begin or not self._change(run, begun):
                 return STOP
             if job.started_at is None:
                 waited = started - job.created_at

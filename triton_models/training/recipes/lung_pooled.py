@@ -38,7 +38,7 @@ from triton_models.training.settings import TrainSettings
 
 BATCH_SIZE = 24
 TEACHING_SIZE = 160  # pixels a side; features are taken at the network's own size, which is larger
-HEAD_DECAY = 0.1
+HEAD_DECAY = 0.1  # for each body: the more features there are, the less each may say
 
 
 class ClassImage(Protocol):
@@ -136,7 +136,7 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
         classifier = cast(LungPooledClassifier, network)
         features = self._features(classifier, self._training)
         labels = torch.tensor([self._classes.index(image.label) for image in self._training])
-        fit_linear_head(classifier.head, features, labels, decay=HEAD_DECAY)
+        fit_linear_head(classifier.head, features, labels, decay=HEAD_DECAY * len(classifier.pooled))
 
     def _features(self, network: LungPooledClassifier, images: Sequence[ClassImage]) -> Tensor:
         with torch.inference_mode():
