@@ -33,8 +33,9 @@ from node.database import deliveries, jobs, open_database, series
 from node.deliver import conditions, make_gates
 from node.log import configure_logging
 from node.metrics import Metrics
-from node.run.engine import JobEngine
-from node.run.steps import Services, Steps
+from node.run.engine import JobEngine, Limits
+from node.run.results import Services
+from node.run.steps import Steps
 from node.triton_server import free_port
 from pipelines.request import SUMMARY
 from tests.integration.receiving import wait_for
@@ -74,7 +75,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         gates = make_gates(config, engine, audit, metrics)
         steps = Steps(Services(config, engine, None, gates, metrics, lambda: ""))  # type: ignore[arg-type]
         at_once = {name: gate.options.concurrency for name, gate in gates.items()}
-        job_engine = JobEngine(config.data_dir, steps, workers=2, destinations=at_once)
+        job_engine = JobEngine(config.data_dir, steps, Limits(2), destinations=at_once)
         job_engine.start()
         alone = part(engine, job_engine, config.data_dir, "alone", ["healthy"], count)
         beside = part(engine, job_engine, config.data_dir, "beside", ["healthy", "slow", "dead"], count)
@@ -142,7 +143,7 @@ def part(  # noqa: PLR0917
             row = job_row(job_id=job_id, series_instance_uid=uid, destinations=list(to))
             connection.execute(insert(jobs).values(row | {"created_at": time.time()}))
     for number in range(count):
-        job_engine.enqueue(f"{name}{number}", 100, 0)
+        job_engine.enqueue(f"{name}{number}", 100, 0, "p")
         time.sleep(PACE_SECONDS)
     wait_for(lambda: len(delivered(engine, name)) == count, seconds=DELIVER_SECONDS, what="deliveries")
     return delivered(engine, name)
