@@ -87,6 +87,7 @@ def test_batch_does_not_change_a_slice(segmentation) -> None:
 def test_graph_is_portable(exported) -> None:
     _, _, path = exported
     check_portable(path)
+    assert path.stat().st_size < 8_000_000
 
 
 def test_config_is_a_function_of_registry_and_hash() -> None:

@@ -24,9 +24,9 @@ from node.config import DatabaseConfig
 from node.database import open_database
 from node.postgres import SessionLock, postgres_engine
 from node.run import membership
+from node.run.boundary import STOP, Next
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.membership import Membership, Takeover
-from node.run.steps import STOP, Next
 
 RETRY_SECONDS = 0.5
 GRACE_SECONDS = 2.0

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, select, update
 from node.database import nodes, open_database
 from node.errors import ConfigError
 from node.run import membership
+from node.run.boundary import STOP
 from node.run.membership import GRACE_SECONDS, Membership, Takeover
-from node.run.steps import STOP, TAKEN_OVER_SECONDS, Steps
+from node.run.steps import TAKEN_OVER_SECONDS, Steps
 from node.run.worker_pool import PipelineFailed
 from tests.postgres import PostgresCluster
 from tests.unit.node.run.conftest import JOB, Bench

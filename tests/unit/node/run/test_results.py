@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import insert
 
 from node.database import deliveries, series, write_transaction
+from node.run.boundary import STOP
 from node.run.results import PREDECESSOR_RUNNING
-from node.run.steps import STOP
 from node.run.worker_pool import PipelineFailed
 from pipelines.request import NoResult
 from tests.unit.node.rows import series_row

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from node.database import deliveries
 from node.errors import DeliveryError
-from node.run.steps import STOP
+from node.run.boundary import STOP
 from tests.unit.node.run.conftest import JOB, OBJECTS, Bench
 
 FINISHED = "jobs_finished_total"

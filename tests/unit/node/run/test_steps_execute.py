@@ -13,8 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from node.errors import WorkerCrashed
+from node.run.boundary import STOP
 from node.run.operations import cancel_job
-from node.run.steps import BLAMELESS, MAX_WAIT_FOR_TRITON_SECONDS, STOP, Steps
+from node.run.steps import BLAMELESS, MAX_WAIT_FOR_TRITON_SECONDS, Steps
 from node.run.worker_pool import NODE_STOPPING, PipelineFailed
 from pipelines.request import PLAIN
 from tests.unit.node.run.conftest import JOB, OBJECTS, Bench, write_result_set
