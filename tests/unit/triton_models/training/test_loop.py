@@ -53,6 +53,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_three_steps_and_resume(name: str, variant: str, settings: TrainSettings) -> None:
     entry = MODELS[name]
+    if entry.recipe.startswith("lung_pooled."):  # it answers all slices of its phantoms: small ones will do
+        entry = replace(entry, network_size=64, asked_sizes=())
     settings = replace(settings, variant=variant)
     checkpoint = train(entry, settings)
     assert (settings.out / "curve.png").stat().st_size > 1000
