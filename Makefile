@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
 
-.PHONY: help demo test test-kills browser chaos fuzz check bench bench-ingest bench-study bench-destinations conformance format clean
+.PHONY: help demo test test-kills browser chaos fuzz check bench bench-ingest bench-study bench-results bench-destinations conformance format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,7 +34,7 @@ check: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ingest bench-study bench-destinations ## Run the benchmarks; figures go to build/bench
+bench: bench-ingest bench-study bench-results bench-destinations ## Run the benchmarks; figures go to build/bench
 
 bench-ingest: $(VENV)/.dev ## Receiving, against DCMTK's storescp and Orthanc in the same run
 	$(BIN)/python -m tests.benchmarks.ingest
@@ -44,6 +44,9 @@ bench-study: $(VENV)/.dev ## A study from its last instance to its last result, 
 
 bench-destinations: $(VENV)/.dev ## A healthy destination beside a dead and a slow one, against it alone
 	$(BIN)/python -m tests.benchmarks.destinations
+
+bench-results: $(VENV)/.dev ## Encoding the results of 300 slices: seconds, and bytes of the segmentation
+	$(BIN)/python -m tests.benchmarks.results
 
 conformance: $(VENV)/.dev ## Write the conformance statement's tables from the code
 	$(BIN)/python -m node.conformance docs/conformance-statement.md
