@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 NODE_STOPPING = "node_stopping"
 #: called with (stage, done, total); total 0 announces the start of a stage
 OnProgress = Callable[[str, int, int], None]
+#: glibc's malloc: a worker's threads share two heaps; with more, 150 MB of a study of 600 slices lie idle
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 class PipelineFailed(NodeError):
@@ -46,6 +49,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            env={**os.environ, **ENVIRONMENT},
         )
         self._events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="worker-events", daemon=True).start()
