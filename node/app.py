@@ -39,6 +39,9 @@ from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
 
+#: a signal that the kernel gave to another thread than the first is handled when the first runs again
+SIGNAL_LOOK_SECONDS = 1.0
+
 Role = Literal["all", "listener", "worker"]
 
 
@@ -66,7 +69,8 @@ def serve(config: NodeConfig, role: Role = "all") -> None:
     with ExitStack() as stack:
         Node(config, role, stack).start()
         log.info("node_ready", version=__version__, data_dir=str(config.data_dir), role=role)
-        stopping.wait()
+        while not stopping.wait(SIGNAL_LOOK_SECONDS):
+            pass
         log.info("node_stopping")
     log.info("node_stopped")
 
