@@ -39,6 +39,8 @@ from node.receive.receiver import Receiver
 STOP_GRACE_SECONDS = 10.0
 
 Emit = Callable[[dict[str, Any]], None]
+#: a signal that the kernel gave to another thread than the first is handled when the first runs again
+SIGNAL_LOOK_SECONDS = 1.0
 
 
 def _claim_stdout() -> Emit:
@@ -101,7 +103,8 @@ def main() -> None:
         sys.exit(1)
     emit({"event": "ready", "port": receiver.listener.port})
     threading.Thread(target=_answer, args=(receiver.metrics, emit), name="answers", daemon=True).start()
-    stopping.wait()
+    while not stopping.wait(SIGNAL_LOOK_SECONDS):
+        pass
     receiver.stop(STOP_GRACE_SECONDS)
     sys.stderr.flush()
     os._exit(0)  # threads of libraries must not hold the process back
