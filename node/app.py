@@ -32,15 +32,13 @@ from node.run.operations import RetryWatch, begin_again
 from node.run.results import Services
 from node.run.steps import Steps
 from node.run.worker_pool import WorkerPool
+from node.stopping import wait_until
 from node.tls import check_tls
 from node.triton_watch import TritonWatch
 from node.web.app import Check, WebServer, create_app
 from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
-
-#: a signal that the kernel gave to another thread than the first is handled when the first runs again
-SIGNAL_LOOK_SECONDS = 1.0
 
 Role = Literal["all", "listener", "worker"]
 
@@ -69,8 +67,7 @@ def serve(config: NodeConfig, role: Role = "all") -> None:
     with ExitStack() as stack:
         Node(config, role, stack).start()
         log.info("node_ready", version=__version__, data_dir=str(config.data_dir), role=role)
-        while not stopping.wait(SIGNAL_LOOK_SECONDS):
-            pass
+        wait_until(stopping)
         log.info("node_stopping")
     log.info("node_stopped")
 

@@ -34,13 +34,12 @@ from node.metrics import ReceiveMetrics
 from node.receive.inquiry import keep_fetched_in
 from node.receive.places import INCOMING
 from node.receive.receiver import Receiver
+from node.stopping import wait_until
 
 #: running associations may go on for so long after SIGTERM
 STOP_GRACE_SECONDS = 10.0
 
 Emit = Callable[[dict[str, Any]], None]
-#: a signal that the kernel gave to another thread than the first is handled when the first runs again
-SIGNAL_LOOK_SECONDS = 1.0
 
 
 def _claim_stdout() -> Emit:
@@ -103,8 +102,7 @@ def main() -> None:
         sys.exit(1)
     emit({"event": "ready", "port": receiver.listener.port})
     threading.Thread(target=_answer, args=(receiver.metrics, emit), name="answers", daemon=True).start()
-    while not stopping.wait(SIGNAL_LOOK_SECONDS):
-        pass
+    wait_until(stopping)
     receiver.stop(STOP_GRACE_SECONDS)
     sys.stderr.flush()
     os._exit(0)  # threads of libraries must not hold the process back

@@ -78,7 +78,7 @@ class ResultSets:
             predecessor=self._predecessor(job),
             reject=any(one.replace == "reject" for one in self._destinations(job)),
         )
-        summary = self._make(run, request, lambda: self._is_there(run.folder, wanted))
+        summary = self._make(run, request, lambda: self.is_made(run))
         for stage, seconds in summary["timings_seconds"].items():
             stages = self._services.metrics.stage_seconds
             stages.labels(pipeline=job.pipeline, stage=stage).observe(seconds)
