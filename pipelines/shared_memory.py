@@ -13,8 +13,9 @@ import ipaddress
 import itertools
 import mmap
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,16 @@ from tritonclient.utils import InferenceServerException
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open puts it (Linux)
 PREFIX = "pacsnode-tensors-"
+#: what Triton says of a region that it doesn't give back yet
+IN_USE = "currently in use"
+#: for so long a region may be in use after the answer: the server lets go of a request a moment later
+LETTING_GO_SECONDS = 1.0
 #: tensors of a region begin at multiples of so many bytes, a cache line's
 ALIGNMENT = 64
 
 _numbers = itertools.count()
+#: regions that clients of this process use; what else a server has of this process, it refused to give back
+_in_use: set[str] = set()
 
 
 @dataclass
@@ -84,7 +91,7 @@ class SharedMemory:
     def close(self) -> None:
         self._idle.clear()
         while self._registered:
-            self._give_back(self._registered.pop())
+            self._give_back(self._registered.pop(), patience_seconds=LETTING_GO_SECONDS)
 
     def _region(self, size: int) -> Region | None:
         try:
@@ -95,7 +102,7 @@ class SharedMemory:
             if len(region.memory) >= size:
                 return region
             self._registered.remove(region.name)
-            self._give_back(region.name)
+            self._give_back(region.name, patience_seconds=LETTING_GO_SECONDS)
         if not self._offered:
             return None
         try:
@@ -111,21 +118,41 @@ class SharedMemory:
         size = max(size, ALIGNMENT)  # nothing can't be mapped
         name = f"{PREFIX}{_namespace()}-{os.getpid()}-{next(_numbers)}"
         path = FOLDER / name
+        _in_use.add(name)  # before there is a file: another client of this process may sweep now
+        try:
+            memory = self._map(path, size)
+        except BaseException:
+            _in_use.discard(name)
+            raise
+        self._registered.append(name)
+        return Region(name, memory)
+
+    def _map(self, path: Path, size: int) -> NDArray[np.uint8]:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.posix_fallocate(handle, 0, size)  # or a full /dev/shm would kill whoever writes (SIGBUS)
             memory = np.frombuffer(mmap.mmap(handle, size), np.uint8)
-            self._client.register_system_shared_memory(name, f"/{name}", size, client_timeout=self._timeout)
+            self._client.register_system_shared_memory(
+                path.name, f"/{path.name}", size, client_timeout=self._timeout
+            )
         finally:
             os.close(handle)
             path.unlink()
-        self._registered.append(name)
-        return Region(name, memory)
+        return memory
 
-    def _give_back(self, name: str) -> None:
-        # Refused while a request uses it (one that took too long): then the client that sweeps does it.
-        with suppress(InferenceServerException):
-            self._client.unregister_system_shared_memory(name, client_timeout=self._timeout)
+    def _give_back(self, name: str, *, patience_seconds: float = 0.0) -> None:
+        """Refused while a request uses it (one that took too long): then the client that sweeps does it."""
+        _in_use.discard(name)
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                self._client.unregister_system_shared_memory(name, client_timeout=self._timeout)
+            except InferenceServerException as error:
+                if IN_USE not in str(error.message()) or time.monotonic() >= deadline:
+                    return
+                time.sleep(0.01)
+            else:
+                return
 
     def _sweep(self) -> None:
         """Give back what clients of this host had that were killed."""
@@ -152,9 +179,11 @@ def _namespace() -> int:
 
 
 def _orphaned(name: str) -> bool:
-    """Whether a region is of a process of this namespace that is gone."""
+    """Whether a region is of a process of this namespace that is gone, or of this one and no longer used."""
     namespace, _, rest = name.removeprefix(PREFIX).partition("-")
     process = rest.partition("-")[0]
     if not name.startswith(PREFIX) or namespace != str(_namespace()) or not process.isdigit():
         return False
+    if int(process) == os.getpid():
+        return name not in _in_use
     return not Path("/proc", process).exists()

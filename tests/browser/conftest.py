@@ -54,8 +54,9 @@ def workstation(archive: Pacs) -> Iterator[Workstation]:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(installed: None) -> Iterator[Browser]:
+    """Chromium. Until it ends, an event loop runs in this thread, and no other package's tests can."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield chromium

@@ -20,15 +20,17 @@ from node.metrics import Metrics
 from node.triton_server import DEFAULT_REPOSITORY, SHARED_MEMORY, EmbeddedTriton
 from node.triton_watch import TritonWatch
 from pipelines import classify, lesions, lungs, shared_memory
-from pipelines.errors import InferenceFailed, InferenceUnavailable, ModelMismatch, ModelNotServed
+from pipelines.errors import InferenceFailed, InferenceInterrupted, InferenceUnavailable, ModelMismatch, ModelNotServed
 from pipelines.triton import InferenceClient, ModelSpec, TensorSpec
 from tests.integration.receiving import wait_for
 
 pytestmark = pytest.mark.integration
 
-#: doubles its input and says how many rows came together; a row that begins with -1 fails, -2 crashes it
+#: doubles its input and says how many rows came together; a row that begins with -1 fails, -2 crashes it,
+#: -3 takes two seconds
 MODEL = """
 import os
+import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -40,6 +42,8 @@ class TritonPythonModel:
         rows = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
         if -2 in rows[:, 0]:
             os._exit(1)
+        if -3 in rows[:, 0]:
+            time.sleep(2)
         if -1 in rows[:, 0]:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("a row is refused"))
         together = np.full((len(rows), 1), len(rows), np.int32)
@@ -193,6 +197,20 @@ def test_memory_of_a_failed_request_is_not_used_again(
     client.run(model, rows(1))
     assert len(failed) == 1
     assert len(shared(server)) == 2
+
+
+def test_memory_that_was_in_use_is_given_back_by_the_next_client(server: EmbeddedTriton) -> None:
+    with InferenceClient(server.url, timeout_seconds=0.5) as impatient:
+        model = impatient.check(SPEC)
+        with pytest.raises(InferenceInterrupted):
+            impatient.run(model, {"X": np.full((1, 3), -3, np.int16)})
+    late = shared(server)
+    assert late, "the server gave back what its model reads"
+    with InferenceClient(server.url, timeout_seconds=10.0) as client:
+        client.run(model, rows(1))  # waits until the model is free
+    with InferenceClient(server.url, timeout_seconds=10.0) as client:
+        client.run(model, rows(1))
+        assert not set(late) & set(shared(server))
 
 
 def test_no_message_is_longer_than_the_bound(

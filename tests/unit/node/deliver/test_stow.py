@@ -205,12 +205,14 @@ def test_http_errors(server: Server, files: list[Path], status: int, retryable: 
 
 @pytest.mark.parametrize(
     ("value", "least", "most"),
-    [("120", 120, 120), (formatdate(time.time() + 900), 300, 900), ("soon", None, None)],
+    [("120", 120, 120), (900.0, 300, 900), ("soon", None, None)],
+    ids=["seconds", "date", "neither"],
 )
 def test_retry_after(
-    server: Server, files: list[Path], value: str, least: float | None, most: float | None
+    server: Server, files: list[Path], value: str | float, least: float | None, most: float | None
 ) -> None:
-    server.answers = [(503, {"Retry-After": value}, "")]
+    asked = value if isinstance(value, str) else formatdate(time.time() + value)
+    server.answers = [(503, {"Retry-After": asked}, "")]
     found = refusal(server, files).retry_after_seconds
     if least is None or most is None:
         assert found is None
