@@ -20,7 +20,13 @@ from node.metrics import Metrics
 from node.triton_server import DEFAULT_REPOSITORY, SHARED_MEMORY, EmbeddedTriton
 from node.triton_watch import TritonWatch
 from pipelines import classify, lesions, lungs, shared_memory
-from pipelines.errors import InferenceFailed, InferenceInterrupted, InferenceUnavailable, ModelMismatch, ModelNotServed
+from pipelines.errors import (
+    InferenceFailed,
+    InferenceInterrupted,
+    InferenceUnavailable,
+    ModelMismatch,
+    ModelNotServed,
+)
 from pipelines.triton import InferenceClient, ModelSpec, TensorSpec
 from tests.integration.receiving import wait_for
 
