@@ -1,7 +1,7 @@
 """What every report of ours has in common: a Comprehensive 3D SR with root TID 1500 (PS3.16), IHE AI Results.
 
 In: the groups of measurements that a pipeline made, its conclusion, a Volume and a ResultContext.  Out: a
-highdicom Comprehensive3DSR with observer context, image library, procedure, order, evidence, predecessors and
+Dataset with observer context, image library, procedure, order, evidence, predecessors and
 the identification of the algorithms.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import highdicom as hd
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
@@ -26,7 +26,7 @@ from pipelines.results.identity import (
     result_uid,
     stamp,
 )
-from pipelines.results.sources import clean_headers, slice_geometry
+from pipelines.results.sources import bare_header, slice_geometry
 from pipelines.volume import Lung, ModelIdentity, ResultContext, Volume
 
 
@@ -39,8 +39,8 @@ def build_document(
     evidence: Sequence[Dataset] = (),
     series: SeriesType = SERIES_TYPES["report"],
     encoding: Encoding = DEFAULT,
-) -> hd.sr.Comprehensive3DSR:
-    """Encode a measurement report.
+) -> Dataset:
+    """Encode a measurement report, a Comprehensive 3D SR.
 
     groups: highdicom's groups of measurements (TID 1410, 1411, 1501), at least one.
     evaluations: content items of the report as a whole (``code_item``, ``text_item``; TID 1500 row 12). They
@@ -61,14 +61,7 @@ def build_document(
         report_series_uid(volume, context),
         result_uid(volume, context, f"{series.role}/instance{encoding.suffix}"),
     )
-    return finish_document(
-        volume,
-        context,
-        content,
-        evidence=[*clean_headers(volume, context), *evidence],
-        series=series,
-        uids=uids,
-    )
+    return finish_document(volume, context, content, evidence=evidence, series=series, uids=uids)
 
 
 def begin_content(
@@ -88,14 +81,24 @@ def finish_document(
     context: ResultContext,
     content: hd.sr.MeasurementReport,
     *,
-    evidence: Sequence[Dataset],
     series: SeriesType,
     uids: tuple[str, str],
-) -> hd.sr.Comprehensive3DSR:
-    """The document around the content. uids: of series and instance."""
-    report = hd.sr.Comprehensive3DSR(
-        evidence=evidence,
-        content=content,
+    evidence: Sequence[Dataset] = (),
+) -> Dataset:
+    """The document around the content. uids: of series and instance. evidence: beside the volume's images.
+
+    highdicom is given the root without its children: it would copy them all and search them four times.
+    """
+    root = content[0]
+    children = root.ContentSequence
+    root.ContentSequence = children[:1]
+    made = hd.sr.Comprehensive3DSR(
+        evidence=[
+            bare_header(volume.sources[0], volume, context),
+            *(evidence_item(source, volume) for source in volume.sources[1:]),
+            *evidence,
+        ],
+        content=root,
         series_instance_uid=uids[0],
         series_number=series.number,
         sop_instance_uid=uids[1],
@@ -107,6 +110,9 @@ def finish_document(
         requested_procedures=requests(volume.sources[0]),
         previous_versions=_predecessors(volume, context) or None,
     )
+    report = Dataset()
+    report.update(made)
+    report.ContentSequence = children
     stamp(report, volume, context, series)
     scheme = Dataset()
     scheme.CodingSchemeDesignator = codes.PRIVATE_DESIGNATOR
@@ -190,12 +196,12 @@ def requests(source: Dataset) -> list[Dataset] | None:
     return items
 
 
-def evidence_item(result: Dataset, volume: Volume) -> Dataset:
-    """An item of ``build_document``'s evidence for another result object of the same job."""
+def evidence_item(instance: Dataset, volume: Volume) -> Dataset:
+    """An item of the evidence for an instance of the volume's study, an image or a result of the same job."""
     item = Dataset()
     item.StudyInstanceUID = volume.sources[0].StudyInstanceUID
     for keyword in ("SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"):
-        setattr(item, keyword, result[keyword].value)
+        item.add(instance[keyword])
     return item
 
 
@@ -244,6 +250,23 @@ def measurement(
     return encoded
 
 
+def _image_items(sources: Sequence[Dataset]) -> list[Dataset]:
+    """An item for each image: as highdicom makes it, all but the reference once for all."""
+    made = hd.sr.ImageContentItem(
+        *(codes.SOURCE, sources[0].SOPClassUID, sources[0].SOPInstanceUID),
+        relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
+    )
+    items = []
+    for source in sources:
+        referenced, item = Dataset(), Dataset()
+        referenced.ReferencedSOPClassUID = source.SOPClassUID
+        referenced.ReferencedSOPInstanceUID = source.SOPInstanceUID
+        item.update(made)
+        item.add(DataElement("ReferencedSOPSequence", "SQ", [referenced]))  # not into the shared one
+        items.append(item)
+    return items
+
+
 def _image_library(volume: Volume) -> hd.sr.ContainerContentItem:
     """TID 1600: the source images, with what they share (TID 1602, 1604) said once for the group.
 
@@ -267,11 +290,8 @@ def _image_library(volume: Volume) -> hd.sr.ContainerContentItem:
         (codes.SPACING_BETWEEN_SLICES, geometry.slice_spacing, codes.MILLIMETRE),
     ):
         items.append(hd.sr.NumContentItem(name, value, unit, relationship_type=acquired))
-    items += [
-        hd.sr.ImageContentItem(codes.SOURCE, s.SOPClassUID, s.SOPInstanceUID, relationship_type=contains)
-        for s in volume.sources
-    ]
-    group.ContentSequence = hd.sr.ContentSequence(items)
+    # as elements: highdicom checks each item at every step up the tree
+    group.add(DataElement("ContentSequence", "SQ", [*items, *_image_items(volume.sources)]))
     library = hd.sr.ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=contains)
     library.ContentSequence = hd.sr.ContentSequence([group])
     return library

@@ -31,7 +31,6 @@ from pipelines.results.document import (
 )
 from pipelines.results.identity import SERIES_TYPES, result_uid
 from pipelines.results.result_set import ResultSet
-from pipelines.results.sources import bare_header
 from pipelines.volume import ResultContext, Volume
 
 Kind = Literal["report", "picture", "both"]
@@ -78,9 +77,7 @@ def build_no_result(
     return ResultSet(tuple(objects))
 
 
-def _report(
-    volume: Volume, context: ResultContext, code: str, words: str, role: str
-) -> hd.sr.Comprehensive3DSR:
+def _report(volume: Volume, context: ResultContext, code: str, words: str, role: str) -> Dataset:
     """TID 1500 with nothing but Qualitative Evaluations (row 12)."""
     tracking = hd.sr.TrackingIdentifier(uid=result_uid(volume, context, f"{role}/none"), identifier="None")
     # highdicom wants a measurement; the template doesn't (rows 6, 10, 12: one of them)
@@ -96,7 +93,6 @@ def _report(
         volume,
         context,
         content,
-        evidence=[bare_header(source, volume, context) for source in volume.sources],
         series=SERIES_TYPES["no_result"],
         uids=(
             result_uid(volume, context, "no-result/series"),

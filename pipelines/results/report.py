@@ -1,6 +1,6 @@
 """Findings -> one Comprehensive 3D SR, root TID 1500 Measurement Report (PS3.16), IHE AI Results conventions.
 
-In: a Volume, its Findings, their Segmentation and a ResultContext.  Out: a highdicom Comprehensive3DSR with
+In: a Volume, its Findings, their Segmentation and a ResultContext.  Out: a Dataset with
 a TID 1411 group for each region, and one TID 1501 group for the case, each followed by a TID 1410 group with
 its outline and nothing else. The case's Noisy-OR probabilities can be computed again from the regions' groups
 alone: ``1 - product of (1 - p)`` over the groups whose Finding is the type, p being their
@@ -50,7 +50,7 @@ def build_report(
     segmentation: Dataset,
     context: ResultContext,
     encoding: Encoding = DEFAULT,
-) -> hd.sr.Comprehensive3DSR:
+) -> Dataset:
     """Encode the findings as a measurement report.
 
     ``segmentation`` is what ``build_segmentation`` made of the same arguments: regions refer to its segments.

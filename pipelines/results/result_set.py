@@ -10,6 +10,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmwrite
 
 from pipelines.encoding import DEFAULT, Encoding
+from pipelines.results.sequences import with_encoded_sequences
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _write(folder: Path, objects: Sequence[tuple[str, Dataset]], suffix: str) ->
         path = folder / f"{role}{suffix}.dcm"
         partial = folder / f".{role}{suffix}.dcm.partial"
         with partial.open("wb") as file:
-            dcmwrite(file, dataset, enforce_file_format=True)
+            dcmwrite(file, with_encoded_sequences(dataset), enforce_file_format=True)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -1,7 +1,7 @@
 """Findings -> one DICOM Segmentation (PS3.3 A.51), or Label Map Segmentation (A.51 of 2023 and later).
 
-In: a Volume, its Findings, a ResultContext and an Encoding.  Out: a highdicom Segmentation on the source
-images' planes, with a segment for each lung, each lesion type and each region that entered the Noisy-OR.
+In: a Volume, its Findings, a ResultContext and an Encoding.  Out: a Dataset on the source images'
+planes, with a segment for each lung, each lesion type and each region that entered the Noisy-OR.
 Segments without a voxel are left out (several viewers fail on a segment that has no frame); the report says
 what was looked for.
 
@@ -13,7 +13,7 @@ what was looked for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import highdicom as hd
 import numpy as np
@@ -26,14 +26,19 @@ from pipelines.drawing import palette
 from pipelines.encoding import DEFAULT, Encoding
 from pipelines.errors import SeriesRefused
 from pipelines.results import codes
+from pipelines.results.frames import Mask, add_frames
 from pipelines.results.identity import MANUFACTURER, SERIES_TYPES, result_uid, stamp
-from pipelines.results.sources import clean_headers, frame_of_reference_uid, is_multiframe
-from pipelines.volume import LESION_TYPES, Findings, Lesion, Lung, ResultContext, Volume
+from pipelines.results.sources import (
+    clean_headers,
+    first_plane_header,
+    frame_of_reference_uid,
+    instance_references,
+    is_multiframe,
+    referenced_series_sequence,
+    slice_geometry,
+)
+from pipelines.volume import LESION_TYPES, Findings, Lung, ResultContext, Volume
 
-# One number a voxel says everything about it: bits 0-1 lung, bits 2-3 lesion, the rest region number.
-_LUNG_BITS, _LESION_BITS, _REGION_BITS = (0, 0x3), (2, 0x3), (4, 0xFFF)
-#: with probabilities: lesion label -> where its own is, 0 to 255
-_PROBABILITY_BITS = {Lesion.GROUND_GLASS: 16, Lesion.CONSOLIDATION: 24}
 _MAX_FRACTION = 255
 #: BINARY packs eight voxels a byte; a byte a voxel is coded. RLE, because DCMTK and dcmqi read no JPEG-LS in
 #: segmentations.
@@ -52,8 +57,8 @@ class _Segment:
     kind: Code
     color: palette.RGB
     model: str  # name of the model that drew it
-    bits: tuple[int, int]
-    value: int
+    array: Literal["lungs", "lesions", "region_labels"]  # of Findings: where its voxels are …
+    value: int  # … and what they have there
     laterality: Lung | None = None
 
 
@@ -64,7 +69,7 @@ def region_tracking(volume: Volume, context: ResultContext, number: int) -> tupl
 
 def build_segmentation(
     volume: Volume, findings: Findings, context: ResultContext, encoding: Encoding = DEFAULT
-) -> hd.seg.Segmentation:
+) -> Dataset:
     """Encode the findings' masks.
 
     Frames lie on the source images' planes (ImagePositionPatient, ImageOrientationPatient and PixelSpacing
@@ -73,25 +78,20 @@ def build_segmentation(
     Raises SeriesRefused when no voxel is lung (``no_lungs``), or when a source image's position disagrees
     with the volume's affine (``geometry_mismatch``).
     """
-    kind = hd.seg.SegmentationTypeValues(encoding.segmentation.upper())
     segments = [s for s in _segments(findings) if _has_voxels(findings, s)]
     if not segments:
         raise SeriesRefused("no lung was found in the volume", code="no_lungs", hint="is it a chest CT?")
-    coded: dict[str, Any] = {}
     if encoding.segmentation == "labelmap":
-        make, (labels, segments) = hd.seg.Segmentation, _label_map(findings, segments)
-        coded["pixel_array"] = volume.on_source_planes(labels)
-    else:
-        make = _LayeredSegmentation
-        coded["pixel_array"] = volume.on_source_planes(
-            _coded(findings, fractional=kind.value == "FRACTIONAL")
-        )
-        coded["layers"] = dict(enumerate(segments, start=1))
+        labels, segments = _label_map(findings, segments)
+        pixels, headers = volume.on_source_planes(labels), clean_headers(volume, context)
+    else:  # one plane of each; ``frames`` makes the others
+        pixels = np.ones((1, *volume.hu.shape[1:], len(segments)), np.uint8)
+        headers = [first_plane_header(volume, context)]
     series = SERIES_TYPES["segmentation"]
-    segmentation = make(
-        **coded,
-        source_images=clean_headers(volume, context),
-        segmentation_type=kind,
+    made = hd.seg.Segmentation(
+        source_images=headers,
+        pixel_array=pixels,
+        segmentation_type=hd.seg.SegmentationTypeValues(encoding.segmentation.upper()),
         max_fractional_value=_MAX_FRACTION,
         transfer_syntax_uid=_TRANSFER_SYNTAX[encoding.segmentation],
         segment_descriptions=[
@@ -109,9 +109,21 @@ def build_segmentation(
         content_description=series.description,
         omit_empty_frames=encoding.empty_frames == "omit",
     )
-    if encoding.segmentation == "labelmap":  # the whole data set, when it is written: a third of RLE
+    segmentation = Dataset()
+    segmentation.update(made)
+    segmentation.file_meta = made.file_meta
+    if encoding.segmentation == "labelmap":
+        _restore_frame_numbers(segmentation, volume)
+        # the whole data set, when it is written: a third of RLE
         segmentation.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    _restore_frame_numbers(segmentation, volume)
+    else:
+        segmentation.SourceImageSequence = instance_references(volume)
+        segmentation.ReferencedSeriesSequence = referenced_series_sequence(volume)
+        masks = _fractions if encoding.segmentation == "fractional" else _masks
+        add_frames(
+            *(segmentation, volume, slice_geometry(volume), masks(volume, findings, segments)),
+            omit_empty=encoding.empty_frames == "omit",
+        )
     dimension_uid = result_uid(volume, context, f"seg/dimension-organization{encoding.suffix}")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
@@ -129,42 +141,38 @@ def segment_numbers(segmentation: Dataset) -> dict[str, int]:
     }
 
 
-class _LayeredSegmentation(hd.seg.Segmentation):  # type: ignore[misc]  # highdicom is untyped for us
-    """A Segmentation whose segments overlap, from one coded voxel array instead of one plane a segment.
+def _masks(volume: Volume, findings: Findings, segments: list[_Segment]) -> Mask:
+    arrays = {name: volume.on_source_planes(array) for name, array in _arrays(findings).items()}
 
-    highdicom takes overlapping segments as a (slices, rows, columns, segments) stack: 4 GB for 300 slices
-    with 50 regions. Its two pixel hooks are all that has to know about the
-    coding. They are private, so the dependency is pinned to a minor version and a test covers this.
-    """
+    def mask(segment: int, plane: int) -> NDArray[np.uint8]:
+        one = segments[segment]
+        selected: NDArray[np.uint8] = (arrays[one.array][plane] == one.value).view(np.uint8)
+        return selected
 
-    def __init__(self, *, layers: dict[int, _Segment], **arguments: object) -> None:
-        self.__dict__["_layers"] = layers
-        super().__init__(**arguments)
+    return mask
 
-    def _check_and_cast_pixel_array(
-        self, pixel_array: NDArray[np.unsignedinteger[Any]], *_arguments: object, **_keywords: object
-    ) -> tuple[NDArray[np.unsignedinteger[Any]], hd.seg.SegmentsOverlapValues]:
-        return pixel_array, hd.seg.SegmentsOverlapValues.YES
 
-    def _get_segment_pixel_array(
-        self,
-        pixel_array: NDArray[np.unsignedinteger[Any]],
-        segment_number: int,
-        segmentation_type: hd.seg.SegmentationTypeValues = hd.seg.SegmentationTypeValues.BINARY,
-        **_keywords: object,
-    ) -> NDArray[np.uint8]:
-        segment: _Segment = self.__dict__["_layers"][segment_number]
-        shift, mask = segment.bits
-        selected: NDArray[np.uint8] = ((pixel_array >> shift & mask) == segment.value).astype(np.uint8)
-        if segmentation_type != hd.seg.SegmentationTypeValues.FRACTIONAL:
-            return selected
-        if pixel_array.itemsize < 4 or segment.bits == _LUNG_BITS:  # nobody has a probability of it
-            return selected * np.uint8(_MAX_FRACTION)
-        of_type = [(pixel_array >> bits & 0xFF).astype(np.uint8) for bits in _PROBABILITY_BITS.values()]
-        if segment.bits == _LESION_BITS:
-            return of_type[segment.value - 1]
-        either = np.minimum(of_type[0].astype(np.uint16) + of_type[1], _MAX_FRACTION).astype(np.uint8)
-        return selected * either
+def _fractions(volume: Volume, findings: Findings, segments: list[_Segment]) -> Mask:
+    """Lesion types have their own probability everywhere; regions that of a lesion of either type."""
+    masks = _masks(volume, findings, segments)
+    found = findings.lesion_probabilities
+    probabilities = None if found is None else [volume.on_source_planes(array) for array in found]
+
+    def scaled(mask: NDArray[np.uint8], by: NDArray[np.uint8] | np.uint8) -> NDArray[np.uint8]:
+        product: NDArray[np.uint8] = mask * by
+        return product
+
+    def fraction(segment: int, plane: int) -> NDArray[np.uint8]:
+        one = segments[segment]
+        if probabilities is None or one.array == "lungs":  # nobody has a probability of it
+            return scaled(masks(segment, plane), np.uint8(_MAX_FRACTION))
+        if one.array == "lesions":
+            own: NDArray[np.uint8] = probabilities[one.value - 1][plane]
+            return own
+        both = probabilities[0][plane].astype(np.uint16) + probabilities[1][plane]
+        return scaled(masks(segment, plane), np.minimum(both, _MAX_FRACTION).astype(np.uint8))
+
+    return fraction
 
 
 def _label_map(
@@ -176,7 +184,7 @@ def _label_map(
     def painted(over: list[_Segment]) -> NDArray[np.unsignedinteger[Any]]:
         labels = np.zeros(findings.lungs.shape, np.min_scalar_type(len(over)))
         for number, segment in enumerate(over, start=1):  # coarse ones come first
-            labels[arrays[segment.bits] == segment.value] = number
+            labels[arrays[segment.array] == segment.value] = number
         return labels
 
     labels = painted(segments)
@@ -187,33 +195,16 @@ def _label_map(
     return painted(kept), kept
 
 
-def _coded(findings: Findings, *, fractional: bool = False) -> NDArray[np.unsignedinteger[Any]]:
-    probabilities = findings.lesion_probabilities if fractional else None
-    most = max((region.number for region in findings.regions), default=0)
-    enough = np.min_scalar_type((most + 1 << _REGION_BITS[0]) - 1)  # two bytes a voxel, if not one
-    if probabilities is not None:
-        enough = np.dtype(np.uint32)
-    coded: NDArray[np.unsignedinteger[Any]] = findings.region_labels.astype(enough)
-    np.left_shift(coded, _REGION_BITS[0] - _LESION_BITS[0], out=coded)
-    coded |= findings.lesions
-    np.left_shift(coded, _LESION_BITS[0], out=coded)
-    coded |= findings.lungs
-    if probabilities is not None:
-        for lesion, shift in _PROBABILITY_BITS.items():
-            coded |= probabilities[lesion - 1].astype(np.uint32) << shift
-    return coded
-
-
-def _arrays(findings: Findings) -> dict[tuple[int, int], NDArray[np.uint8]]:
+def _arrays(findings: Findings) -> dict[str, NDArray[np.unsignedinteger[Any]]]:
     return {
-        _LUNG_BITS: findings.lungs,
-        _LESION_BITS: findings.lesions,
-        _REGION_BITS: findings.region_labels,
+        "lungs": findings.lungs,
+        "lesions": findings.lesions,
+        "region_labels": findings.region_labels,
     }
 
 
 def _has_voxels(findings: Findings, segment: _Segment) -> bool:
-    return bool(np.any(_arrays(findings)[segment.bits] == segment.value))
+    return any((plane == segment.value).any() for plane in _arrays(findings)[segment.array])  # to the first
 
 
 def _segments(findings: Findings) -> list[_Segment]:
@@ -222,7 +213,7 @@ def _segments(findings: Findings) -> list[_Segment]:
         _Segment(
             f"{lung.name.capitalize()} lung",
             f"segment/lung-{lung.name.lower()}",
-            *(anatomy, codes.LUNG, palette.LUNG[lung], "lungs", _LUNG_BITS, int(lung), lung),
+            *(anatomy, codes.LUNG, palette.LUNG[lung], "lungs", "lungs", int(lung), lung),
         )
         for lung in (Lung.RIGHT, Lung.LEFT)
     ]
@@ -230,7 +221,7 @@ def _segments(findings: Findings) -> list[_Segment]:
         _Segment(
             palette.NAMES[name],
             f"segment/{name}",
-            *(abnormal, codes.LESION[lesion], palette.LESION[lesion], "lesions", _LESION_BITS, int(lesion)),
+            *(abnormal, codes.LESION[lesion], palette.LESION[lesion], "lesions", "lesions", int(lesion)),
         )
         for name, lesion in LESION_TYPES.items()
     ]
@@ -241,7 +232,7 @@ def _segments(findings: Findings) -> list[_Segment]:
                 f"Region {region.number}",
                 f"region/{region.number}/tracking",
                 *(abnormal, codes.LESION[lesion], palette.LESION[lesion], "lesions"),
-                *(_REGION_BITS, region.number, region.laterality),
+                *("region_labels", region.number, region.laterality),
             )
         )
     return segments

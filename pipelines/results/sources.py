@@ -6,6 +6,7 @@ highdicom, per-slice geometry taken from the source images, and references to ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,25 +145,47 @@ def clean_headers(volume: Volume, context: ResultContext) -> list[Dataset]:
     missing StudyID, odd character sets). It gets blanks; ``identity.stamp`` copies the real ones later.
     """
     geometry = slice_geometry(volume)
-    headers = []
-    for index, source in enumerate(volume.sources):
-        header = bare_header(source, volume, context)
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if source.get(keyword):
-                header.add(source[keyword])
-        if is_multiframe(volume):
-            _add_frames(header, geometry)
-        else:
-            header.ImagePositionPatient = list(geometry.positions[index])
-            header.ImageOrientationPatient = list(geometry.orientation)
-            header.PixelSpacing = list(geometry.pixel_spacing)
-            header.SliceThickness = geometry.slice_thickness
-            header.SpacingBetweenSlices = geometry.slice_spacing
-        headers.append(header)
-    return headers
+    if is_multiframe(volume):
+        return [_header(volume, context, 0, geometry, geometry.positions)]
+    return [
+        _header(volume, context, index, geometry, geometry.positions[index : index + 1])
+        for index in range(len(volume.sources))
+    ]
 
 
-def _add_frames(header: Dataset, geometry: SliceGeometry) -> None:
+def first_plane_header(volume: Volume, context: ResultContext) -> Dataset:
+    """A header like ``clean_headers`` as if the first plane were the only one."""
+    geometry = slice_geometry(volume)
+    return _header(volume, context, 0, geometry, geometry.positions[:1])
+
+
+def _header(
+    volume: Volume,
+    context: ResultContext,
+    index: int,
+    geometry: SliceGeometry,
+    positions: Sequence[tuple[float, float, float]],
+) -> Dataset:
+    """Of a source, with these planes."""
+    source = volume.sources[index]
+    header = bare_header(source, volume, context)
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if source.get(keyword):
+            header.add(source[keyword])
+    if is_multiframe(volume):
+        _add_frames(header, geometry, positions)
+    else:
+        header.ImagePositionPatient = list(positions[0])
+        header.ImageOrientationPatient = list(geometry.orientation)
+        header.PixelSpacing = list(geometry.pixel_spacing)
+        header.SliceThickness = geometry.slice_thickness
+        header.SpacingBetweenSlices = geometry.slice_spacing
+    return header
+
+
+def _add_frames(
+    header: Dataset, geometry: SliceGeometry, positions: Sequence[tuple[float, float, float]]
+) -> None:
     # One frame a slice, whatever else the instance holds (phases, stacks): highdicom wants no two frames in
     # one place. ``segmentation`` puts the true frame numbers back.
     shared = Dataset()
@@ -173,7 +196,7 @@ def _add_frames(header: Dataset, geometry: SliceGeometry) -> None:
     shared.PlaneOrientationSequence = [Dataset()]
     shared.PlaneOrientationSequence[0].ImageOrientationPatient = list(geometry.orientation)
     frames = []
-    for position in geometry.positions:
+    for position in positions:
         frame = Dataset()
         frame.PlanePositionSequence = [Dataset()]
         frame.PlanePositionSequence[0].ImagePositionPatient = list(position)
@@ -201,10 +224,16 @@ def referenced_series_sequence(volume: Volume) -> list[Dataset]:
     """The item of Referenced Series Sequence (PS3.3 C.12.2) that lists the source instances."""
     series = Dataset()
     series.SeriesInstanceUID = volume.series_instance_uid
-    series.ReferencedInstanceSequence = []
+    series.ReferencedInstanceSequence = instance_references(volume)
+    return [series]
+
+
+def instance_references(volume: Volume) -> list[Dataset]:
+    """An item with class and instance UID (PS3.3 Table 10-11) for every source instance."""
+    items = []
     for source in volume.sources:
         item = Dataset()
         item.ReferencedSOPClassUID = source.SOPClassUID
         item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-        series.ReferencedInstanceSequence.append(item)
-    return [series]
+        items.append(item)
+    return items

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import highdicom as hd
+from pydicom import Dataset
 
 from pipelines.estimates import AGGREGATION, Estimate, Estimates, KeySlice, conclusion
 from pipelines.results import codes
@@ -33,9 +34,7 @@ def build_triage_results(volume: Volume, estimates: Estimates, context: ResultCo
     return ResultSet((("triage_report", report), ("triage_picture", picture)))
 
 
-def build_triage_report(
-    volume: Volume, estimates: Estimates, context: ResultContext
-) -> hd.sr.Comprehensive3DSR:
+def build_triage_report(volume: Volume, estimates: Estimates, context: ResultContext) -> Dataset:
     """Encode the estimates as a measurement report; the notes are its comments."""
     slices = [
         _slice_group(volume, estimates, context, row, key) for row, key in enumerate(estimates.key_slices)

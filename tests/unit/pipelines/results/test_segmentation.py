@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
-from types import SimpleNamespace
 
 import highdicom as hd
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from pipelines.errors import SeriesRefused
-from pipelines.results import codes, segmentation
+from pipelines.results import codes
 from pipelines.results.segmentation import build_segmentation, region_tracking, segment_numbers
 from pipelines.volume import LESION_TYPES, Findings, Volume
 from tests.unit.pipelines.results.synthetic import ORIENTATIONS, chest, context, without_plane
@@ -221,21 +220,14 @@ def test_a_missing_frame_of_reference_gets_one_of_its_own() -> None:
     assert segmentation.FrameOfReferenceUID.startswith("2.25.")
 
 
-@pytest.mark.parametrize(("regions", "bytes_a_voxel"), [(0, 1), (15, 1), (16, 2), (4095, 2)])
-def test_a_coded_voxel_is_as_small_as_its_region_numbers_allow(regions: int, bytes_a_voxel: int) -> None:
-    labels = np.array([[[0, regions]]], np.uint16)
-    lungs, lesions = np.array([[[1, 2]]], np.uint8), np.array([[[0, 2]]], np.uint8)
-    findings = SimpleNamespace(
-        lungs=lungs,
-        lesions=lesions,
-        region_labels=labels,
-        regions=[SimpleNamespace(number=n + 1) for n in range(regions)],
+def test_more_regions_than_a_byte_can_count() -> None:
+    volume, findings = chest(shape=(12, 48, 56), spacing=(16.0, 5.6, 4.8))
+    labels = np.zeros(volume.hu.shape, np.uint16)
+    labels[6, 4, 4] = 300
+    regions = tuple(dataclasses.replace(findings.regions[0], number=n) for n in (1, 300))
+    findings.lungs[6, 4, 4] = 1
+    segmentation = build_segmentation(
+        volume, dataclasses.replace(findings, region_labels=labels, regions=regions), context()
     )
-    coded = segmentation._coded(findings)  # type: ignore[arg-type]  # what it reads of them
-    assert coded.itemsize == bytes_a_voxel
-    for (shift, mask), expected in (
-        (segmentation._LUNG_BITS, lungs),
-        (segmentation._LESION_BITS, lesions),
-        (segmentation._REGION_BITS, labels),
-    ):
-        np.testing.assert_array_equal(coded >> shift & mask, expected)
+    assert segmentation.SegmentSequence[-1].SegmentLabel == "Region 300"
+    assert segmentation.pixel_array[-1, 4, 4] == 1 and segmentation.pixel_array[-1].sum() == 1
