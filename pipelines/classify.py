@@ -35,7 +35,7 @@ SMALLEST_SHARE = 1 / 3
 
 
 def choose_key_slices(volume: Volume, lungs: NDArray[np.uint8]) -> tuple[KeySlice, ...]:
-    """Axial slices that show much lung, evenly spread over those that do.
+    """Axial slices that show much lung, evenly spread over those that do; none that was interpolated.
 
     lungs: uint8 (slices, rows, columns), 0 or ``Lung``; not empty.
     Returns up to MOST_SLICES, from foot to head, out of the slices with at least SMALLEST_SHARE of the lung
@@ -43,6 +43,10 @@ def choose_key_slices(volume: Volume, lungs: NDArray[np.uint8]) -> tuple[KeySlic
     """
     view = AxialView.of(volume.affine)
     areas = np.count_nonzero(view.view(lungs), axis=(1, 2))
+    if view.permutation[0] == 0 and volume.source_slices:
+        acquired = np.zeros(len(areas), np.bool_)
+        acquired[list(volume.source_slices)] = True
+        areas = np.where(acquired[::-1] if 0 in view.reversed_axes else acquired, areas, 0)
     full = np.flatnonzero(areas >= SMALLEST_SHARE * areas.max())
     steps = np.linspace(0, len(full) - 1, min(MOST_SLICES, len(full)))
     spacing = view.spacing_mm(volume.spacing_mm)

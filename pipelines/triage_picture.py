@@ -146,7 +146,8 @@ def _caption(volume: Volume, key: KeySlice) -> str:
     """The image's number where the source is axial, so that it can be found on the workstation."""
     classic = len(volume.sources) == len(volume.source_frames)
     if key.source_slice is not None and classic:
-        number = volume.sources[volume.source_frames[key.source_slice][0]].get("InstanceNumber")
+        source, _ = volume.source_frames[volume.acquired_plane(key.source_slice)]
+        number = volume.sources[source].get("InstanceNumber")
         if number is not None:
             return f"Image {number}"
     return f"z {key.z_mm:.0f} mm"

@@ -76,6 +76,12 @@ class Volume:
         """(slices, rows, columns) -> (acquired planes, rows, columns), for results on the source images."""
         return array[list(self.source_slices)] if self.source_slices else array
 
+    def acquired_plane(self, slice_index: int) -> int:
+        """Index into ``source_frames`` of the acquired plane at a slice, or nearest to it."""
+        if not self.source_slices:
+            return slice_index
+        return int(np.abs(np.array(self.source_slices) - slice_index).argmin())
+
     def as_acquired(self, labels: NDArray[Scalar]) -> NDArray[Scalar]:
         """Give every slice the labels of the one at the nearest acquired plane.
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
+from pipelines.geometry import AxialView
+from pipelines.results.sources import is_multiframe
 from pipelines.volume import Region, Volume
 
 #: the steps along pixel edges, clockwise on the screen: right, down, left, up, as (row, column)
@@ -62,8 +65,30 @@ def around_lungs(volume: Volume, lungs: NDArray[np.uint8]) -> Outline:
     ends = [np.stack([column, row], axis=1) for column in (left, right) for row in (rows, rows + 1)]
     corners = np.concatenate(ends)
     around = corners[ConvexHull(corners).vertices]
+    if len(around) == 4:  # OHIF takes five closed points for a rectangle of its own
+        around = np.insert(around, 1, around[:2].mean(axis=0), axis=0)
     source, frame = volume.source_frames[plane]
     return Outline(source, frame, np.append(around, around[:1], axis=0).astype(np.float32))
+
+
+def image_region(volume: Volume, drawn: Outline) -> hd.sr.ImageRegion:
+    """The outline as a content item (TID 1410 row 5)."""
+    source = volume.sources[drawn.source]
+    image = hd.sr.SourceImageForRegion(
+        source.SOPClassUID, source.SOPInstanceUID, [drawn.frame] if is_multiframe(volume) else None
+    )
+    return hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image)
+
+
+def around_slice(volume: Volume, lungs: NDArray[np.uint8], index: int) -> Outline:
+    """``around_lungs`` for what lies on one slice of the axial view (``pipelines.geometry.AxialView``).
+
+    Where the series isn't axial that is a strip, on the image that has most of it.
+    """
+    view = AxialView.of(volume.affine)
+    only = np.zeros_like(lungs)
+    view.view(only)[index] = view.view(lungs)[index]
+    return around_lungs(volume, only)
 
 
 def trace(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

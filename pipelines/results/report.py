@@ -32,7 +32,7 @@ from pipelines.results.document import (
 )
 from pipelines.results.identity import result_uid
 from pipelines.results.narrative import narrative
-from pipelines.results.outlines import Outline, around_lungs, outline
+from pipelines.results.outlines import Outline, around_lungs, image_region, outline
 from pipelines.results.segmentation import region_tracking, segment_numbers
 from pipelines.results.sources import is_multiframe
 from pipelines.volume import INFECTION_TYPES, Findings, ModelIdentity, Region, ResultContext, Volume
@@ -59,7 +59,7 @@ def build_report(
     numbers = segment_numbers(segmentation)
     outlines = {r.number: outline(volume, findings.region_labels, r) for r in findings.regions}
     lungs = around_lungs(volume, findings.lungs)
-    place = _lung_segments(volume, segmentation) if findings.regions else [_image_region(volume, lungs)]
+    place = _lung_segments(volume, segmentation) if findings.regions else [image_region(volume, lungs)]
     groups = [_case_group(volume, findings, place, context)]
     if findings.regions:
         groups.append(_outline_group(_case_tracking(volume, context), volume, lungs))
@@ -142,16 +142,8 @@ def _outline_group(
     identifier, uid = tracking
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
-        referenced_region=_image_region(volume, drawn),
+        referenced_region=image_region(volume, drawn),
     )
-
-
-def _image_region(volume: Volume, drawn: Outline) -> hd.sr.ImageRegion:
-    source = volume.sources[drawn.source]
-    image = hd.sr.SourceImageForRegion(
-        source.SOPClassUID, source.SOPInstanceUID, [drawn.frame] if is_multiframe(volume) else None
-    )
-    return hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, drawn.points, image)
 
 
 def _case_tracking(volume: Volume, context: ResultContext) -> tuple[str, UID]:

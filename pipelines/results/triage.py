@@ -2,6 +2,7 @@
 
 The report has one TID 1501 group for the case, whose probabilities can be computed again from the other
 groups alone, one TID 1501 group a key slice: each is the mean of the key slices' of the same model and class.
+Each group has the outline of its lungs, for viewers that open no group without coordinates (ADR 11).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipelines.results import codes
 from pipelines.results.capture import build_capture
 from pipelines.results.document import algorithm, build_document, code_item, measurement, site, text_item
 from pipelines.results.identity import SERIES_TYPES, result_uid
+from pipelines.results.outlines import around_lungs, around_slice, image_region
 from pipelines.results.result_set import ResultSet
 from pipelines.results.sources import is_multiframe
 from pipelines.triage_picture import triage_picture
@@ -71,7 +73,7 @@ def _case_group(
         )
         for lung, volume_ml in estimates.lung_volume_ml.items()
     ]
-    return hd.sr.MeasurementsAndQualitativeEvaluations(
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=result_uid(volume, context, "case/tracking"), identifier="Case"
         ),
@@ -79,6 +81,8 @@ def _case_group(
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.LUNG)],
         measurements=measurements,
     )
+    group[0].ContentSequence.append(image_region(volume, around_lungs(volume, estimates.lungs)))
+    return group
 
 
 def _means(estimate: Estimate) -> Iterator[hd.sr.Measurement]:
@@ -106,7 +110,7 @@ def _slice_group(
         for one in estimates.by_model
         for name, p in zip(one.classes, one.by_slice[row], strict=True)
     ]
-    return hd.sr.MeasurementsAndQualitativeEvaluations(
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=result_uid(volume, context, f"key-slice/{row + 1}/tracking"),
             identifier=f"Key slice {row + 1}, z {key.z_mm:.1f} mm",
@@ -115,13 +119,15 @@ def _slice_group(
         measurements=measurements,
         source_images=_source_images(volume, key),
     )
+    group[0].ContentSequence.append(image_region(volume, around_slice(volume, estimates.lungs, key.index)))
+    return group
 
 
 def _source_images(volume: Volume, key: KeySlice) -> list[hd.sr.SourceImageForMeasurementGroup] | None:
     """The image of an axial series; a slice across all of a series' images has all in the image library."""
     if key.source_slice is None:
         return None
-    index, frame = volume.source_frames[key.source_slice]
+    index, frame = volume.source_frames[volume.acquired_plane(key.source_slice)]
     source = volume.sources[index]
     frames = [frame] if is_multiframe(volume) else None
     return [hd.sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID, frames)]

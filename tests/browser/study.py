@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from pipelines import results
+from pipelines.estimates import Estimates
 from pipelines.render import render_rotation
 from pipelines.results import ResultSet, build_result_set, write_result_set
 from pipelines.results.report import build_report
 from pipelines.results.segmentation import build_segmentation
+from pipelines.results.triage import build_triage_results
 from pipelines.volume import Findings, Volume
+from tests.unit.pipelines.estimates import estimates_of
 from tests.unit.pipelines.results.synthetic import chest, context
 from tests.unit.pipelines.test_process import write
 
@@ -52,15 +55,33 @@ def write_study(folder: Path, number: int = 1, *, pictures: bool = True, **argum
     number: of the study; its UIDs, and so those of the results, are those of no other number.
     pictures: without them, segmentation and report only.
     """
-    uid = f"1.2.3.{number}"
-    uids = {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1", "FrameOfReferenceUID": f"{uid}.2"}
-    volume, findings = chest(**{**GRID, **WINDOW, **uids, **arguments})  # type: ignore[arg-type]
-    for source in volume.sources:
-        source.SOPInstanceUID = f"{uid}.1.{source.InstanceNumber}"
+    volume, findings = chest(**_arguments(number, arguments))  # type: ignore[arg-type]
+    _name_instances(volume)
     made = _all_results(volume, findings) if pictures else _objects(volume, findings)
     entries = write_result_set(made, folder / "results")
     paths = {entry.path.stem: entry.path for entry in entries}
     return Study(volume, findings, write(volume, folder / "images"), paths)
+
+
+def write_triage_study(folder: Path, number: int, **arguments: object) -> tuple[Study, Estimates]:
+    """The same with the results of ``chest_ct_triage``, whose numbers are known."""
+    volume, estimates = estimates_of(**_arguments(number, arguments))  # type: ignore[arg-type]
+    _name_instances(volume)
+    _, findings = chest(**_arguments(number, arguments))  # type: ignore[arg-type]
+    made = build_triage_results(volume, estimates, context(pipeline="chest_ct_triage"))
+    paths = {entry.path.stem: entry.path for entry in write_result_set(made, folder / "results")}
+    return Study(volume, findings, write(volume, folder / "images"), paths), estimates
+
+
+def _arguments(number: int, arguments: dict[str, object]) -> dict[str, object]:
+    uid = f"1.2.3.{number}"
+    uids = {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1", "FrameOfReferenceUID": f"{uid}.2"}
+    return {**GRID, **WINDOW, **uids, **arguments}
+
+
+def _name_instances(volume: Volume) -> None:
+    for source in volume.sources:
+        source.SOPInstanceUID = f"{source.SeriesInstanceUID}.{source.InstanceNumber}"
 
 
 def _objects(volume: Volume, findings: Findings) -> ResultSet:

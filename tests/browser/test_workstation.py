@@ -14,7 +14,7 @@ from pydicom import dcmread
 
 from pipelines.volume import Lesion
 from tests.browser.conftest import BUILD
-from tests.browser.study import WINDOW, Study, write_study
+from tests.browser.study import WINDOW, Study, write_study, write_triage_study
 from tests.browser.viewer import Pixels, Viewer
 from tests.browser.workstation import Workstation
 from tests.integration.running import Pacs
@@ -145,6 +145,31 @@ def test_the_reports_measurements_stand_at_their_lesions(viewer: Viewer, study: 
         viewer.screenshot(BUILD / f"report-region-{region.number}.png")
         place = on_screen(*(viewer, study, index), study.findings.region_labels[index] == region.number, size)
         assert dice(filled(measurement.points, size), place) > 0.95
+
+
+@pytest.mark.parametrize("orientation", ["axial", "coronal"])
+def test_the_triage_reports_estimates_stand_at_their_slices(
+    browser: Browser, workstation: Workstation, archive: Pacs, tmp_path: Path, orientation: str
+) -> None:
+    number = {"axial": 3, "coronal": 4}[orientation]
+    grid = {} if orientation == "axial" else {"shape": (24, 96, 112), "spacing": (8.0, 2.8, 2.4)}
+    study, estimates = write_triage_study(tmp_path, number, orientation=orientation, **grid)
+    for viewer in opened(browser, workstation, stored(archive, study)):
+        viewer.open_series("AI triage report")
+        viewer.measurement(f"Probability of viral pneumonia: {estimates.by_model[0].case['viral']:.2f} 1")
+        viewer.screenshot(BUILD / f"triage-{orientation}.png")
+        for key in estimates.key_slices[:3]:
+            viewer.next_measurement()
+            drawn = viewer.measurement(f"{key.lung_cm2:.2f} cm2")
+            size = viewer.settled().shape[:2]
+            inside = filled(drawn.points, size)
+            if key.source_slice is None:  # a strip across a coronal image
+                assert np.ptp(drawn.points[:, 0]) < 0.1 * np.ptp(drawn.points[:, 1])
+                continue
+            assert f"/{study.volume.sources[key.source_slice].SOPInstanceUID}/" in viewer.image()
+            lungs = on_screen(viewer, study, key.source_slice, estimates.lungs[key.source_slice] > 0, size)
+            assert (lungs & inside).sum() > 0.99 * lungs.sum()
+            assert inside.sum() < 1.6 * lungs.sum()
 
 
 def filled(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.bool_]:

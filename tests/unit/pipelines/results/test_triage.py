@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import highdicom as hd
+import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
 
-from pipelines.estimates import Estimates, conclusion, summarise
+from pipelines.classify import SPEC, choose_key_slices
+from pipelines.estimates import Estimate, Estimates, conclusion, summarise
 from pipelines.results import codes
 from pipelines.results.result_set import write_result_set
-from pipelines.results.triage import CASE_DECIMALS, build_triage_results
+from pipelines.results.triage import CASE_DECIMALS, build_triage_report, build_triage_results
 from pipelines.volume import Volume
 from tests.unit.pipelines.estimates import FUSION, PNEUMONIA_CLASS, RANDOM_FUSION, estimates_of
-from tests.unit.pipelines.results.synthetic import context
+from tests.unit.pipelines.results.synthetic import chest, context, without_plane
 from tests.unit.pipelines.results.test_report import groups, items, number
 
 
@@ -62,6 +64,43 @@ def test_each_key_slice_refers_to_its_image(tmp_path: Path) -> None:
         assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == (
             volume.sources[key.source_slice].SOPInstanceUID
         )
+
+
+@pytest.mark.parametrize("orientation", ["axial", "oblique", "coronal"])
+def test_each_group_has_an_outline_of_its_lungs(tmp_path: Path, orientation: str) -> None:
+    """Viewers like OHIF open no group without coordinates."""
+    report, volume, estimates = make(tmp_path, orientation=orientation)
+    case, *slices = groups(report, "1501")
+    for group, key in zip(slices, estimates.key_slices, strict=True):
+        (region,) = items(group, "111030")
+        assert region.ContentSequence[0].RelationshipType == "SELECTED FROM"
+        drawn_on = region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        rows = np.array(region.GraphicData)[1::2]
+        if key.source_slice is None:
+            assert np.ptp(rows) == 1
+        else:
+            assert drawn_on == volume.sources[key.source_slice].SOPInstanceUID
+            assert np.ptp(rows) > 10
+    assert len(list(items(case, "111030"))) == 1
+
+
+def test_key_slices_of_a_repaired_series_are_acquired_images(tmp_path: Path) -> None:
+    volume, findings = without_plane(*chest(shape=(9, 48, 56), spacing=(20.0, 5.6, 4.8)), missing=4)
+    keys = choose_key_slices(volume, findings.lungs)
+    by_slice = np.full((len(keys), 3), 1 / 3)
+    one = Estimate(PNEUMONIA_CLASS, SPEC.classes, by_slice)
+    estimates = Estimates(findings.lungs, keys, (one,), volume.by_lung_ml(findings.lungs))
+    assert 4 not in [key.source_slice for key in keys] and {3, 5} <= {key.source_slice for key in keys}
+    report = build_triage_report(volume, estimates, context(pipeline="chest_ct_triage"))
+    _, *slices = groups(report, "1501")
+    for group, key in zip(slices, keys, strict=True):
+        (image,) = (item for item in items(group, "121112"))
+        (source,) = (
+            source
+            for source in volume.sources
+            if source.SOPInstanceUID == image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        )
+        assert float(source.ImagePositionPatient[2]) == pytest.approx(key.z_mm)
 
 
 def test_each_key_slice_refers_to_its_frame(tmp_path: Path) -> None:
