@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pin everything that the image installs from PyPI, by version and hash.
 
-In: pyproject.toml.  Out: requirements.lock beside this file, for `pip install --require-hashes --no-deps`. It is what
-pip itself chooses for this machine, which must be like the image: Linux, x86-64, Python 3.11.
+In: pyproject.toml.  Out: requirements.lock beside this file, for `pip install --require-hashes --no-deps`.
+It is what pip itself chooses for this machine, which must be like the image: Linux, x86-64, Python 3.11.
 
     python deploy/docker/lock.py
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What is installed beside the node, and under which licences.
 
-In: the running Python's environment (importlib.metadata).  Out: a CycloneDX 1.6 document of the node and of everything
-that it needs, or with --licences the table in docs/licences.md.
+In: the running Python's environment (importlib.metadata).  Out: a CycloneDX 1.6 document of the node and of
+everything that it needs, or with --licences the table in docs/licences.md.
 
     python deploy/docker/sbom.py --out sbom.cdx.json
     python deploy/docker/sbom.py --licences --out docs/licences.md
@@ -47,14 +47,19 @@ SPDX = {
 }
 _TABLE = """# Licences
 
-What the node installs from PyPI, and under which licence; written from the metadata of what is installed, by
+What the node installs from PyPI, and under which licence; written from the metadata of what is installed,
+by
 
     .venv/bin/python deploy/docker/sbom.py --licences --out docs/licences.md
 
-A test compares it. The node is Apache-2.0 ([LICENSE](../LICENSE)); licences of the models' weights and of what they were
-trained on are in their cards (`triton_models/repository/*/README.md`). Wheels carry compiled libraries with licences of
-their own, which their `*.dist-info/licenses` list. Debian's packages (`deploy/install-system.sh`) bring theirs in
-`/usr/share/doc/*/copyright`.
+A test compares it. The node is Apache-2.0 ([LICENSE](../LICENSE)); licences of the models' weights and of
+what they were trained on are in their cards (`triton_models/repository/*/README.md`). Wheels carry compiled
+libraries with licences of their own, which their `*.dist-info/licenses` list. Debian's packages
+(`deploy/install-system.sh`) bring theirs in `/usr/share/doc/*/copyright`.
+
+All but two are permissive or LGPL. `pylibjpeg-libjpeg`, which decodes JPEG and JPEG-LS, carries Thomas
+Richter's libjpeg under the **GPL, version 3**: who passes on an image or a disk with the node and it
+together must fulfil the GPL for the whole. `certifi` is MPL-2.0, file by file.
 
 | distribution | licence |
 |---|---|

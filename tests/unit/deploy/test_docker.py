@@ -1,4 +1,4 @@
-"""The Dockerfile: what it refers to exists; the lock file is whole; the wheel it installs has everything; the SBOM."""
+"""The Dockerfile: what it refers to is there; the lock file and the wheel are whole; the SBOM is valid."""
 
 from __future__ import annotations
 
