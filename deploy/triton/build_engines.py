@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build TensorRT engines of the served models: an overlay repository for Triton on an NVIDIA GPU.
+"""Build TensorRT engines of the served models: an overlay of the repository for Triton on an NVIDIA GPU.
 
 In: the model repository (config.pbtxt with profiles, model.onnx).  Out: a repository in which the models are
 ``tensorrt_plan`` engines, each with ``engine.json``: from which file, by which TensorRT, for which GPU, and
@@ -8,8 +8,12 @@ how far its answers are from ONNX Runtime's. An engine that is too far is not wr
 Run it in NVIDIA's TensorRT container of the same release as the Triton container (engines are of one TensorRT
 version, unless --version-compatible), with this project installed:
 
+    cp -r triton_models/repository /models/tensorrt
     deploy/triton/build_engines.py --out /models/tensorrt
-    tritonserver --model-repository=/models/tensorrt --model-repository=…/triton_models/repository …
+    tritonserver --model-repository=/models/tensorrt …
+
+Triton takes no model from two repositories, so the overlay is laid over a copy; docs/operations.md has the
+whole sequence, with the way back.
 
 Needs tensorrt (10) and polygraphy, which the container has. --dry-run needs neither, nor a GPU.
 """
