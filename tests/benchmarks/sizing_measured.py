@@ -3,9 +3,9 @@
     python -m tests.benchmarks.sizing_measured             # turnaround of ten studies, predicted and measured
     python -m tests.benchmarks.sizing_measured --database  # rows that PostgreSQL writes
 
-The first takes some minutes and wants a machine that does nothing else. It measures two studies alone, of
-70 and of 133 slices, lets the simulator predict the turnaround of ten that come faster than they are
-done, sends these as well, and prints by how much the prediction is off. Figures go to
+The first takes some minutes and wants a machine that does nothing else. It measures studies of 70 and of
+133 slices alone, before and after ten that come faster than they are done, lets the simulator predict the
+turnaround of the ten, and prints by how much it is off. Figures go to
 build/bench/sizing.json.
 """
 
@@ -49,23 +49,17 @@ def measure_queue(work: Path, volume: Volume) -> Mapping[str, object]:
     """Predicted and measured seconds from a series' last instance to its results in the archive."""
     with running_site(work / "site") as running:
         node = running.node
-        alone = {
-            slices: statistics.median(
-                _turnarounds(node, [(0.0, _series(volume, slices, work, f"{slices} alone {number}"))])[0]
-                for number in range(3)
-            )
-            for slices in (FEW, MANY)
-        }
-        each = (alone[MANY] - alone[FEW]) / (MANY - FEW)
-        service = alone[MANY] - QUIET_SECONDS
+        before = _alone(node, volume, work, "before")
+        service = before[MANY] - QUIET_SECONDS
         schedule = [(share * service, slices) for share, slices in QUEUE]
-        measured = _turnarounds(
-            node,
-            [
-                (at, _series(volume, slices, work, f"queue {number}"))
-                for number, (at, slices) in enumerate(schedule)
-            ],
-        )
+        queue = [
+            (at, _series(volume, slices, work, f"queue {number}"))
+            for number, (at, slices) in enumerate(schedule)
+        ]
+        measured = _turnarounds(node, queue)
+        after = _alone(node, volume, work, "after")
+    alone = {slices: (before[slices] + after[slices]) / 2 for slices in (FEW, MANY)}
+    each = (alone[MANY] - alone[FEW]) / (MANY - FEW)
     times = replace(
         Times(),
         quiet=QUIET_SECONDS,
@@ -82,13 +76,25 @@ def measure_queue(work: Path, volume: Volume) -> Mapping[str, object]:
     predicted = Site(Plant(1, 1, 1), times, 1).run(late).turnaround
     means = statistics.mean(predicted), statistics.mean(measured)
     return {
-        "seconds_alone": alone,
+        "seconds_alone_before": before,
+        "seconds_alone_after": after,
         "predicted_mean_seconds": round(means[0], 2),
         "measured_mean_seconds": round(means[1], 2),
         "predicted_longest_seconds": round(max(predicted), 2),
         "measured_longest_seconds": round(max(measured), 2),
         "error_of_the_mean": round(means[0] / means[1] - 1, 3),
         "error_of_the_longest": round(max(predicted) / max(measured) - 1, 3),
+    }
+
+
+def _alone(node: RunningNode, volume: Volume, work: Path, when: str) -> dict[int, float]:
+    """Turnaround of a study of each size that waits for nothing."""
+    return {
+        slices: statistics.median(
+            _turnarounds(node, [(0.0, _series(volume, slices, work, f"{slices} {when} {number}"))])[0]
+            for number in range(2)
+        )
+        for slices in (FEW, MANY)
     }
 
 
