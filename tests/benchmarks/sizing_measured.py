@@ -1,11 +1,11 @@
 """The simulator of sizing.py against the real thing, at its smallest: one worker, embedded Triton.
 
-    python -m tests.benchmarks.sizing_measured             # turnaround of ten studies, predicted and measured
+    python -m tests.benchmarks.sizing_measured             # turnaround of six studies, predicted and measured
     python -m tests.benchmarks.sizing_measured --database  # rows that PostgreSQL writes
 
 The first takes some minutes and wants a machine that does nothing else. It measures studies of 70 and of
-133 slices alone, before and after ten that come faster than they are done, lets the simulator predict the
-turnaround of the ten, and prints by how much it is off. Figures go to
+133 slices alone, before and after six that come faster than they are done, lets the simulator predict the
+turnaround of the six, and prints by how much it is off. Figures go to
 build/bench/sizing.json.
 """
 
@@ -39,17 +39,14 @@ from triton_models.data.phantom import chest_phantom
 
 FEW, MANY = 70, 133
 #: of what comes in the queue: when, as a share of the time of a study of MANY slices, and how many slices
-QUEUE = (
-    *((0.0, MANY), (0.5, FEW), (0.8, MANY), (1.7, FEW), (2.0, FEW)),
-    *((3.4, MANY), (3.9, MANY), (4.1, FEW), (6.9, FEW), (7.1, MANY)),
-)
+QUEUE = ((0.0, MANY), (0.5, FEW), (0.8, MANY), (1.7, FEW), (2.0, FEW), (3.4, MANY))
 
 
-def measure_queue(work: Path, volume: Volume) -> Mapping[str, object]:
+def measure_queue(work: Path, volume: Volume, rounds: int) -> Mapping[str, object]:
     """Predicted and measured seconds from a series' last instance to its results in the archive."""
     with running_site(work / "site") as running:
         node = running.node
-        before = _alone(node, volume, work, "before")
+        before = _alone(node, volume, work, "before", rounds)
         service = before[MANY] - QUIET_SECONDS
         schedule = [(share * service, slices) for share, slices in QUEUE]
         queue = [
@@ -57,7 +54,7 @@ def measure_queue(work: Path, volume: Volume) -> Mapping[str, object]:
             for number, (at, slices) in enumerate(schedule)
         ]
         measured = _turnarounds(node, queue)
-        after = _alone(node, volume, work, "after")
+        after = _alone(node, volume, work, "after", rounds)
     alone = {slices: (before[slices] + after[slices]) / 2 for slices in (FEW, MANY)}
     each = (alone[MANY] - alone[FEW]) / (MANY - FEW)
     times = replace(
@@ -87,12 +84,12 @@ def measure_queue(work: Path, volume: Volume) -> Mapping[str, object]:
     }
 
 
-def _alone(node: RunningNode, volume: Volume, work: Path, when: str) -> dict[int, float]:
+def _alone(node: RunningNode, volume: Volume, work: Path, when: str, rounds: int) -> dict[int, float]:
     """Turnaround of a study of each size that waits for nothing."""
     return {
         slices: statistics.median(
             _turnarounds(node, [(0.0, _series(volume, slices, work, f"{slices} {when} {number}"))])[0]
-            for number in range(2)
+            for number in range(rounds)
         )
         for slices in (FEW, MANY)
     }
@@ -206,13 +203,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--database", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3, help="of studies alone, before and after")
     parser.add_argument("--series", type=Path, default=SERIES)
     arguments = parser.parse_args()
     if arguments.database:
         take("sizing", {"database": measure_database}, "database")
         return
     volume = load_series(dicom_files(arguments.series))
-    take("sizing", {"queue": lambda work: measure_queue(work, volume)}, "queue")
+    take("sizing", {"queue": lambda work: measure_queue(work, volume, arguments.rounds)}, "queue")
 
 
 if __name__ == "__main__":
