@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from typing import Literal
 
 import structlog
 from sqlalchemy import select
@@ -14,7 +13,7 @@ from sqlalchemy import select
 from node import __version__
 from node.audit import AuditTrail
 from node.audit_message import Source
-from node.config import NodeConfig
+from node.config import NodeConfig, Role
 from node.database import jobs, open_database
 from node.deliver import check_commitment, conditions, make_gates
 from node.deliver.gate import Gate
@@ -39,8 +38,6 @@ from node.web.app import Check, WebServer, create_app
 from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
-
-Role = Literal["all", "listener", "worker"]
 
 
 def routes_of(config: NodeConfig) -> tuple[Route, ...]:
@@ -114,7 +111,7 @@ class Node:
         self._membership = self._join() if config.shared else None
         self._jobs = self._job_engine(self._steps() if self._role != "listener" else None)
         router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
-        router.enqueue_waiting()
+        router.enqueue_waiting(self._jobs.enqueued)
         if self._role != "listener":
             self._look_after_jobs()
         if self._role != "worker":

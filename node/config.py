@@ -54,6 +54,7 @@ __all__ = [
     "QueryPeer",
     "ReceiveConfig",
     "ResultsConfig",
+    "Role",
     "RouteConfig",
     "RunConfig",
     "SeriesConfig",
@@ -65,6 +66,10 @@ __all__ = [
     "load_config",
     "parse_config",
 ]
+
+
+#: what a process of the node does: receive and route, run and deliver, or both
+Role = Literal["all", "listener", "worker"]
 
 
 class DatabaseConfig(Model):

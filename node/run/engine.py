@@ -8,7 +8,9 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -35,16 +37,27 @@ log = structlog.get_logger(__name__)
 #: this one (``JobEngine.abandon_old``). Raise it when the order of steps in a workflow changes.
 WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
+#: of a queue of deliveries, and of one of runs: a job waits for half of it until the queue looks again
 POLLING_SECONDS = 0.1
+RUN_POLLING_SECONDS = 0.05
 RUN_QUEUE = "run"
 
 
+#: SQLite's ``synchronous``: a transaction is on disk when it is committed
+_SYNCHRONOUS_FULL = 2
+#: names in one question for workflows
+_NAMES_AT_ONCE = 1000
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
 
 
 def delivery_queue(destination: str) -> str:
     """The queue of one destination: a dead one holds nobody else's."""
     return f"deliver-{destination}"
+
+
+def run_name(job_id: str, generation: int, attempt: int = 1) -> str:
+    """Of the workflow that is one attempt to run a job."""
+    return f"run-{job_id}-{generation}-{attempt}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,7 @@ class JobWorkflows(DBOSConfiguredInstance):
         queue: str = RUN_QUEUE,
     ) -> None:
         """Enqueue one attempt to run a job; again with the same arguments does nothing."""
-        name = f"run-{job_id}-{generation}-{which.attempt}"
+        name = run_name(job_id, generation, which.attempt)
         with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=which.delay_seconds):
             DBOS.enqueue_workflow(
                 queue, self.run_job, job_id, priority, generation, which.attempt, which.failures, queue
@@ -204,6 +217,7 @@ class JobEngine:
             "scheduler_polling_interval_sec": 3600.0,
         }
         if sharing is None:
+            _write_ahead(data_dir / "workflows.sqlite")
             config["system_database_url"] = f"sqlite:///{data_dir / 'workflows.sqlite'}"
         else:
             config["system_database_engine"] = sharing.database
@@ -217,9 +231,9 @@ class JobEngine:
         DBOS.launch()
         if not self._runs:
             return
-        _register_queue(RUN_QUEUE, self._limits.workers)
+        _register_queue(RUN_QUEUE, self._limits.workers, RUN_POLLING_SECONDS)
         for pipeline, at_once in self._limits.by_pipeline.items():
-            _register_queue(self._limits.queue_of(pipeline), at_once)
+            _register_queue(self._limits.queue_of(pipeline), at_once, RUN_POLLING_SECONDS)
         for destination, at_once in self._destinations.items():
             _register_queue(delivery_queue(destination), at_once)
 
@@ -234,6 +248,15 @@ class JobEngine:
     def enqueue(self, job_id: str, priority: int, generation: int, pipeline: str) -> None:
         """Enqueue a job for its first attempt; again with the same arguments does nothing."""
         self._workflows.enqueue_run(job_id, priority, generation, queue=self._limits.queue_of(pipeline))
+
+    def enqueued(self, generations: Sequence[tuple[str, int]]) -> set[str]:
+        """Of (job id, generation), the ids whose first attempt was enqueued, whatever became of it."""
+        found: set[str] = set()
+        for start in range(0, len(generations), _NAMES_AT_ONCE):
+            names = {run_name(*each): each[0] for each in generations[start : start + _NAMES_AT_ONCE]}
+            there = DBOS.list_workflows(workflow_ids=list(names), load_input=False, load_output=False)
+            found.update(names[workflow.workflow_id] for workflow in there)
+        return found
 
     def has_work(self, executor_id: str) -> bool:
         """Whether an executor began what it hasn't ended."""
@@ -272,7 +295,16 @@ class JobEngine:
         return sorted({name.split("-")[1] for name in old})
 
 
-def _register_queue(name: str, at_once: int) -> None:
+def _register_queue(name: str, at_once: int, polling_seconds: float = POLLING_SECONDS) -> None:
     DBOS.register_queue(
-        name, worker_concurrency=at_once, polling_interval_sec=POLLING_SECONDS, on_conflict="always_update"
+        name, worker_concurrency=at_once, polling_interval_sec=polling_seconds, on_conflict="always_update"
     )
+
+
+def _write_ahead(path: Path) -> None:
+    """Let the file have its changes in a log, which it remembers: one sync a transaction instead of several,
+    and who reads doesn't wait for who writes. Not where SQLite was built to sync such a log later."""
+    with closing(sqlite3.connect(path, timeout=30.0)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA synchronous").fetchone()[0] < _SYNCHRONOUS_FULL:
+            connection.execute("PRAGMA journal_mode = DELETE")

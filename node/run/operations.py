@@ -20,6 +20,8 @@ from node.watch import Watch
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
+#: characters of a job's id, at most
+_LONGEST_ID = 64
 
 
 class JobNotFound(NodeError):
@@ -111,7 +113,10 @@ def _move(
 
 
 def _find(connection: Connection, prefix: str) -> Row[Any]:
-    found = connection.execute(select(jobs).where(jobs.c.job_id.startswith(prefix, autoescape=True))).all()
+    # ids are letters and digits, and an index finds what lies between two; LIKE would look at all
+    between = jobs.c.job_id.between(prefix, prefix + "z" * _LONGEST_ID)
+    begins = jobs.c.job_id.startswith(prefix, autoescape=True)
+    found = connection.execute(select(jobs).where(between, begins)).all()
     if len(found) != 1:
         raise JobNotFound(
             f"{len(found) or 'no'} jobs have an id that begins with {prefix!r}",

@@ -32,7 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from node.config import WebConfig
-from node.database import deliveries, instances, jobs, series, write_transaction
+from node.database import IS_QUARANTINED, deliveries, instances, jobs, series, write_transaction
 from node.deliver.gate import Condition
 from node.errors import NodeError
 from node.metrics import Metrics
@@ -173,7 +173,7 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
         instances.c.reason,
         instances.c.received_at,
     )
-    quarantined = select(*columns).where(instances.c.state == "quarantined")
+    quarantined = select(*columns).where(IS_QUARANTINED)
     return _rows(engine, quarantined.order_by(instances.c.received_at.desc()).limit(limit))
 
 
@@ -242,6 +242,8 @@ class WebServer:
                 f"web {host}:{port}: {error.strerror or error}",
                 hint="is the port in use, is the address ours?",
             ) from error
+        # for the connections that it accepts: the second half of an answer would wait 40 ms for an ACK
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )

@@ -1,10 +1,10 @@
 """A process with a ``JobEngine`` whose steps write down what they are asked: something to kill.
 
-``python -m tests.unit.node.run.engine_process DATA_DIR [JOB_ID …]`` starts the engine, enqueues the jobs and
-runs until its stdin closes. Every call of a step is a line of ``DATA_DIR/calls``, with ``--node-id`` before
-it. What the steps answer is in the job's id: ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse``
-(the first delivery to ``b``), ``locked`` (the database can't be written when it is first run and first
-delivered to ``b``).
+``python -m tests.unit.node.run.engine_process DATA_DIR [JOB_ID …]`` starts the engine, writes which of the
+jobs it knows to ``DATA_DIR/known``, enqueues them all and runs until its stdin closes. Every call of a step
+is a line of ``DATA_DIR/calls``, with ``--node-id`` before it. What the steps answer is in the job's id:
+``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse`` (the first delivery to ``b``), ``locked``
+(the database can't be written when it is first run and first delivered to ``b``).
 """
 
 from __future__ import annotations
@@ -131,6 +131,8 @@ def main(arguments: Namespace) -> None:
             )
             takeover.start()
             stack.callback(takeover.stop)
+        known = engine.enqueued([(job_id, 0) for job_id in arguments.jobs])
+        (arguments.data_dir / "known").write_text(" ".join(sorted(known)))
         for job_id in arguments.jobs:
             engine.enqueue(job_id, 100, 0, "limited" if "limited" in job_id else "chest")
         sys.stdin.read()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,8 @@ def test_jobs_run_once_are_retried_with_delay_and_delivered_everywhere(tmp_path:
         "deliver locked 0 a 1",
     )
     wait_for(lambda: calls(tmp_path).count("deliver locked 0 b 1") == 2, what="a database that answers")
+    with closing(sqlite3.connect(tmp_path / "workflows.sqlite")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     time.sleep(0.5)  # whatever would run twice has had its time
     assert sorted(calls(tmp_path)) == sorted(
         [
@@ -97,8 +101,9 @@ def test_kill_9_in_the_middle_of_a_step(tmp_path: Path, start: Start) -> None:
     wait_for_calls(tmp_path, "execute hang 0 1 0", "deliver plain 0 a 1", "deliver plain 0 b 1")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    start("plain", "hang")
+    start("plain", "hang", "new")
     wait_for(lambda: calls(tmp_path).count("execute hang 0 1 0") == 2, seconds=60)
+    assert (tmp_path / "known").read_text() == "hang plain", "a start enqueues what the engine doesn't know"
     (tmp_path / "go").touch()
     wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
     time.sleep(0.5)
