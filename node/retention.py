@@ -21,12 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection, Engine, String, cast, exists, func, literal, select, update
+from sqlalchemy import Connection, Engine, String, cast, func, literal, select, update
 
 from node.config import NodeConfig
 from node.database import instances, jobs, series, write_transaction
 from node.files import fsync_folder
 from node.metrics import Metrics
+from node.postgres import hold_series
 from node.watch import Watch
 
 log = structlog.get_logger(__name__)
@@ -85,9 +86,12 @@ class Retention(Watch):
         of_series = instances.c.series_instance_uid == series_instance_uid
         stored = (of_series, instances.c.state == "stored")
         with write_transaction(self._engine) as connection:
+            hold_series(connection, [series_instance_uid])  # nobody files an instance of it meanwhile
             if not self._may_go(connection, series_instance_uid, now):
                 return False
-            size = connection.execute(select(func.sum(instances.c.bytes)).where(*stored)).scalar_one()
+            size = int(
+                connection.execute(select(func.sum(instances.c.bytes)).where(*stored)).scalar_one() or 0
+            )
             connection.execute(update(instances).where(*stored).values(state="purging"))
             connection.execute(
                 update(series)
@@ -95,8 +99,8 @@ class Retention(Watch):
                 .values(purged_at=now)
             )
         self._metrics.purged_series.inc()
-        self._metrics.purged_bytes.inc(size or 0)
-        log.info("series_purged", series_instance_uid=series_instance_uid, bytes=size or 0)
+        self._metrics.purged_bytes.inc(size)
+        log.info("series_purged", series_instance_uid=series_instance_uid, bytes=size)
         return True
 
     def _may_go(self, connection: Connection, series_instance_uid: str, now: float) -> bool:
@@ -106,16 +110,21 @@ class Retention(Watch):
             select(jobs.c.state, jobs.c.route, jobs.c.finished_at).where(of_series).with_for_update()
         ).all()
         versions = connection.execute(
-            select(series.c.state).where(series.c.series_instance_uid == series_instance_uid)
-        ).all()
-        held = connection.execute(
-            select(
-                exists().where(
-                    instances.c.series_instance_uid == series_instance_uid, instances.c.held_at.is_not(None)
-                )
+            select(series.c.state, series.c.purged_at).where(
+                series.c.series_instance_uid == series_instance_uid
             )
-        ).scalar_one()
-        if held or not rows or any(version.state != "routed" for version in versions):
+        ).all()
+        # locked: who commits us to keep one waits, and finds that it isn't stored any more
+        held = connection.execute(
+            select(instances.c.held_at)
+            .where(instances.c.series_instance_uid == series_instance_uid)
+            .with_for_update()
+        ).scalars()
+        if any(one is not None for one in held):
+            return False
+        if not rows or any(version.state != "routed" for version in versions):
+            return False
+        if all(version.purged_at is not None for version in versions):  # by another node
             return False
         return all(
             row.state == "done"

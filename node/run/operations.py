@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Row, delete, select, update
 
 from node.database import deliveries, jobs, series, write_transaction
 from node.errors import NodeError
+from node.postgres import hold_series
 from node.watch import Watch
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,9 @@ def retry_job(engine: Engine, prefix: str) -> str:
     """Ask for a failed, cancelled or done job again; returns its id."""
     values = {"state": "retry", "finished_at": None, "reason_code": None, "reason": None}
     with write_transaction(engine) as connection:
-        _check_input(connection, _find(connection, prefix))
+        found = _find(connection, prefix)
+        hold_series(connection, [found.series_instance_uid])  # it isn't purged meanwhile
+        _check_input(connection, found)
         job_id = _move(connection, prefix, "retry", ("failed", "cancelled", "done"), values)
         connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
     return job_id
