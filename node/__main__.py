@@ -80,10 +80,12 @@ def check(config: ConfigOption) -> None:
     """Check the configuration, every destination (C-ECHO) and Triton's models."""
     from node.app import routes_of
     from node.deliver import check_commitment, make_destination
+    from node.run.shadowing import check_candidates
     from node.tls import check_tls
 
     loaded = load_config(config)
     routes_of(loaded)
+    check_candidates(loaded)
     for warning in (*check_tls(loaded), *check_commitment(loaded)):
         errors.print(f"warning: {warning}", soft_wrap=True)
     _say(f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)")
@@ -101,6 +103,7 @@ def check(config: ConfigOption) -> None:
 
 def _check_models(config: NodeConfig) -> bool:
     from pipelines.registry import find_pipeline
+    from pipelines.shadow import Instead
     from pipelines.triton import InferenceClient
 
     names = sorted({route.pipeline for route in config.routes})
@@ -122,6 +125,14 @@ def _check_models(config: NodeConfig) -> bool:
                 if isinstance(error, ModelNotServed) and spec.name not in required:
                     _say(f"model {spec.name} version {spec.version}: not served; pipelines do without it")
                     continue
+                ok = False
+                _complain(error)
+        for name, candidate in config.shadow.items():
+            pipeline = find_pipeline(candidate.candidate_pipeline or candidate.pipeline)
+            try:
+                pipeline.check(Instead(client, candidate.served(), pipeline))
+                _say(f"candidate {name}: served")
+            except PipelineError as error:
                 ok = False
                 _complain(error)
     return ok

@@ -29,6 +29,7 @@ from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
 from node.run.results import Services
+from node.run.shadowing import Means, ShadowWatch, check_candidates
 from node.run.steps import Steps
 from node.run.worker_pool import WorkerPool
 from node.stopping import wait_until
@@ -80,12 +81,14 @@ class Node:
         self._checks: dict[str, Check] = {}
         self._gates: Mapping[str, Gate] = {}
         self._pool: WorkerPool | None = None
+        self._triton: TritonWatch | None = None
         self._more_metrics: Callable[[], bytes] = lambda: b""
 
     def start(self) -> None:
         """Start everything, in order; ``stack`` stops it in reverse order."""
         config, stack = self._config, self._stack
         routes = routes_of(config)
+        check_candidates(config)
         for warning in check_tls(config):
             log.warning("tls_warning", reason=warning)
         for warning in check_commitment(config):
@@ -142,7 +145,7 @@ class Node:
     def _steps(self) -> Steps:
         """What jobs need: Triton, processes for pipelines, destinations."""
         config, stack, metrics = self._config, self._stack, self._metrics
-        triton = TritonWatch(config.triton, metrics)
+        self._triton = triton = TritonWatch(config.triton, metrics)
         triton.start()
         stack.callback(triton.stop)
         self._checks["triton"] = triton.why_not_ready
@@ -206,6 +209,11 @@ class Node:
         commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
         commitment_watch.start()
         self._stack.callback(commitment_watch.stop)
+        if self._config.shadow and (triton := self._triton) is not None:
+            means = Means(self._engine, self._metrics.shadow, lambda: triton.url, triton.wait_ready)
+            shadow_watch = ShadowWatch(self._config, means)
+            shadow_watch.start()
+            self._stack.callback(shadow_watch.stop)
 
     def _begin_again(self, alive: Collection[str]) -> None:
         for job_id in self._jobs.abandon_old(alive):

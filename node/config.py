@@ -35,6 +35,7 @@ from node.config_fields import (
     Seconds,
     TritonUrl,
 )
+from node.config_shadow import ShadowConfig, ShadowModel
 from node.errors import ConfigError
 from pipelines.request import Access
 
@@ -59,6 +60,8 @@ __all__ = [
     "RunConfig",
     "SeriesConfig",
     "ServerTls",
+    "ShadowConfig",
+    "ShadowModel",
     "StowDestination",
     "TritonConfig",
     "TritonTls",
@@ -300,6 +303,7 @@ class NodeConfig(Model):
     query: dict[Name, QueryPeer] = Field(default_factory=dict)
     triton: TritonConfig = TritonConfig()
     run: RunConfig = RunConfig()
+    shadow: dict[Name, ShadowConfig] = Field(default_factory=dict)
     web: WebConfig = WebConfig()
     results: ResultsConfig = ResultsConfig()
     log: LogConfig = LogConfig()

@@ -226,6 +226,27 @@ nodes = Table(
 )
 
 
+#: One row a (job, candidate), from when the job is done. ``state``: waiting -> done | failed | skipped (its
+#: input or the live result is gone). ``agreement``: with the live result (``pipelines.agreement``). Nothing
+#: of it is ever delivered.
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("candidate", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("reason_code", String(64)),
+    Column("reason", String),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("result_dir", String),  # relative to data_dir
+    Column("agreement", JSON(none_as_null=True)),
+    Index("shadows_by_state", "state", "created_at"),
+    Index("shadows_by_candidate", "candidate", "finished_at"),
+)
+
+
 def _number_1(connection: Connection) -> None:
     """The versions before they were numbered, of which some lack columns and some have what is gone."""
     for table, gone, new in (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,8 +67,44 @@ def jobs_show(job_id: str, config: ConfigOption, as_json: JsonOption = False) ->
                 f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {d['last_error'] or ''}"
                 for d in value
             )
+        if key == "shadows":
+            shown = "\n".join(_shadow(one) for one in value)
         table.add_row(key, "" if shown is None else str(shown))
     console.print(table)
+
+
+def _shadow(row: Mapping[str, Any]) -> str:
+    if (agreement := row["agreement"]) is None:
+        return f"{row['candidate']}: {row['state']} {row['reason'] or ''}".rstrip()
+    equal = "equal case type" if agreement["case_type"]["equal"] else "other case type"
+    dice = ", ".join(f"{name} {value:.3f}" for name, value in agreement["dice"].items())
+    return f"{row['candidate']}: {row['state']}, {equal}; Dice {dice or 'of nothing'}"
+
+
+@app.command("shadows")
+def jobs_shadows(
+    config: ConfigOption,
+    limit: Annotated[int, typer.Option(min=1, max=100000, help="So many newest runs.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """How far each candidate (section shadow) agrees with what is live."""
+    found = operations.shadow_summary(_database(config), limit=limit)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for one in found:
+        runs = ", ".join(f"{state} {count}" for state, count in sorted(one["runs"].items()))
+        console.print(f"{one['candidate']}: {runs}", soft_wrap=True)
+        if not one["compared"]:
+            continue
+        table = Table("of the newest", "median", "worst")
+        table.add_row(f"{one['compared']} runs: equal case type", f"{one['equal_case_types']:.1%}", "")
+        for name, dice in one["dice"].items():
+            table.add_row(f"Dice of {name}", f"{dice['median']:.3f}", f"{dice['least']:.3f}")
+        for name, away in one["noisy_or"].items():
+            row = (f"Noisy-OR of {name}, difference", f"{away['median']:.3f}", f"{away['largest']:.3f}")
+            table.add_row(*row)
+        console.print(table)
 
 
 @app.command("retry")

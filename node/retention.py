@@ -24,7 +24,7 @@ import structlog
 from sqlalchemy import Connection, Engine, String, cast, func, literal, select, update
 
 from node.config import NodeConfig
-from node.database import instances, jobs, series, write_transaction
+from node.database import instances, jobs, series, shadows, write_transaction
 from node.files import fsync_folder
 from node.metrics import Metrics
 from node.postgres import hold_series
@@ -33,6 +33,9 @@ from node.watch import Watch
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 60.0
+_VERSION_OF_JOB = (series.c.series_instance_uid == jobs.c.series_instance_uid) & (
+    series.c.version == jobs.c.series_version
+)
 
 
 class Retention(Watch):
@@ -67,14 +70,9 @@ class Retention(Watch):
         found: set[str] = set()
         with self._engine.connect() as connection:
             for route, seconds in self._seconds.items():
-                this_version = (
-                    series.c.series_instance_uid == jobs.c.series_instance_uid,
-                    series.c.version == jobs.c.series_version,
-                    series.c.purged_at.is_(None),
-                )
                 query = (
                     select(jobs.c.series_instance_uid)
-                    .join(series, this_version[0] & this_version[1] & this_version[2])
+                    .join(series, _VERSION_OF_JOB & series.c.purged_at.is_(None))
                     .where(jobs.c.state == "done", jobs.c.route == route)
                     .where(jobs.c.finished_at <= now - seconds)
                 )
@@ -148,6 +146,26 @@ class Retention(Watch):
             shutil.rmtree(folder, ignore_errors=True)
             with write_transaction(self._engine) as connection:
                 connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(result_dir=None))
+        self._finish_shadows()
+
+    def _finish_shadows(self) -> None:
+        """What candidates made of purged series goes with it; how far they agreed stays."""
+        query = (
+            select(shadows.c.job_id, shadows.c.candidate, shadows.c.result_dir)
+            .join(jobs, jobs.c.job_id == shadows.c.job_id)
+            .join(series, _VERSION_OF_JOB)
+            .where(series.c.purged_at.is_not(None), shadows.c.result_dir.is_not(None))
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        for row in rows:
+            folder = self._data_dir / row.result_dir
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another candidate's is in it
+                folder.parent.rmdir()
+            this = (shadows.c.job_id == row.job_id, shadows.c.candidate == row.candidate)
+            with write_transaction(self._engine) as connection:
+                connection.execute(update(shadows).where(*this).values(result_dir=None))
 
     def _files(self) -> Mapping[Path, list[Path]]:
         found: dict[Path, list[Path]] = {}
@@ -169,11 +187,7 @@ class Retention(Watch):
         """Result sets of purged series."""
         query = (
             select(jobs.c.job_id, jobs.c.result_dir)
-            .join(
-                series,
-                (series.c.series_instance_uid == jobs.c.series_instance_uid)
-                & (series.c.version == jobs.c.series_version),
-            )
+            .join(series, _VERSION_OF_JOB)
             .where(series.c.purged_at.is_not(None), jobs.c.result_dir.is_not(None), jobs.c.state == "done")
         )
         with self._engine.connect() as connection:

@@ -6,14 +6,15 @@ generation. Results that were already made are delivered again, not made again.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, delete, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, select, update
 
-from node.database import deliveries, jobs, series, write_transaction
+from node.database import deliveries, jobs, series, shadows, write_transaction
 from node.errors import NodeError
 from node.postgres import hold_series
 from node.watch import Watch
@@ -49,7 +50,9 @@ def list_jobs(engine: Engine, *, state: str | None = None, limit: int = 50) -> l
 def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
     """One job with its deliveries; ``prefix`` is the beginning of its id. Raises JobNotFound."""
     with engine.connect() as connection:
-        return with_deliveries(connection, [dict(_find(connection, prefix)._mapping)])[0]
+        job = with_deliveries(connection, [dict(_find(connection, prefix)._mapping)])[0]
+        of_job = select(shadows).where(shadows.c.job_id == job["job_id"]).order_by(shadows.c.candidate)
+        return job | {"shadows": [dict(row._mapping) for row in connection.execute(of_job)]}
 
 
 def with_deliveries(connection: Connection, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,6 +129,50 @@ def _find(connection: Connection, prefix: str) -> Row[Any]:
             hint="see `pacsnode jobs list`; more of the id tells jobs apart",
         )
     return found[0]
+
+
+def shadow_summary(engine: Engine, *, limit: int = 1000) -> list[dict[str, Any]]:
+    """Of each candidate, how its runs ended, and how far the newest ``limit`` agree with what is live.
+
+    equal_case_types: a share. dice: segment -> median and least. noisy_or: type -> median and largest
+    absolute difference.
+    """
+    with engine.connect() as connection:
+        counts = select(shadows.c.candidate, shadows.c.state, func.count()).group_by(
+            shadows.c.candidate, shadows.c.state
+        )
+        states: dict[str, dict[str, int]] = {}
+        for candidate, state, count in connection.execute(counts):
+            states.setdefault(candidate, {})[state] = count
+        return [
+            {"candidate": name, "runs": runs, **_agreement(connection, name, limit)}
+            for name, runs in sorted(states.items())
+        ]
+
+
+def _agreement(connection: Connection, candidate: str, limit: int) -> dict[str, Any]:
+    newest = (
+        select(shadows.c.agreement)
+        .where(shadows.c.candidate == candidate, shadows.c.state == "done")
+        .order_by(shadows.c.finished_at.desc())
+        .limit(limit)
+    )
+    found = [row.agreement for row in connection.execute(newest)]
+    dice: dict[str, list[float]] = {}
+    noisy_or: dict[str, list[float]] = {}
+    for one in found:
+        for segment, value in one["dice"].items():
+            dice.setdefault(segment, []).append(value)
+        for name, probability in one["noisy_or"].items():
+            noisy_or.setdefault(name, []).append(abs(probability["difference"]))
+    return {
+        "compared": len(found),
+        "equal_case_types": statistics.mean(one["case_type"]["equal"] for one in found) if found else None,
+        "dice": {n: {"median": statistics.median(v), "least": min(v)} for n, v in sorted(dice.items())},
+        "noisy_or": {
+            n: {"median": statistics.median(v), "largest": max(v)} for n, v in sorted(noisy_or.items())
+        },
+    }
 
 
 class RetryWatch(Watch):
