@@ -26,6 +26,7 @@ from node.retention import Retention
 from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.forgetting import ForgetWatch
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
 from node.run.results import Services
@@ -209,6 +210,9 @@ class Node:
         commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
         commitment_watch.start()
         self._stack.callback(commitment_watch.stop)
+        forget_watch = ForgetWatch(self._jobs.forget)
+        forget_watch.start()
+        self._stack.callback(forget_watch.stop)
         if self._config.shadow and (triton := self._triton) is not None:
             means = Means(self._engine, self._metrics.shadow, lambda: triton.url, triton.wait_ready)
             shadow_watch = ShadowWatch(self._config, means)

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
@@ -48,6 +49,7 @@ _SYNCHRONOUS_FULL = 2
 #: names in one question for workflows
 _NAMES_AT_ONCE = 1000
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
+_FINISHED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 
 def delivery_queue(destination: str) -> str:
@@ -276,6 +278,19 @@ class JobEngine:
         for queue, names in by_queue.items():
             DBOS.resume_workflows(names, queue_name=queue)
         return len(left)
+
+    def forget(self, before: float, limit: int) -> int:
+        """Delete workflows that ended before then, the oldest first; returns how many."""
+        ended = DBOS.list_workflows(
+            status=_FINISHED,
+            completed_before=datetime.fromtimestamp(before, UTC).isoformat(),
+            limit=limit,
+            load_input=False,
+            load_output=False,
+        )
+        if ended:
+            DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
+        return len(ended)
 
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
         """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they

@@ -25,6 +25,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, Row, exists, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from node import __version__
 from node.config import NodeConfig, ShadowConfig
@@ -222,10 +223,10 @@ class ShadowWatch(Watch):
 
         def watch() -> None:
             while not ended.wait(YIELD_SECONDS):
-                if self.stopping.is_set() or self._jobs_wait():
+                if self._must_give_way():
                     gave_way.set()
-                    break
-            pool.stop()
+                    pool.stop()
+                    return
 
         thread = threading.Thread(target=watch, name="shadow-gives-way", daemon=True)
         thread.start()
@@ -234,6 +235,13 @@ class ShadowWatch(Watch):
         finally:
             ended.set()
             thread.join()
+            pool.stop()
+
+    def _must_give_way(self) -> bool:
+        try:
+            return self.stopping.is_set() or self._jobs_wait()
+        except SQLAlchemyError:  # nobody can say whether a job waits
+            return True
 
     def _failed(self, row: Row[Any], error: NodeError) -> bool:
         attempts = row.attempts + (error.code != InferenceUnavailable.code)

@@ -4,7 +4,8 @@
 jobs it knows to ``DATA_DIR/known``, enqueues them all and runs until its stdin closes. Every call of a step
 is a line of ``DATA_DIR/calls``, with ``--node-id`` before it. What the steps answer is in the job's id:
 ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse`` (the first delivery to ``b``), ``locked``
-(the database can't be written when it is first run and first delivered to ``b``).
+(the database can't be written when it is first run and first delivered to ``b``). At a line on stdin it forgets
+what has ended; ``DATA_DIR/forgotten`` says how much that was.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ def main(arguments: Namespace) -> None:
         (arguments.data_dir / "known").write_text(" ".join(sorted(known)))
         for job_id in arguments.jobs:
             engine.enqueue(job_id, 100, 0, "limited" if "limited" in job_id else "chest")
-        sys.stdin.read()
+        for _line in sys.stdin:
+            forgotten = engine.forget(time.time(), 1000)
+            (arguments.data_dir / "forgotten").write_text(str(forgotten))
         engine.stop()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert, select, update
+from sqlalchemy.exc import OperationalError
 
 from node.config import NodeConfig, RouteConfig, parse_config
 from node.database import jobs, shadows
@@ -184,6 +185,24 @@ def test_it_gives_way_to_a_job_that_comes(shadowed: Shadowed) -> None:
         connection.execute(update(jobs).where(jobs.c.job_id == "j2").values(state="failed"))
     shadowed.pool = {}
     assert watch.look() == 1 and shadowed.row()["state"] == "done"
+
+
+def test_it_gives_way_when_nobody_knows_of_jobs(shadowed: Shadowed, monkeypatch: pytest.MonkeyPatch) -> None:
+    shadowed.run_job()
+    shadowed.pool = {"hold": True}
+    watch = shadowed.watch()
+    asked = 0
+
+    def jobs_wait() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # the database is away while the candidate runs
+            raise OperationalError("SELECT", {}, Exception("restarted"))
+        return asked > 2
+
+    monkeypatch.setattr(watch, "_jobs_wait", jobs_wait)
+    assert watch.look() == 0
+    assert (shadowed.row()["state"], shadowed.pools[0].stopped.is_set()) == ("waiting", True)
 
 
 def test_a_node_that_stops_doesnt_wait_for_it(shadowed: Shadowed) -> None:
