@@ -4,8 +4,8 @@
 jobs it knows to ``DATA_DIR/known``, enqueues them all and runs until its stdin closes. Every call of a step
 is a line of ``DATA_DIR/calls``, with ``--node-id`` before it. What the steps answer is in the job's id:
 ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse`` (the first delivery to ``b``), ``locked``
-(the database can't be written when it is first run and first delivered to ``b``). At a line on stdin it forgets
-what has ended; ``DATA_DIR/forgotten`` says how much that was.
+(the database can't be written when it is first run and first delivered to ``b``). At a line on stdin it
+forgets what has ended; ``DATA_DIR/forgotten`` says how much that was.
 """
 
 from __future__ import annotations
