@@ -16,6 +16,8 @@ from pydicom import dcmread
 from node.triton_server import DEFAULT_REPOSITORY, EmbeddedTriton
 from tests.integration.receiving import wait_for
 from tests.integration.running import Pacs, RunningNode, storescu
+from triton_models.data.dicom_series import write_series
+from triton_models.data.phantom import chest_phantom
 
 pytestmark = pytest.mark.integration
 
@@ -56,16 +58,15 @@ def server(tmp_path: Path) -> Iterator[EmbeddedTriton]:
         yield server
 
 
-def test_it_is_compared_and_never_delivered(
-    tmp_path: Path, server: EmbeddedTriton, pacs: Pacs, phantom_series: Path
-) -> None:
+def test_it_is_compared_and_never_delivered(tmp_path: Path, server: EmbeddedTriton, pacs: Pacs) -> None:
+    write_series(chest_phantom(11, slices=16, rows=128, columns=128), tmp_path / "phantom", seed=11)
     shadow = {
         "lungs_next": {"pipeline": PIPELINE, "models": {"lungs": {"name": "lungs_next"}}},
         "nowhere": {"pipeline": PIPELINE, "models": {"lungs": {"name": "nowhere"}}},
     }
     node = RunningNode(tmp_path / "node", triton_url=server.url, pacs_port=pacs.port, shadow=shadow).start()
     try:
-        assert storescu(node.port, phantom_series).returncode == 0
+        assert storescu(node.port, tmp_path / "phantom").returncode == 0
         job = node.job_in("done", "failed")
         assert job["state"] == "done", job["reason"]
         shadows = wait_for(lambda: ended(node, job), seconds=400, what="candidates to end")

@@ -23,9 +23,9 @@ from triton_models.data.phantom import chest_phantom
 
 pytestmark = pytest.mark.integration
 
-STOPPED_SECONDS = float(os.environ.get("PACSNODE_TRITON_STOPPED_SECONDS", "16"))
+STOPPED_SECONDS = float(os.environ.get("PACSNODE_TRITON_STOPPED_SECONDS", "10"))
 #: what hangs is given up after it; a machine that is very busy may take longer, and tries again
-REQUEST_SECONDS = 12.0
+REQUEST_SECONDS = 6.0
 #: by what a route tells from the series' description
 PRIORITIES = {"low": 300, "middle": 200, "high": 100}
 ARRIVE = ("low", "middle", "high", "low", "high")

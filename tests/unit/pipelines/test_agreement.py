@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,19 +36,30 @@ def half_blind(inputs: Arrays) -> dict[str, NDArray[Any]]:
 MODELS = ByRule(thresholds, candidates=boxes, infection_type=types, inpaint=healed, lesions_next=half_blind)
 
 
-@pytest.fixture(autouse=True)
-def quick_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "render_rotation", lambda *_, **__: np.zeros((2, 16, 16, 3), np.uint8))
+@pytest.fixture(scope="module", autouse=True)
+def quick_rotation() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "render_rotation", lambda *_, **__: np.zeros((2, 16, 16, 3), np.uint8))
+        yield
 
 
-@pytest.fixture(params=[(24, 48, 56), (24, 45, 53)], ids=["whole bytes", "a frame begins within a byte"])
-def live(request: pytest.FixtureRequest, tmp_path: Path) -> Request:
+@pytest.fixture(
+    scope="module",
+    params=[(24, 48, 56), (24, 45, 53)],
+    ids=["whole bytes", "a frame begins within a byte"],
+)
+def live(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    quick_rotation: None,
+) -> Request:
     """A live run that is done."""
     volume, _ = chest(shape=request.param, spacing=(8.0, 5.6, 4.8))
-    out = tmp_path / "live"
+    folder = tmp_path_factory.mktemp("agreement")
+    out = folder / "live"
     out.mkdir()
     when = datetime(2026, 11, 20, tzinfo=UTC)
-    live = Request("chest_ct_pneumonia", write(volume, tmp_path / "series"), out, "9.9.9", when)
+    live = Request("chest_ct_pneumonia", write(volume, folder / "series"), out, "9.9.9", when)
     process(live, MODELS)
     return live
 
