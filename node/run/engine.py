@@ -9,8 +9,9 @@ as JSON.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,9 +102,10 @@ _UNTIL_THE_DATABASE_ANSWERS = _Repeated(
 class JobWorkflows(DBOSConfiguredInstance):
     """The two workflows of a job; ``generation`` counts how often ops asked for the job again."""
 
-    def __init__(self, steps: Steps | None) -> None:
-        """Without steps, to enqueue only."""
+    def __init__(self, steps: Steps | None, at_once: Mapping[str, int]) -> None:
+        """Without steps, to enqueue only. at_once: of each queue."""
         super().__init__("jobs")
+        self._places = {queue: threading.BoundedSemaphore(number) for queue, number in at_once.items()}
         if steps is not None:
             self._steps = steps
 
@@ -117,8 +119,9 @@ class JobWorkflows(DBOSConfiguredInstance):
         failures: int,
         queue: str = RUN_QUEUE,
     ) -> None:
-        epoch = self._steps.epoch()
-        outcome = self.execute(job_id, generation, attempt, failures, epoch)
+        with self._place(queue):
+            epoch = self._steps.epoch()
+            outcome = self.execute(job_id, generation, attempt, failures, epoch)
         if outcome["retry_in_seconds"] is not None:
             again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
             self.enqueue_run(job_id, priority, generation, again, queue)
@@ -127,10 +130,16 @@ class JobWorkflows(DBOSConfiguredInstance):
 
     @DBOS.workflow(name="deliver_job")
     def deliver_job(self, job_id: str, destination: str, generation: int, attempt: int) -> None:
-        outcome = self.deliver(job_id, destination, generation, attempt)
+        with self._place(delivery_queue(destination)):
+            outcome = self.deliver(job_id, destination, generation, attempt)
         if outcome["retry_in_seconds"] is not None:
             delay = outcome["retry_in_seconds"]
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+
+    def _place(self, queue: str) -> AbstractContextManager[object]:
+        """One of the queue's, if need be when another gives its up: DBOS counts what it has begun from when its
+        thread runs, so on a busy machine it begins more than it should."""
+        return self._places.get(queue) or nullcontext()
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
     def execute(self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None) -> Next:
@@ -224,7 +233,7 @@ class JobEngine:
         else:
             config["system_database_engine"] = sharing.database
         DBOS(config=config)
-        self._workflows = JobWorkflows(steps)
+        self._workflows = JobWorkflows(steps, self._at_once())
 
     def start(self) -> None:
         """Continue what was under way when the last process ended, and take new jobs."""
@@ -233,11 +242,15 @@ class JobEngine:
         DBOS.launch()
         if not self._runs:
             return
-        _register_queue(RUN_QUEUE, self._limits.workers, RUN_POLLING_SECONDS)
-        for pipeline, at_once in self._limits.by_pipeline.items():
-            _register_queue(self._limits.queue_of(pipeline), at_once, RUN_POLLING_SECONDS)
-        for destination, at_once in self._destinations.items():
-            _register_queue(delivery_queue(destination), at_once)
+        for queue, at_once in self._at_once().items():
+            runs = queue == RUN_QUEUE or queue.startswith(f"{RUN_QUEUE}-")
+            _register_queue(queue, at_once, RUN_POLLING_SECONDS if runs else POLLING_SECONDS)
+
+    def _at_once(self) -> dict[str, int]:
+        """The queues of this process, and how many of each."""
+        own = {self._limits.queue_of(name): at_once for name, at_once in self._limits.by_pipeline.items()}
+        deliveries = {delivery_queue(name): at_once for name, at_once in self._destinations.items()}
+        return {RUN_QUEUE: self._limits.workers, **own, **deliveries}
 
     def stop(self) -> None:
         """Stop taking work; what is under way continues after the next start."""
@@ -310,7 +323,7 @@ class JobEngine:
         return sorted({name.split("-")[1] for name in old})
 
 
-def _register_queue(name: str, at_once: int, polling_seconds: float = POLLING_SECONDS) -> None:
+def _register_queue(name: str, at_once: int, polling_seconds: float) -> None:
     DBOS.register_queue(
         name, worker_concurrency=at_once, polling_interval_sec=polling_seconds, on_conflict="always_update"
     )

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dbos._dbos import _get_dbos_instance
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
@@ -115,6 +116,9 @@ def main(arguments: Namespace) -> None:
             version=arguments.version,
         )
         engine.start()
+        if arguments.overclaim:  # as if the threads of what was begun never got to run
+            begun = _get_dbos_instance()._active_workflows_set
+            begun.count_for_queue = lambda _name: 0
 
         def begin_again(alive: Collection[str]) -> None:
             for job_id in engine.abandon_old(alive):
@@ -150,6 +154,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--password-file", type=Path)
     parser.add_argument("--node-id", default="")
     parser.add_argument("--version", default=WORKFLOW_VERSION)
+    parser.add_argument("--overclaim", action="store_true", help="The engine thinks that nothing runs.")
     return parser.parse_args()
 
 

@@ -133,9 +133,10 @@ def test_a_job_of_another_workflow_version_begins_again(tmp_path: Path, start: S
     assert calls(tmp_path).count("execute hang 0 1 0") == 1
 
 
-def test_a_pipelines_own_limit(tmp_path: Path, start: Start) -> None:
+@pytest.mark.parametrize("options", [(), ("--overclaim",)], ids=["as counted", "however it counts"])
+def test_a_pipelines_own_limit(tmp_path: Path, start: Start, options: tuple[str, ...]) -> None:
     """Of two workers, one at most runs the pipeline that is limited to one."""
-    start("hang-limited-1", "hang-limited-2", "plain")
+    start("hang-limited-1", "hang-limited-2", "plain", *options)
     wait_for_calls(tmp_path, "execute plain 0 1 0", "deliver plain 0 a 1")
     time.sleep(0.5)
     assert len([call for call in calls(tmp_path) if "execute hang-limited" in call]) == 1
