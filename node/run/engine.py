@@ -137,8 +137,8 @@ class JobWorkflows(DBOSConfiguredInstance):
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
 
     def _place(self, queue: str) -> AbstractContextManager[object]:
-        """One of the queue's, if need be when another gives its up: DBOS counts what it has begun from when its
-        thread runs, so on a busy machine it begins more than it should."""
+        """One of the queue's, if need be when another gives its up: DBOS counts what it has begun from when
+        its thread runs, so on a busy machine it begins more than it should."""
         return self._places.get(queue) or nullcontext()
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
