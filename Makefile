@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
 
-.PHONY: help demo test test-kills browser chaos fuzz check bench bench-ingest bench-study bench-results bench-destinations conformance format clean
+.PHONY: help demo test test-kills browser chaos fuzz check bench bench-ingest bench-study bench-results bench-destinations bench-queue conformance format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,7 +34,7 @@ check: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ingest bench-study bench-results bench-destinations ## Run the benchmarks; figures go to build/bench
+bench: bench-ingest bench-study bench-results bench-destinations bench-queue ## Run the benchmarks; figures go to build/bench
 
 bench-ingest: $(VENV)/.dev ## Receiving, against DCMTK's storescp and Orthanc in the same run
 	$(BIN)/python -m tests.benchmarks.ingest
@@ -47,6 +47,9 @@ bench-destinations: $(VENV)/.dev ## A healthy destination beside a dead and a sl
 
 bench-results: $(VENV)/.dev ## Encoding the results of 300 slices: seconds, and bytes of the segmentation
 	$(BIN)/python -m tests.benchmarks.results
+
+bench-queue: $(VENV)/.dev ## Handing jobs over with 10,000 queued; lists and a scrape with 100,000 done
+	$(BIN)/python -m tests.benchmarks.queue
 
 conformance: $(VENV)/.dev ## Write the conformance statement's tables from the code
 	$(BIN)/python -m node.conformance docs/conformance-statement.md

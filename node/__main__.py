@@ -1,5 +1,7 @@
 """The command line: ``pacsnode``.
 
+Each command loads what it needs: ``jobs list`` neither a web server nor DICOM.
+
 Exit codes: 0 ok, 1 failed work, 2 bad usage or configuration.
 """
 
@@ -20,27 +22,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sqlalchemy import Engine
 
 from node import __version__
-from node.app import Role, routes_of, serve
-from node.config import LogConfig, NodeConfig, load_config
-from node.database import open_database
-from node.deliver import check_commitment, make_destination
+from node.config import LogConfig, NodeConfig, Role, load_config
 from node.errors import ConfigError, NodeError
+from node.jobs_cli import app as jobs_app
 from node.log import configure_logging
-from node.route.defaults import default_routes
-from node.route.explain import explain as explain_path
-from node.route.explain import explain_text
-from node.route.router import compile_routes
-from node.run import operations
-from node.tls import check_tls
-from node.triton_server import EmbeddedTriton
 from node.users_cli import app as users_app
 from pipelines.errors import ModelNotServed, PipelineError
-from pipelines.registry import find_pipeline
 from pipelines.request import Request
-from pipelines.triton import InferenceClient
 from triton_models.cli import app as models_app
 
 app = typer.Typer(
@@ -49,7 +39,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-jobs_app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(users_app, name="users", help="Who may use the web pages: users, API tokens and their roles.")
 app.add_typer(models_app, name="models", help="The models: list, train, export, evaluate.")
@@ -77,6 +66,8 @@ def run(
     node_id: Annotated[str | None, typer.Option(help="Instead of node_id in the configuration.")] = None,
 ) -> None:
     """Run the node until SIGTERM."""
+    from node.app import serve
+
     loaded = load_config(config, node_id=node_id)
     configure_logging(loaded.log)
     serve(loaded, role)
@@ -87,8 +78,14 @@ def run(
 @app.command()
 def check(config: ConfigOption) -> None:
     """Check the configuration, every destination (C-ECHO) and Triton's models."""
+    from node.app import routes_of
+    from node.deliver import check_commitment, make_destination
+    from node.run.shadowing import check_candidates
+    from node.tls import check_tls
+
     loaded = load_config(config)
     routes_of(loaded)
+    check_candidates(loaded)
     for warning in (*check_tls(loaded), *check_commitment(loaded)):
         errors.print(f"warning: {warning}", soft_wrap=True)
     _say(f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)")
@@ -105,6 +102,10 @@ def check(config: ConfigOption) -> None:
 
 
 def _check_models(config: NodeConfig) -> bool:
+    from pipelines.registry import find_pipeline
+    from pipelines.shadow import Instead
+    from pipelines.triton import InferenceClient
+
     names = sorted({route.pipeline for route in config.routes})
     ok = True
     with (
@@ -126,6 +127,14 @@ def _check_models(config: NodeConfig) -> bool:
                     continue
                 ok = False
                 _complain(error)
+        for name, candidate in config.shadow.items():
+            pipeline = find_pipeline(candidate.candidate_pipeline or candidate.pipeline)
+            try:
+                pipeline.check(Instead(client, candidate.served(), pipeline))
+                _say(f"candidate {name}: served")
+            except PipelineError as error:
+                ok = False
+                _complain(error)
     return ok
 
 
@@ -138,7 +147,7 @@ def demo(
     ] = None,
 ) -> None:
     """Send a chest CT by C-STORE through a whole node into an archive, and show what came back."""
-    from node.demo import run_demo  # noqa: PLC0415 - the running node needn't load what it computes with
+    from node.demo import run_demo
 
     raise typer.Exit(run_demo(dicom or [], out, Console()))
 
@@ -152,8 +161,10 @@ def process_folder(
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline on a folder, without DICOM networking."""
-    from pipelines.load import dicom_files  # noqa: PLC0415 - as in demo
-    from pipelines.process import process  # noqa: PLC0415
+    from pipelines.load import dicom_files
+    from pipelines.process import process
+    from pipelines.registry import find_pipeline
+    from pipelines.triton import InferenceClient
 
     loaded = load_config(config) if config is not None else NodeConfig()
     find_pipeline(pipeline)
@@ -215,6 +226,12 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say which routes match the series in PATH and why the others don't."""
+    from node.app import routes_of
+    from node.route.defaults import default_routes
+    from node.route.explain import explain as explain_path
+    from node.route.explain import explain_text
+    from node.route.router import compile_routes
+
     if not path.exists():
         raise typer.BadParameter(f"{path}: no such file or folder")
     loaded = load_config(config) if config is not None else NodeConfig()
@@ -229,6 +246,8 @@ def explain(
 @app.command()
 def triton(config: OptionalConfig = None) -> None:
     """Run the embedded Triton alone (gRPC 8001, HTTP 8000, metrics 8002) until SIGTERM."""
+    from node.triton_server import EmbeddedTriton
+
     loaded = load_config(config) if config is not None else NodeConfig()
     configure_logging(loaded.log)
     stopping = threading.Event()
@@ -248,74 +267,11 @@ def triton(config: OptionalConfig = None) -> None:
         raise typer.Exit(0 if stopping.is_set() else 1)
 
 
-@jobs_app.command("list")
-def jobs_list(
-    config: ConfigOption,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10000)] = 50,
-    as_json: JsonOption = False,
-) -> None:
-    """List the newest jobs."""
-    found = operations.list_jobs(_database(config), state=state, limit=limit)
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    table = Table("job", "state", "pipeline", "created", "series", "reason")
-    for job in found:
-        table.add_row(
-            job["job_id"][:12],
-            job["state"],
-            job["pipeline"],
-            _time(job["created_at"]),
-            job["series_instance_uid"],
-            job["reason"] or "",
-        )
-    console.print(table)
-
-
-@jobs_app.command("show")
-def jobs_show(job_id: str, config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Show one job and its deliveries; JOB_ID may be shortened."""
-    job = operations.show_job(_database(config), job_id)
-    if as_json:
-        print(json.dumps(job, indent=2))
-        return
-    table = Table(show_header=False)
-    for key, value in job.items():
-        shown = _time(value) if key.endswith("_at") and value is not None else value
-        if key == "deliveries":
-            shown = "\n".join(
-                f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {d['last_error'] or ''}"
-                for d in value
-            )
-        table.add_row(key, "" if shown is None else str(shown))
-    console.print(table)
-
-
-@jobs_app.command("retry")
-def jobs_retry(job_id: str, config: ConfigOption) -> None:
-    """Ask for a job again; a running node picks it up within a second."""
-    _say(f"job {operations.retry_job(_database(config), job_id)}: retry requested")
-
-
-@jobs_app.command("cancel")
-def jobs_cancel(job_id: str, config: ConfigOption) -> None:
-    """Cancel a job: its next step isn't begun."""
-    _say(f"job {operations.cancel_job(_database(config), job_id)}: cancelled")
-
-
-def _database(config: Path) -> Engine:
-    loaded = load_config(config)
-    return open_database(loaded.data_dir, loaded.database)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 @contextmanager
 def _triton(config: NodeConfig) -> Iterator[str]:
     """The URL of the configured Triton, or of an embedded one for as long as the block lasts."""
+    from node.triton_server import EmbeddedTriton
+
     if config.triton.url is not None:
         yield config.triton.url
         return

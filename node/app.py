@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from typing import Literal
 
 import structlog
 from sqlalchemy import select
@@ -14,7 +13,7 @@ from sqlalchemy import select
 from node import __version__
 from node.audit import AuditTrail
 from node.audit_message import Source
-from node.config import NodeConfig
+from node.config import NodeConfig, Role
 from node.database import jobs, open_database
 from node.deliver import check_commitment, conditions, make_gates
 from node.deliver.gate import Gate
@@ -27,9 +26,11 @@ from node.retention import Retention
 from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.forgetting import ForgetWatch
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
 from node.run.results import Services
+from node.run.shadowing import Means, ShadowWatch, check_candidates
 from node.run.steps import Steps
 from node.run.worker_pool import WorkerPool
 from node.stopping import wait_until
@@ -39,8 +40,6 @@ from node.web.app import Check, WebServer, create_app
 from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
-
-Role = Literal["all", "listener", "worker"]
 
 
 def routes_of(config: NodeConfig) -> tuple[Route, ...]:
@@ -83,12 +82,14 @@ class Node:
         self._checks: dict[str, Check] = {}
         self._gates: Mapping[str, Gate] = {}
         self._pool: WorkerPool | None = None
+        self._triton: TritonWatch | None = None
         self._more_metrics: Callable[[], bytes] = lambda: b""
 
     def start(self) -> None:
         """Start everything, in order; ``stack`` stops it in reverse order."""
         config, stack = self._config, self._stack
         routes = routes_of(config)
+        check_candidates(config)
         for warning in check_tls(config):
             log.warning("tls_warning", reason=warning)
         for warning in check_commitment(config):
@@ -114,7 +115,7 @@ class Node:
         self._membership = self._join() if config.shared else None
         self._jobs = self._job_engine(self._steps() if self._role != "listener" else None)
         router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
-        router.enqueue_waiting()
+        router.enqueue_waiting(self._jobs.enqueued)
         if self._role != "listener":
             self._look_after_jobs()
         if self._role != "worker":
@@ -145,7 +146,7 @@ class Node:
     def _steps(self) -> Steps:
         """What jobs need: Triton, processes for pipelines, destinations."""
         config, stack, metrics = self._config, self._stack, self._metrics
-        triton = TritonWatch(config.triton, metrics)
+        self._triton = triton = TritonWatch(config.triton, metrics)
         triton.start()
         stack.callback(triton.stop)
         self._checks["triton"] = triton.why_not_ready
@@ -209,6 +210,14 @@ class Node:
         commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
         commitment_watch.start()
         self._stack.callback(commitment_watch.stop)
+        forget_watch = ForgetWatch(self._jobs.forget)
+        forget_watch.start()
+        self._stack.callback(forget_watch.stop)
+        if self._config.shadow and (triton := self._triton) is not None:
+            means = Means(self._engine, self._metrics.shadow, lambda: triton.url, triton.wait_ready)
+            shadow_watch = ShadowWatch(self._config, means)
+            shadow_watch.start()
+            self._stack.callback(shadow_watch.stop)
 
     def _begin_again(self, alive: Collection[str]) -> None:
         for job_id in self._jobs.abandon_old(alive):

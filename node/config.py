@@ -35,6 +35,7 @@ from node.config_fields import (
     Seconds,
     TritonUrl,
 )
+from node.config_shadow import ShadowConfig, ShadowModel
 from node.errors import ConfigError
 from pipelines.request import Access
 
@@ -54,10 +55,13 @@ __all__ = [
     "QueryPeer",
     "ReceiveConfig",
     "ResultsConfig",
+    "Role",
     "RouteConfig",
     "RunConfig",
     "SeriesConfig",
     "ServerTls",
+    "ShadowConfig",
+    "ShadowModel",
     "StowDestination",
     "TritonConfig",
     "TritonTls",
@@ -65,6 +69,10 @@ __all__ = [
     "load_config",
     "parse_config",
 ]
+
+
+#: what a process of the node does: receive and route, run and deliver, or both
+Role = Literal["all", "listener", "worker"]
 
 
 class DatabaseConfig(Model):
@@ -295,6 +303,7 @@ class NodeConfig(Model):
     query: dict[Name, QueryPeer] = Field(default_factory=dict)
     triton: TritonConfig = TritonConfig()
     run: RunConfig = RunConfig()
+    shadow: dict[Name, ShadowConfig] = Field(default_factory=dict)
     web: WebConfig = WebConfig()
     results: ResultsConfig = ResultsConfig()
     log: LogConfig = LogConfig()

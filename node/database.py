@@ -29,6 +29,7 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -68,6 +69,14 @@ instances = Table(
     Index("instances_by_uid", "sop_instance_uid"),
     Index("instances_by_series", "series_instance_uid", "series_version"),
 )
+#: ``state`` of what the indexes below are of: in a query as in an index, so that databases see that it is one
+IS_QUARANTINED = instances.c.state == literal_column("'quarantined'")
+for _name, _column in (
+    ("instances_quarantined", instances.c.received_at),
+    ("instances_quarantined_by_study", instances.c.study_instance_uid),
+):
+    Index(_name, _column, sqlite_where=IS_QUARANTINED, postgresql_where=IS_QUARANTINED)
+
 
 #: One row a series version. ``state``: open -> complete -> routed. ``evidence``: why it was judged complete.
 #: ``complete`` in it: true, false where something is known to be missing, null where nothing says either.
@@ -93,6 +102,8 @@ series = Table(
     Column("purged_at", Float),
     Index("series_by_state", "state", "last_instance_at"),
     Index("series_by_check", "state", "check_at"),
+    Index("series_by_last_instance", "last_instance_at"),
+    Index("series_by_study", "study_instance_uid"),
 )
 
 #: One row a series version that a query AE was asked about. ``expected``: its count, null when it has none or
@@ -138,6 +149,8 @@ jobs = Table(
     Column("result_dir", String),  # relative to data_dir
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_series", "series_instance_uid", "series_version"),
+    Index("jobs_by_creation", "created_at"),
+    Index("jobs_by_study", "study_instance_uid"),
 )
 
 #: One row a (job, destination). ``state``: pending -> delivered, or failed; where commitment is configured,
@@ -213,6 +226,27 @@ nodes = Table(
 )
 
 
+#: One row a (job, candidate), from when the job is done. ``state``: waiting -> done | failed | skipped (its
+#: input or the live result is gone). ``agreement``: with the live result (``pipelines.agreement``). Nothing
+#: of it is ever delivered.
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("candidate", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("reason_code", String(64)),
+    Column("reason", String),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("result_dir", String),  # relative to data_dir
+    Column("agreement", JSON(none_as_null=True)),
+    Index("shadows_by_state", "state", "created_at"),
+    Index("shadows_by_candidate", "candidate", "finished_at"),
+)
+
+
 def _number_1(connection: Connection) -> None:
     """The versions before they were numbered, of which some lack columns and some have what is gone."""
     for table, gone, new in (
@@ -239,6 +273,20 @@ def _number_2(connection: Connection) -> None:
         connection.exec_driver_sql(held)
 
 
+def _number_3(connection: Connection) -> None:
+    """What lists and a study's page look for is indexed."""
+    wanted = {
+        instances: ("instances_quarantined", "instances_quarantined_by_study"),
+        series: ("series_by_last_instance", "series_by_study"),
+        jobs: ("jobs_by_creation", "jobs_by_study"),
+    }
+    for table, names in wanted.items():
+        if inspect(connection).has_table(table.name):
+            for index in table.indexes:
+                if index.name in names:
+                    index.create(connection, checkfirst=True)
+
+
 def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> None:
     """Those that the table lacks, if it is there at all; a new one is made whole."""
     if inspect(connection).has_table(table):
@@ -250,7 +298,7 @@ def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> 
 
 #: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above
 #: needs a step here, unless the table is new; steps that were released don't change.
-_STEPS = (_number_1, _number_2)
+_STEPS = (_number_1, _number_2, _number_3)
 SCHEMA_VERSION = len(_STEPS)
 
 

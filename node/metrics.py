@@ -8,14 +8,17 @@ from the configuration, codes from our own tables; never a UID, an AE title of a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 _SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+_DIFFERENCES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SECONDS_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -167,6 +170,49 @@ class ReceiveMetrics:
         return generate_latest(self.registry)
 
 
+class ShadowMetrics:
+    """How far candidates agree with what is live. candidate: its name in the configuration."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.runs = Counter(
+            "pacsnode_shadow_runs_total",
+            "Runs of candidates. outcome: done, failed, skipped (input or live result gone), or interrupted: "
+            "a job came, and it is done again.",
+            ["candidate", "outcome"],
+            registry=registry,
+        )
+        self._dice = Histogram(
+            "pacsnode_shadow_dice_ratio",
+            "Dice coefficient of a segment with the live result's. segment: its label, without a number.",
+            ["candidate", "segment"],
+            buckets=_RATIOS,
+            registry=registry,
+        )
+        self._case_types = Counter(
+            "pacsnode_shadow_case_types_total",
+            "Case types compared with the live result's. outcome: equal, different.",
+            ["candidate", "outcome"],
+            registry=registry,
+        )
+        self._noisy_or = Histogram(
+            "pacsnode_shadow_noisy_or_difference_ratio",
+            "Absolute difference of a Noisy-OR probability from the live result's.",
+            ["candidate", "type"],
+            buckets=_DIFFERENCES,
+            registry=registry,
+        )
+
+    def observe(self, candidate: str, agreement: Mapping[str, Any]) -> None:
+        """agreement: as ``pipelines.agreement`` says it."""
+        for segment, dice in agreement["dice"].items():
+            self._dice.labels(candidate=candidate, segment=segment).observe(dice)
+        outcome = "equal" if agreement["case_type"]["equal"] else "different"
+        self._case_types.labels(candidate=candidate, outcome=outcome).inc()
+        for name, probability in agreement["noisy_or"].items():
+            difference = abs(probability["difference"])
+            self._noisy_or.labels(candidate=candidate, type=name).observe(difference)
+
+
 class Metrics:
     """What the rest of the node counts, on a registry of its own; one a process (or a test)."""
 
@@ -302,6 +348,7 @@ class Metrics:
             registry=registry,
         )
         self.audit_messages = _audit_messages("pacsnode_audit_messages_total", registry)
+        self.shadow = ShadowMetrics(registry)
 
     def tls(self, destination: str) -> TlsMetrics:
         """For one destination's certificates."""

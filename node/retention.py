@@ -21,17 +21,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection, Engine, String, cast, exists, func, literal, select, update
+from sqlalchemy import Connection, Engine, String, cast, func, literal, select, update
 
 from node.config import NodeConfig
-from node.database import instances, jobs, series, write_transaction
+from node.database import instances, jobs, series, shadows, write_transaction
 from node.files import fsync_folder
 from node.metrics import Metrics
+from node.postgres import hold_series
 from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 60.0
+_VERSION_OF_JOB = (series.c.series_instance_uid == jobs.c.series_instance_uid) & (
+    series.c.version == jobs.c.series_version
+)
 
 
 class Retention(Watch):
@@ -66,14 +70,9 @@ class Retention(Watch):
         found: set[str] = set()
         with self._engine.connect() as connection:
             for route, seconds in self._seconds.items():
-                this_version = (
-                    series.c.series_instance_uid == jobs.c.series_instance_uid,
-                    series.c.version == jobs.c.series_version,
-                    series.c.purged_at.is_(None),
-                )
                 query = (
                     select(jobs.c.series_instance_uid)
-                    .join(series, this_version[0] & this_version[1] & this_version[2])
+                    .join(series, _VERSION_OF_JOB & series.c.purged_at.is_(None))
                     .where(jobs.c.state == "done", jobs.c.route == route)
                     .where(jobs.c.finished_at <= now - seconds)
                 )
@@ -85,9 +84,12 @@ class Retention(Watch):
         of_series = instances.c.series_instance_uid == series_instance_uid
         stored = (of_series, instances.c.state == "stored")
         with write_transaction(self._engine) as connection:
+            hold_series(connection, [series_instance_uid])  # nobody files an instance of it meanwhile
             if not self._may_go(connection, series_instance_uid, now):
                 return False
-            size = connection.execute(select(func.sum(instances.c.bytes)).where(*stored)).scalar_one()
+            size = int(
+                connection.execute(select(func.sum(instances.c.bytes)).where(*stored)).scalar_one() or 0
+            )
             connection.execute(update(instances).where(*stored).values(state="purging"))
             connection.execute(
                 update(series)
@@ -95,8 +97,8 @@ class Retention(Watch):
                 .values(purged_at=now)
             )
         self._metrics.purged_series.inc()
-        self._metrics.purged_bytes.inc(size or 0)
-        log.info("series_purged", series_instance_uid=series_instance_uid, bytes=size or 0)
+        self._metrics.purged_bytes.inc(size)
+        log.info("series_purged", series_instance_uid=series_instance_uid, bytes=size)
         return True
 
     def _may_go(self, connection: Connection, series_instance_uid: str, now: float) -> bool:
@@ -106,16 +108,21 @@ class Retention(Watch):
             select(jobs.c.state, jobs.c.route, jobs.c.finished_at).where(of_series).with_for_update()
         ).all()
         versions = connection.execute(
-            select(series.c.state).where(series.c.series_instance_uid == series_instance_uid)
-        ).all()
-        held = connection.execute(
-            select(
-                exists().where(
-                    instances.c.series_instance_uid == series_instance_uid, instances.c.held_at.is_not(None)
-                )
+            select(series.c.state, series.c.purged_at).where(
+                series.c.series_instance_uid == series_instance_uid
             )
-        ).scalar_one()
-        if held or not rows or any(version.state != "routed" for version in versions):
+        ).all()
+        # locked: who commits us to keep one waits, and finds that it isn't stored any more
+        held = connection.execute(
+            select(instances.c.held_at)
+            .where(instances.c.series_instance_uid == series_instance_uid)
+            .with_for_update()
+        ).scalars()
+        if any(one is not None for one in held):
+            return False
+        if not rows or any(version.state != "routed" for version in versions):
+            return False
+        if all(version.purged_at is not None for version in versions):  # by another node
             return False
         return all(
             row.state == "done"
@@ -139,6 +146,26 @@ class Retention(Watch):
             shutil.rmtree(folder, ignore_errors=True)
             with write_transaction(self._engine) as connection:
                 connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(result_dir=None))
+        self._finish_shadows()
+
+    def _finish_shadows(self) -> None:
+        """What candidates made of purged series goes with it; how far they agreed stays."""
+        query = (
+            select(shadows.c.job_id, shadows.c.candidate, shadows.c.result_dir)
+            .join(jobs, jobs.c.job_id == shadows.c.job_id)
+            .join(series, _VERSION_OF_JOB)
+            .where(series.c.purged_at.is_not(None), shadows.c.result_dir.is_not(None))
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        for row in rows:
+            folder = self._data_dir / row.result_dir
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another candidate's is in it
+                folder.parent.rmdir()
+            this = (shadows.c.job_id == row.job_id, shadows.c.candidate == row.candidate)
+            with write_transaction(self._engine) as connection:
+                connection.execute(update(shadows).where(*this).values(result_dir=None))
 
     def _files(self) -> Mapping[Path, list[Path]]:
         found: dict[Path, list[Path]] = {}
@@ -160,11 +187,7 @@ class Retention(Watch):
         """Result sets of purged series."""
         query = (
             select(jobs.c.job_id, jobs.c.result_dir)
-            .join(
-                series,
-                (series.c.series_instance_uid == jobs.c.series_instance_uid)
-                & (series.c.version == jobs.c.series_version),
-            )
+            .join(series, _VERSION_OF_JOB)
             .where(series.c.purged_at.is_not(None), jobs.c.result_dir.is_not(None), jobs.c.state == "done")
         )
         with self._engine.connect() as connection:

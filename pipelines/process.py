@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.agreement import compare
 from pipelines.encoding import DEFAULT, Encoding
 from pipelines.load import load_series
 from pipelines.pipeline import StageProgress, Stages
@@ -20,6 +21,7 @@ from pipelines.request import SUMMARY, NoResult, Request
 from pipelines.results.no_result import build_no_result, read_headers
 from pipelines.results.result_set import ResultEntry, write_all, write_object
 from pipelines.results.superseding import build_rejection, by_encoding, read_superseded, reports_of
+from pipelines.shadow import Instead
 from pipelines.triton import Inference
 from pipelines.volume import ResultContext, Volume
 
@@ -32,6 +34,8 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     if request.no_result is not None:
         return _no_result(request, request.no_result)
     pipeline = find_pipeline(request.pipeline)
+    if request.shadow is not None:
+        inference = Instead(inference, request.shadow.models, pipeline)
     stages = Stages(draws=True) if report is None else Stages(report, draws=True)
     with stages("check"):
         models, missing = pipeline.check(inference)
@@ -69,6 +73,8 @@ def process(request: Request, inference: Inference, report: StageProgress | None
         "notes": [*outcome.notes, *result_set.notes],
         "timings_seconds": stages.seconds,
     }
+    if request.shadow is not None:
+        summary["agreement"] = compare(request.shadow.live, request.out, summary)
     _write_summary(summary, request.out)
     return summary
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 #: name of the file that a run leaves last, beside its result set
 SUMMARY = "summary.json"
+#: option of ``python -m pipelines.worker``: it doesn't warm up
+COLD = "--cold"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,17 @@ class NoResult:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """A candidate's run. live: folder of the live run's set, which it is compared with.
+
+    models: what is asked instead, by the name that the pipeline knows: (name, version) as it is served.
+    """
+
+    live: Path
+    models: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Request:
     """One run. content_datetime is the job's, so that a re-run makes identical objects.
 
@@ -30,6 +43,7 @@ class Request:
     predecessor: folder of the result set that this one supersedes; it must not change any more.
     reject: make notes that reject what is superseded.
     no_result: nothing is analysed, the set says why.
+    shadow: this is a candidate's run.
     """
 
     pipeline: str
@@ -43,6 +57,7 @@ class Request:
     predecessor: Path | None = None
     reject: bool = False
     no_result: NoResult | None = None
+    shadow: Shadow | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ def encode_request(
             "predecessor": str(request.predecessor) if request.predecessor else None,
             "reject": request.reject,
             "no_result": asdict(request.no_result) if request.no_result else None,
+            "shadow": _encode_shadow(request.shadow) if request.shadow else None,
             "triton_url": triton_url,
             "timeout_seconds": timeout_seconds,
             "access": asdict(access),
@@ -105,4 +121,14 @@ def decode_request(message: dict[str, Any]) -> Request:
         predecessor=Path(message["predecessor"]) if message["predecessor"] else None,
         reject=message["reject"],
         no_result=NoResult(**message["no_result"]) if message["no_result"] else None,
+        shadow=_decode_shadow(message["shadow"]) if message["shadow"] else None,
     )
+
+
+def _encode_shadow(shadow: Shadow) -> dict[str, Any]:
+    return {"live": str(shadow.live), "models": dict(shadow.models)}
+
+
+def _decode_shadow(message: dict[str, Any]) -> Shadow:
+    models = {role: (name, version) for role, (name, version) in message["models"].items()}
+    return Shadow(Path(message["live"]), models)

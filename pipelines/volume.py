@@ -270,6 +270,7 @@ class ModelIdentity:
     """A model as it was served: sha256 is of its ``model.onnx`` (or engine) file, hex.
 
     weights: where they come from, if its configuration says so; ``seeded`` ones are random numbers.
+    instead_of: the model whose place this one takes, as a candidate.
     """
 
     name: str
@@ -277,6 +278,12 @@ class ModelIdentity:
     sha256: str
     description: str = ""
     weights: str = ""
+    instead_of: str = ""
+
+    @property
+    def role(self) -> str:
+        """The name that its pipeline knows it by."""
+        return self.instead_of or self.name
 
     @property
     def is_random(self) -> bool:

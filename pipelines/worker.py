@@ -3,7 +3,7 @@
 ``python -m pipelines.worker``. A process of its own, because a codec or a renderer that crashes must not
 take the listener along, and because pixels must not compete with it for the interpreter lock. Events:
 
-    {"event": "ready"}                                              what a study needs is warm
+    {"event": "ready"}                                              what a study needs is warm, without --cold
     {"event": "progress", "stage": …, "done": n, "total": n}        done == total == 0: the stage begins
     {"event": "done", "summary": {…}}
     {"event": "failed", "code": …, "message": …, "hint": …, "retryable": …}
@@ -26,7 +26,7 @@ from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.process import process
-from pipelines.request import Access, decode_request
+from pipelines.request import COLD, Access, decode_request
 from pipelines.triton import InferenceClient
 from pipelines.warm_up import warm_up
 
@@ -107,7 +107,8 @@ def main() -> None:
     emit = _claim_stdout()
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
-    _warm_up()
+    if COLD not in sys.argv[1:]:
+        _warm_up()
     emit({"event": "ready"})
     while True:
         _run(requests.get(), emit)

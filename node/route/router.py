@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from node.route.facts import SeriesFacts, series_facts
 from node.route.rules import Explanation, Rule, parse_rule
 
 log = structlog.get_logger("node.route")
+
+#: of (job id, generation), the ids of those that were enqueued before
+Known = Callable[[Sequence[tuple[str, int]]], Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -154,17 +157,24 @@ class Router:
             self._enqueue(values["job_id"])
         return decision
 
-    def enqueue_waiting(self) -> int:
-        """Enqueue every job in state queued, for start-up: a crash may have come before ``enqueue``."""
-        return self._enqueue_waiting()
+    def enqueue_waiting(self, known: Known = lambda _jobs: ()) -> int:
+        """Enqueue the jobs in state queued, for start-up: a crash may have come before ``enqueue``.
 
-    def _enqueue_waiting(self, *which: ColumnElement[bool]) -> int:
-        query = select(jobs.c.job_id).where(jobs.c.state == "queued", *which).order_by(jobs.c.created_at)
+        known: those that needn't be, so that a long backlog is no long start. Returns how many were enqueued.
+        """
+        return self._enqueue_waiting(known=known)
+
+    def _enqueue_waiting(self, *which: ColumnElement[bool], known: Known = lambda _jobs: ()) -> int:
+        query = select(jobs.c.job_id, jobs.c.generation).where(jobs.c.state == "queued", *which)
         with self._engine.connect() as connection:
-            waiting = connection.execute(query).all()
-        for row in waiting:
-            self._enqueue(row.job_id)
-        return len(waiting)
+            waiting = {
+                row.job_id: row.generation for row in connection.execute(query.order_by(jobs.c.created_at))
+            }
+        there = set(known(list(waiting.items())))
+        lacking = [job_id for job_id in waiting if job_id not in there]
+        for job_id in lacking:
+            self._enqueue(job_id)
+        return len(lacking)
 
     def _report(self, decision: Decision, version: int, job_ids: list[str]) -> None:
         outcome = "matched" if decision.matched else "unmatched"

@@ -10,12 +10,12 @@ it ended, and one that the gate postponed isn't one.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, Row, select, update
+from sqlalchemy import Connection, Engine, Row, select, update
 
 from node.commitment_requests import Delivery
 from node.database import deliveries, jobs, series, write_transaction
@@ -37,8 +37,16 @@ class Delivering:
     """The step for all jobs and destinations of one node."""
 
     def __init__(
-        self, results: ResultSets, engine: Engine, gates: Mapping[str, Gate], metrics: Metrics
+        self,
+        results: ResultSets,
+        engine: Engine,
+        gates: Mapping[str, Gate],
+        metrics: Metrics,
+        *,
+        on_done: Callable[[Connection, Row[Any]], object] = lambda _connection, _job: None,
     ) -> None:
+        """on_done: called with the transaction in which a job is done."""
+        self._on_done = on_done
         self._results = results
         self._engine = engine
         self._gates = gates
@@ -228,6 +236,8 @@ class Delivering:
         with write_transaction(self._engine) as connection:
             if connection.execute(update(jobs).where(*this).values(**values)).rowcount != 1:
                 return False
+            if state == "done":
+                self._on_done(connection, job)
         counter = self._metrics.jobs_finished
         counter.labels(pipeline=job.pipeline, state=state, code=code or "none").inc()
         return True

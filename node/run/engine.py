@@ -8,8 +8,12 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
@@ -35,16 +39,28 @@ log = structlog.get_logger(__name__)
 #: this one (``JobEngine.abandon_old``). Raise it when the order of steps in a workflow changes.
 WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
+#: of a queue of deliveries, and of one of runs: a job waits for half of it until the queue looks again
 POLLING_SECONDS = 0.1
+RUN_POLLING_SECONDS = 0.03
 RUN_QUEUE = "run"
 
 
+#: SQLite's ``synchronous``: a transaction is on disk when it is committed
+_SYNCHRONOUS_FULL = 2
+#: names in one question for workflows
+_NAMES_AT_ONCE = 1000
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
+_FINISHED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 
 def delivery_queue(destination: str) -> str:
     """The queue of one destination: a dead one holds nobody else's."""
     return f"deliver-{destination}"
+
+
+def run_name(job_id: str, generation: int, attempt: int = 1) -> str:
+    """Of the workflow that is one attempt to run a job."""
+    return f"run-{job_id}-{generation}-{attempt}"
 
 
 @dataclass(frozen=True)
@@ -86,9 +102,10 @@ _UNTIL_THE_DATABASE_ANSWERS = _Repeated(
 class JobWorkflows(DBOSConfiguredInstance):
     """The two workflows of a job; ``generation`` counts how often ops asked for the job again."""
 
-    def __init__(self, steps: Steps | None) -> None:
-        """Without steps, to enqueue only."""
+    def __init__(self, steps: Steps | None, at_once: Mapping[str, int]) -> None:
+        """Without steps, to enqueue only. at_once: of each queue."""
         super().__init__("jobs")
+        self._places = {queue: threading.BoundedSemaphore(number) for queue, number in at_once.items()}
         if steps is not None:
             self._steps = steps
 
@@ -102,8 +119,9 @@ class JobWorkflows(DBOSConfiguredInstance):
         failures: int,
         queue: str = RUN_QUEUE,
     ) -> None:
-        epoch = self._steps.epoch()
-        outcome = self.execute(job_id, generation, attempt, failures, epoch)
+        with self._place(queue):
+            epoch = self._steps.epoch()
+            outcome = self.execute(job_id, generation, attempt, failures, epoch)
         if outcome["retry_in_seconds"] is not None:
             again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
             self.enqueue_run(job_id, priority, generation, again, queue)
@@ -112,10 +130,16 @@ class JobWorkflows(DBOSConfiguredInstance):
 
     @DBOS.workflow(name="deliver_job")
     def deliver_job(self, job_id: str, destination: str, generation: int, attempt: int) -> None:
-        outcome = self.deliver(job_id, destination, generation, attempt)
+        with self._place(delivery_queue(destination)):
+            outcome = self.deliver(job_id, destination, generation, attempt)
         if outcome["retry_in_seconds"] is not None:
             delay = outcome["retry_in_seconds"]
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+
+    def _place(self, queue: str) -> AbstractContextManager[object]:
+        """One of the queue's, if need be when another gives its up: DBOS counts what it has begun from when
+        its thread runs, so on a busy machine it begins more than it should."""
+        return self._places.get(queue) or nullcontext()
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
     def execute(self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None) -> Next:
@@ -134,7 +158,7 @@ class JobWorkflows(DBOSConfiguredInstance):
         queue: str = RUN_QUEUE,
     ) -> None:
         """Enqueue one attempt to run a job; again with the same arguments does nothing."""
-        name = f"run-{job_id}-{generation}-{which.attempt}"
+        name = run_name(job_id, generation, which.attempt)
         with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=which.delay_seconds):
             DBOS.enqueue_workflow(
                 queue, self.run_job, job_id, priority, generation, which.attempt, which.failures, queue
@@ -204,11 +228,12 @@ class JobEngine:
             "scheduler_polling_interval_sec": 3600.0,
         }
         if sharing is None:
+            _write_ahead(data_dir / "workflows.sqlite")
             config["system_database_url"] = f"sqlite:///{data_dir / 'workflows.sqlite'}"
         else:
             config["system_database_engine"] = sharing.database
         DBOS(config=config)
-        self._workflows = JobWorkflows(steps)
+        self._workflows = JobWorkflows(steps, self._at_once())
 
     def start(self) -> None:
         """Continue what was under way when the last process ended, and take new jobs."""
@@ -217,11 +242,15 @@ class JobEngine:
         DBOS.launch()
         if not self._runs:
             return
-        _register_queue(RUN_QUEUE, self._limits.workers)
-        for pipeline, at_once in self._limits.by_pipeline.items():
-            _register_queue(self._limits.queue_of(pipeline), at_once)
-        for destination, at_once in self._destinations.items():
-            _register_queue(delivery_queue(destination), at_once)
+        for queue, at_once in self._at_once().items():
+            runs = queue == RUN_QUEUE or queue.startswith(f"{RUN_QUEUE}-")
+            _register_queue(queue, at_once, RUN_POLLING_SECONDS if runs else POLLING_SECONDS)
+
+    def _at_once(self) -> dict[str, int]:
+        """The queues of this process, and how many of each."""
+        own = {self._limits.queue_of(name): at_once for name, at_once in self._limits.by_pipeline.items()}
+        deliveries = {delivery_queue(name): at_once for name, at_once in self._destinations.items()}
+        return {RUN_QUEUE: self._limits.workers, **own, **deliveries}
 
     def stop(self) -> None:
         """Stop taking work; what is under way continues after the next start."""
@@ -234,6 +263,15 @@ class JobEngine:
     def enqueue(self, job_id: str, priority: int, generation: int, pipeline: str) -> None:
         """Enqueue a job for its first attempt; again with the same arguments does nothing."""
         self._workflows.enqueue_run(job_id, priority, generation, queue=self._limits.queue_of(pipeline))
+
+    def enqueued(self, generations: Sequence[tuple[str, int]]) -> set[str]:
+        """Of (job id, generation), the ids whose first attempt was enqueued, whatever became of it."""
+        found: set[str] = set()
+        for start in range(0, len(generations), _NAMES_AT_ONCE):
+            names = {run_name(*each): each[0] for each in generations[start : start + _NAMES_AT_ONCE]}
+            there = DBOS.list_workflows(workflow_ids=list(names), load_input=False, load_output=False)
+            found.update(names[workflow.workflow_id] for workflow in there)
+        return found
 
     def has_work(self, executor_id: str) -> bool:
         """Whether an executor began what it hasn't ended."""
@@ -254,6 +292,19 @@ class JobEngine:
             DBOS.resume_workflows(names, queue_name=queue)
         return len(left)
 
+    def forget(self, before: float, limit: int) -> int:
+        """Delete workflows that ended before then, the oldest first; returns how many."""
+        ended = DBOS.list_workflows(
+            status=_FINISHED,
+            completed_before=datetime.fromtimestamp(before, UTC).isoformat(),
+            limit=limit,
+            load_input=False,
+            load_output=False,
+        )
+        if ended:
+            DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
+        return len(ended)
+
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
         """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they
         were of, each to be begun again as a new generation."""
@@ -272,7 +323,16 @@ class JobEngine:
         return sorted({name.split("-")[1] for name in old})
 
 
-def _register_queue(name: str, at_once: int) -> None:
+def _register_queue(name: str, at_once: int, polling_seconds: float) -> None:
     DBOS.register_queue(
-        name, worker_concurrency=at_once, polling_interval_sec=POLLING_SECONDS, on_conflict="always_update"
+        name, worker_concurrency=at_once, polling_interval_sec=polling_seconds, on_conflict="always_update"
     )
+
+
+def _write_ahead(path: Path) -> None:
+    """Let the file have its changes in a log, which it remembers: one sync a transaction instead of several,
+    and who reads doesn't wait for who writes. Not where SQLite was built to sync such a log later."""
+    with closing(sqlite3.connect(path, timeout=30.0)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA synchronous").fetchone()[0] < _SYNCHRONOUS_FULL:
+            connection.execute("PRAGMA journal_mode = DELETE")

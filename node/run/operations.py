@@ -6,20 +6,24 @@ generation. Results that were already made are delivered again, not made again.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, delete, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, select, update
 
-from node.database import deliveries, jobs, series, write_transaction
+from node.database import deliveries, jobs, series, shadows, write_transaction
 from node.errors import NodeError
+from node.postgres import hold_series
 from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
+#: characters of a job's id, at most
+_LONGEST_ID = 64
 
 
 class JobNotFound(NodeError):
@@ -46,7 +50,9 @@ def list_jobs(engine: Engine, *, state: str | None = None, limit: int = 50) -> l
 def show_job(engine: Engine, prefix: str) -> dict[str, Any]:
     """One job with its deliveries; ``prefix`` is the beginning of its id. Raises JobNotFound."""
     with engine.connect() as connection:
-        return with_deliveries(connection, [dict(_find(connection, prefix)._mapping)])[0]
+        job = with_deliveries(connection, [dict(_find(connection, prefix)._mapping)])[0]
+        of_job = select(shadows).where(shadows.c.job_id == job["job_id"]).order_by(shadows.c.candidate)
+        return job | {"shadows": [dict(row._mapping) for row in connection.execute(of_job)]}
 
 
 def with_deliveries(connection: Connection, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -64,7 +70,9 @@ def retry_job(engine: Engine, prefix: str) -> str:
     """Ask for a failed, cancelled or done job again; returns its id."""
     values = {"state": "retry", "finished_at": None, "reason_code": None, "reason": None}
     with write_transaction(engine) as connection:
-        _check_input(connection, _find(connection, prefix))
+        found = _find(connection, prefix)
+        hold_series(connection, [found.series_instance_uid])  # it isn't purged meanwhile
+        _check_input(connection, found)
         job_id = _move(connection, prefix, "retry", ("failed", "cancelled", "done"), values)
         connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
     return job_id
@@ -111,13 +119,60 @@ def _move(
 
 
 def _find(connection: Connection, prefix: str) -> Row[Any]:
-    found = connection.execute(select(jobs).where(jobs.c.job_id.startswith(prefix, autoescape=True))).all()
+    # ids are letters and digits, and an index finds what lies between two; LIKE would look at all
+    between = jobs.c.job_id.between(prefix, prefix + "z" * _LONGEST_ID)
+    begins = jobs.c.job_id.startswith(prefix, autoescape=True)
+    found = connection.execute(select(jobs).where(between, begins)).all()
     if len(found) != 1:
         raise JobNotFound(
             f"{len(found) or 'no'} jobs have an id that begins with {prefix!r}",
             hint="see `pacsnode jobs list`; more of the id tells jobs apart",
         )
     return found[0]
+
+
+def shadow_summary(engine: Engine, *, limit: int = 1000) -> list[dict[str, Any]]:
+    """Of each candidate, how its runs ended, and how far the newest ``limit`` agree with what is live.
+
+    equal_case_types: a share. dice: segment -> median and least. noisy_or: type -> median and largest
+    absolute difference.
+    """
+    with engine.connect() as connection:
+        counts = select(shadows.c.candidate, shadows.c.state, func.count()).group_by(
+            shadows.c.candidate, shadows.c.state
+        )
+        states: dict[str, dict[str, int]] = {}
+        for candidate, state, count in connection.execute(counts):
+            states.setdefault(candidate, {})[state] = count
+        return [
+            {"candidate": name, "runs": runs, **_agreement(connection, name, limit)}
+            for name, runs in sorted(states.items())
+        ]
+
+
+def _agreement(connection: Connection, candidate: str, limit: int) -> dict[str, Any]:
+    newest = (
+        select(shadows.c.agreement)
+        .where(shadows.c.candidate == candidate, shadows.c.state == "done")
+        .order_by(shadows.c.finished_at.desc())
+        .limit(limit)
+    )
+    found = [row.agreement for row in connection.execute(newest)]
+    dice: dict[str, list[float]] = {}
+    noisy_or: dict[str, list[float]] = {}
+    for one in found:
+        for segment, value in one["dice"].items():
+            dice.setdefault(segment, []).append(value)
+        for name, probability in one["noisy_or"].items():
+            noisy_or.setdefault(name, []).append(abs(probability["difference"]))
+    return {
+        "compared": len(found),
+        "equal_case_types": statistics.mean(one["case_type"]["equal"] for one in found) if found else None,
+        "dice": {n: {"median": statistics.median(v), "least": min(v)} for n, v in sorted(dice.items())},
+        "noisy_or": {
+            n: {"median": statistics.median(v), "largest": max(v)} for n, v in sorted(noisy_or.items())
+        },
+    }
 
 
 class RetryWatch(Watch):

@@ -22,6 +22,7 @@ from node.errors import NodeError
 from node.run.boundary import ACTIVE, STOP, Next, Run, TakenOver, ours, recorded
 from node.run.delivering import Delivering
 from node.run.results import PREDECESSOR_RUNNING, ResultSets, Services
+from node.run.shadowing import note_done
 from node.run.worker_pool import NODE_STOPPING
 from pipelines.errors import InferenceUnavailable
 
@@ -43,7 +44,13 @@ class Steps:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._results = ResultSets(services)
-        self._delivering = Delivering(self._results, services.engine, services.gates, services.metrics)
+        self._delivering = Delivering(
+            self._results,
+            services.engine,
+            services.gates,
+            services.metrics,
+            on_done=lambda connection, job: note_done(connection, services.config.shadow, job),
+        )
 
     def epoch(self) -> int | None:
         """What a run that begins now begins with: others raise it when they take this node's jobs over."""

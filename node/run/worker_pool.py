@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from node.errors import NodeError, WorkerCrashed
-from pipelines.request import PLAIN, Access, Request, encode_request
+from pipelines.request import COLD, PLAIN, Access, Request, encode_request
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +42,9 @@ class PipelineFailed(NodeError):
 class _Worker:
     """One process and the line protocol with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.worker"],
+            [sys.executable, "-m", "pipelines.worker", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -120,7 +120,11 @@ class _Worker:
 class WorkerPool:
     """At most ``size`` pipelines at once; ``run`` blocks until one is free."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, nice: int = 0, warm: bool = True) -> None:
+        """nice: how much the processes stand back for others of this machine, 0 to 19. warm: whether they
+        warm up, which is for those that run several studies."""
+        self._nice = nice
+        self._options = () if warm else (COLD,)
         self._idle: list[_Worker | None] = [None] * size  # the last one used is used next: it is warm
         self._waiting: list[tuple[int, int]] = []  # a heap of (priority, ticket)
         self._tickets = count()
@@ -188,7 +192,9 @@ class WorkerPool:
         with self._lock:
             if self._stopped:
                 raise WorkerCrashed("the node is stopping")
-            worker = _Worker()
+            worker = _Worker(*self._options)
+            if self._nice:
+                os.setpriority(os.PRIO_PROCESS, worker.pid, self._nice)
             self._started = [w for w in self._started if w.alive] + [worker]
         log.info("worker_started", pid=worker.pid)
         return worker

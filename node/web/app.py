@@ -27,12 +27,12 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from sqlalchemy import Engine, Select, func, select
+from sqlalchemy import Connection, Engine, Select, Table, func, literal, select, union_all
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from node.config import WebConfig
-from node.database import deliveries, instances, jobs, series, write_transaction
+from node.database import IS_QUARANTINED, deliveries, instances, jobs, series, write_transaction
 from node.deliver.gate import Condition
 from node.errors import NodeError
 from node.metrics import Metrics
@@ -51,8 +51,9 @@ log = structlog.get_logger("node.web")
 #: Says why something isn't ready, or None when it is.
 Check = Callable[[], str | None]
 
-_SERIES_STATES = ("open", "complete", "routed")
-_JOB_STATES = ("queued", "retry", "running", "delivering", "done", "failed", "cancelled")
+#: the first is the one that most end in
+_SERIES_STATES = ("routed", "open", "complete")
+_JOB_STATES = ("done", "queued", "retry", "running", "delivering", "failed", "cancelled")
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -173,7 +174,7 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
         instances.c.reason,
         instances.c.received_at,
     )
-    quarantined = select(*columns).where(instances.c.state == "quarantined")
+    quarantined = select(*columns).where(IS_QUARANTINED)
     return _rows(engine, quarantined.order_by(instances.c.received_at.desc()).limit(limit))
 
 
@@ -201,10 +202,20 @@ def _measure_states(engine: Engine, metrics: Metrics) -> None:
             (series, metrics.series, _SERIES_STATES),
             (jobs, metrics.jobs, _JOB_STATES),
         ):
-            query = select(table.c.state, func.count()).group_by(table.c.state)
-            counts: dict[str, int] = {row[0]: row[1] for row in connection.execute(query)}
-            for name in states:
-                gauge.labels(state=name).set(counts.get(name, 0))
+            for name, count in _count_states(connection, table, states).items():
+                gauge.labels(state=name).set(count)
+
+
+def _count_states(connection: Connection, table: Table, states: Sequence[str]) -> dict[str, int]:
+    """How many rows are in each state. In the first one is the rest: to count all rows is much faster than to
+    tell them apart."""
+    most, *others = states
+    each = select(table.c.state, func.count()).where(table.c.state.in_(others)).group_by(table.c.state)
+    every = select(literal(most), func.count()).select_from(table)
+    counts = dict.fromkeys(states, 0)
+    counts |= {row[0]: row[1] for row in connection.execute(union_all(every, each))}
+    counts[most] -= sum(counts[name] for name in others)
+    return counts
 
 
 class WebStartError(NodeError):
@@ -242,6 +253,8 @@ class WebServer:
                 f"web {host}:{port}: {error.strerror or error}",
                 hint="is the port in use, is the address ours?",
             ) from error
+        # for the connections that it accepts: the second half of an answer would wait 40 ms for an ACK
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Engine, select
 
-from node.database import instances, jobs, series
+from node.database import IS_QUARANTINED, instances, jobs, series
 from node.run.operations import with_deliveries
 from pipelines.request import SUMMARY
 
@@ -82,7 +82,7 @@ def find_study(engine: Engine, data_dir: Path, study_instance_uid: str) -> Study
         its_jobs = with_deliveries(connection, [dict(row._mapping) for row in found])
         quarantined = connection.execute(
             select(instances.c.path, instances.c.reason).where(
-                instances.c.study_instance_uid == study_instance_uid, instances.c.state == "quarantined"
+                instances.c.study_instance_uid == study_instance_uid, IS_QUARANTINED
             )
         ).all()
     if not versions and not quarantined:

@@ -20,6 +20,7 @@ import os
 import secrets
 import threading
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,12 +36,16 @@ from node.files import fsync_folder
 log = structlog.get_logger("node.web")
 
 _HASHER = PasswordHasher()
-#: verified against when nobody has the name, so that a name can't be told by the time it takes
-_NOBODY = _HASHER.hash(secrets.token_hex())
 SHORTEST_PASSWORD = 10
 
 RoleName = Literal["viewer", "operator", "admin"]
 UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+
+
+@cache
+def _nobody() -> str:
+    """Verified against when nobody has the name, so that a name can't be told by the time it takes."""
+    return _HASHER.hash(secrets.token_hex())
 
 
 class Role(IntEnum):
@@ -88,7 +93,7 @@ class Users(_Model):
         """Whether it is this user's password. Takes as long for a name that nobody has."""
         user = self.users.get(name)
         try:
-            _HASHER.verify(user.password if user is not None else _NOBODY, password)
+            _HASHER.verify(user.password if user is not None else _nobody(), password)
         except (VerificationError, InvalidHashError):
             return False
         return user is not None
@@ -173,6 +178,8 @@ class UsersFile:
         self._lock = threading.Lock()
         self._seen = self._signature()
         self._users = read_users(path) if path is not None else Users()
+        if path is not None:
+            _nobody()  # made now, not when the first name that nobody has is tried
 
     def current(self) -> Users:
         """Read again when the file has changed. Never raises: what can't be used is logged."""

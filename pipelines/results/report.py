@@ -85,7 +85,7 @@ def build_report(
 
 
 def _model_of(stage: str, context: ResultContext) -> ModelIdentity | None:
-    return next((m for m in context.models if m.name == _MODEL_OF[stage]), None)
+    return next((m for m in context.models if m.role == _MODEL_OF[stage]), None)
 
 
 def _algorithm_of(stage: str, context: ResultContext) -> hd.sr.AlgorithmIdentification | None:

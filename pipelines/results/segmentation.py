@@ -241,7 +241,7 @@ def _segments(findings: Findings) -> list[_Segment]:
 def _description(
     number: int, segment: _Segment, volume: Volume, context: ResultContext
 ) -> hd.seg.SegmentDescription:
-    model = next((m for m in context.models if m.name == segment.model), None)
+    model = next((m for m in context.models if m.role == segment.model), None)
     name = model.name if model else context.pipeline
     version = model.version if model else context.pipeline_version
     algorithm = hd.AlgorithmIdentificationSequence(

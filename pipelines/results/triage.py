@@ -61,7 +61,7 @@ def build_triage_report(volume: Volume, estimates: Estimates, context: ResultCon
 def _case_group(
     volume: Volume, estimates: Estimates, context: ResultContext
 ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-    lungs = next((algorithm(m) for m in context.models if m.name == "lungs"), None)
+    lungs = next((algorithm(m) for m in context.models if m.role == "lungs"), None)
     count = len(estimates.key_slices)
     measurements = [item for one in estimates.by_model for item in _means(one)]
     measurements.append(measurement(codes.NUMBER_OF_KEY_SLICES, count, codes.NO_UNITS, 0))

@@ -15,7 +15,7 @@ import yaml
 from sqlalchemy import insert, update
 
 from node.__main__ import main
-from node.database import deliveries, jobs, open_database
+from node.database import deliveries, jobs, open_database, shadows
 from node.triton_server import free_port
 from tests.unit.node.deliver.conftest import write_object
 from tests.unit.node.rows import job_row
@@ -202,6 +202,30 @@ def test_jobs_show(cli: Cli, config: Path) -> None:
     assert "pacs: delivered after 0 attempt(s)" in shown
     assert "[/red] broke" in shown
     assert "1970-01-01 00:00:01" in shown
+
+
+def test_jobs_shadows(cli: Cli, config: Path) -> None:
+    assert cli("jobs", "shadows", "--json", "--config", config).json() == []
+    agreement = {
+        "dice": {"Left lung": 0.975},
+        "case_type": {"live": "a", "candidate": "b", "equal": False},
+        "noisy_or": {"covid19": {"live": 0.5, "candidate": 0.25, "difference": -0.25}},
+    }
+    row = {"job_id": JOB_ID, "candidate": "next", "created_at": 1.0}
+    engine = open_database(config.parent / "var")
+    with engine.begin() as connection:
+        done = row | {"state": "done", "finished_at": 2.0, "agreement": agreement}
+        failed = row | {"candidate": "other", "state": "failed", "reason": "it [broke]", "agreement": None}
+        connection.execute(insert(shadows), [done | {"reason": None}, failed | {"finished_at": 2.0}])
+    engine.dispose()
+    shown = cli("jobs", "show", JOB_ID, "--config", config).out
+    assert "next: done, other case type; Dice Left lung 0.975" in " ".join(shown.split())
+    assert "other: failed it [broke]" in shown
+    shown = cli("jobs", "shadows", "--config", config).out
+    assert "next: done 1\n" in shown and "other: failed 1\n" in shown
+    rows = [" ".join(line.replace("│", " ").split()) for line in shown.splitlines()]
+    assert {"1 runs: equal case type 0.0%", "Dice of Left lung 0.975 0.975"} <= set(rows)
+    assert "Noisy-OR of covid19, difference 0.250 0.250" in rows
 
 
 def test_jobs_retry_and_cancel(cli: Cli, config: Path) -> None:

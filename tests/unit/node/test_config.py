@@ -22,6 +22,8 @@ from node.config import (
     QueryPeer,
     RouteConfig,
     ServerTls,
+    ShadowConfig,
+    ShadowModel,
     StowDestination,
     TritonTls,
     load_config,
@@ -58,6 +60,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "destinations.cloud.tls": ClientTls,
     "destinations.outbox": FolderDestination,
     "routes": RouteConfig,
+    "shadow.lungs_next": ShadowConfig,
+    "shadow.lungs_next.models.lungs": ShadowModel,
 }
 
 

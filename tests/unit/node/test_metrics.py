@@ -19,7 +19,7 @@ def test_names_and_units() -> None:
         assert family.documentation, family.name
         assert not re.search(r"(_ms|_millis|_minutes|_mb|_kb)\b", family.name)
         if family.type == "histogram":
-            assert family.name.endswith("_seconds")
+            assert family.name.endswith(("_seconds", "_ratio"))
 
 
 def test_labels_are_bounded_ones() -> None:

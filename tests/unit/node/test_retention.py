@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
+from node import retention
 from node.config import NodeConfig, RouteConfig
-from node.database import instances, jobs, open_database, series
+from node.database import instances, jobs, series, write_transaction
+from node.errors import NodeError
 from node.metrics import Metrics
+from node.postgres import hold_series
 from node.receive.reconcile import reconcile
 from node.receive.spool import Spool
 from node.retention import Retention
@@ -83,10 +90,8 @@ class Store:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    engine = open_database(tmp_path)
-    yield Store(tmp_path, engine)
-    engine.dispose()
+def store(tmp_path: Path, engine: Engine) -> Store:
+    return Store(tmp_path, engine)
 
 
 def test_what_is_done_and_old_enough_goes(store: Store) -> None:
@@ -149,6 +154,113 @@ def test_killed_within_it(store: Store, deleted: int, monkeypatch: pytest.Monkey
     assert store.is_gone()
     done = reconcile(spool, store.engine)
     assert (done.indexed, done.missing, done.foreign) == (0, 0, 0)
+
+
+class _Killed(BaseException):
+    """As by kill -9: nobody catches it."""
+
+
+class _Dying:
+    """Lets whatever purging does, to files or the database, die at its nth moment: before or after."""
+
+    def __init__(self, moment: int) -> None:
+        self._left = moment
+
+    def pass_(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise _Killed
+
+    def call(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            self.pass_()
+            result = real(*arguments, **options)
+            self.pass_()
+            return result
+
+        return wrapper
+
+    @contextmanager
+    def transaction(self, engine: Engine) -> Iterator[Connection]:
+        self.pass_()
+        with write_transaction(engine) as connection:
+            yield connection
+        self.pass_()
+
+
+def test_killed_at_every_moment(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first transaction is committed nothing is gone; from then on the next look ends it."""
+    outcomes = []
+    for moment in range(100):
+        with engine.begin() as connection:
+            for table in (jobs, instances, series):
+                connection.execute(delete(table))
+        store = Store(tmp_path / str(moment), engine)
+        dying = _Dying(moment)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", dying.call(Path.unlink))
+            patch.setattr(Path, "rmdir", dying.call(Path.rmdir))
+            patch.setattr(retention, "shutil", SimpleNamespace(rmtree=dying.call(shutil.rmtree)))
+            patch.setattr(retention, "write_transaction", dying.transaction)
+            try:
+                store.retention.look()
+            except _Killed:
+                outcomes.append("whole" if store.is_whole() else "begun")
+            else:
+                break
+        Retention(store.config, engine, store.metrics).look()
+        assert store.is_gone(), moment
+    assert outcomes == ["whole"] + ["begun"] * (len(outcomes) - 1) and len(outcomes) > 10
+
+
+@contextmanager
+def _meanwhile(engine: Engine, action: Callable[[], object]) -> Iterator[tuple[Connection, list[object]]]:
+    """A transaction that ends when ``action``, begun meanwhile, has had time to wait for it; its answer."""
+    answers: list[object] = []
+
+    def run() -> None:
+        try:
+            answers.append(action())
+        except NodeError as error:
+            answers.append(error.code)
+
+    thread = threading.Thread(target=run)
+    with write_transaction(engine) as connection:
+        yield connection, answers
+        thread.start()
+        time.sleep(0.3)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_what_is_filed_meanwhile_stays(store: Store) -> None:
+    with _meanwhile(store.engine, store.retention.look) as (connection, answers):
+        hold_series(connection, [UID])
+        connection.execute(insert(series).values(series_row(version=2, state="open")))
+        row = store.instance(3, series_version=2)
+        connection.execute(insert(instances).values(row))
+    assert answers == [0] and store.is_whole()
+
+
+def test_what_is_committed_meanwhile_stays(store: Store) -> None:
+    with _meanwhile(store.engine, store.retention.look) as (connection, answers):
+        one = instances.c.sop_instance_uid == f"{UID}.1"
+        connection.execute(update(instances).where(one, instances.c.state == "stored").values(held_at=1.0))
+    assert answers == [0] and store.is_whole()
+
+
+def test_its_job_cannot_be_asked_for_while_it_is_purged(store: Store) -> None:
+    with _meanwhile(store.engine, lambda: retry_job(store.engine, "j1")) as (connection, answers):
+        hold_series(connection, [UID])
+        connection.execute(update(series).values(purged_at=1.0))
+    assert answers == ["job_state"]
+
+
+def test_two_nodes_purge_it_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Retention(store.config, store.engine, store.metrics)
+    monkeypatch.setattr(other, "_candidates", lambda _now: [UID])  # as seen before the first was at it
+    assert (store.retention.look(), other.look()) == (1, 0)
+    assert store.metric("purged_series_total") == 1
 
 
 def test_the_same_may_come_again_and_stays(store: Store) -> None:

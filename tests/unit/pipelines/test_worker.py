@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from node.triton_server import free_port
-from pipelines.request import NoResult, Request, decode_request, encode_request
+from pipelines.request import NoResult, Request, Shadow, decode_request, encode_request
 
 REQUEST = Request(
     pipeline="chest_ct_pneumonia",
@@ -117,6 +117,7 @@ def test_a_request_survives_the_journey() -> None:
         predecessor=Path("results/earlier"),
         reject=True,
         no_result=NoResult("no_lungs", "no lung was found", "both"),
+        shadow=Shadow(Path("results/live"), {"lungs": ("lungs_next", "2")}),
     )
     line = encode_request(full, triton_url="triton:8001", timeout_seconds=3.5)
     assert decode_request(json.loads(line)) == full

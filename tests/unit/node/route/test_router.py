@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,16 @@ def test_a_crash_before_the_enqueue_is_made_good(routed: Routed) -> None:
         routed.router.route("1.2.3", 1)
     routed.fail = False
     assert routed.router.enqueue_waiting() == 1
-    assert routed.enqueued == [job_id("1.2.3", 1, "chest")]
+    ours = job_id("1.2.3", 1, "chest")
+    assert routed.enqueued == [ours]
+    asked: list[tuple[str, int]] = []
+
+    def known(waiting: Sequence[tuple[str, int]]) -> list[str]:
+        asked.extend(waiting)
+        return [ours]
+
+    assert routed.router.enqueue_waiting(known) == 0
+    assert (asked, routed.enqueued) == ([(ours, 0)], [ours])
 
 
 def test_unmatched_series_are_recorded_with_the_reason(routed: Routed) -> None:

@@ -1,10 +1,11 @@
 """A process with a ``JobEngine`` whose steps write down what they are asked: something to kill.
 
-``python -m tests.unit.node.run.engine_process DATA_DIR [JOB_ID …]`` starts the engine, enqueues the jobs and
-runs until its stdin closes. Every call of a step is a line of ``DATA_DIR/calls``, with ``--node-id`` before
-it. What the steps answer is in the job's id: ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse``
-(the first delivery to ``b``), ``locked`` (the database can't be written when it is first run and first
-delivered to ``b``).
+``python -m tests.unit.node.run.engine_process DATA_DIR [JOB_ID …]`` starts the engine, writes which of the
+jobs it knows to ``DATA_DIR/known``, enqueues them all and runs until its stdin closes. Every call of a step
+is a line of ``DATA_DIR/calls``, with ``--node-id`` before it. What the steps answer is in the job's id:
+``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse`` (the first delivery to ``b``), ``locked``
+(the database can't be written when it is first run and first delivered to ``b``). At a line on stdin it
+forgets what has ended; ``DATA_DIR/forgotten`` says how much that was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dbos._dbos import _get_dbos_instance
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
@@ -114,6 +116,9 @@ def main(arguments: Namespace) -> None:
             version=arguments.version,
         )
         engine.start()
+        if arguments.overclaim:  # as if the threads of what was begun never got to run
+            begun = _get_dbos_instance()._active_workflows_set
+            begun.count_for_queue = lambda _name: 0
 
         def begin_again(alive: Collection[str]) -> None:
             for job_id in engine.abandon_old(alive):
@@ -131,9 +136,13 @@ def main(arguments: Namespace) -> None:
             )
             takeover.start()
             stack.callback(takeover.stop)
+        known = engine.enqueued([(job_id, 0) for job_id in arguments.jobs])
+        (arguments.data_dir / "known").write_text(" ".join(sorted(known)))
         for job_id in arguments.jobs:
             engine.enqueue(job_id, 100, 0, "limited" if "limited" in job_id else "chest")
-        sys.stdin.read()
+        for _line in sys.stdin:
+            forgotten = engine.forget(time.time(), 1000)
+            (arguments.data_dir / "forgotten").write_text(str(forgotten))
         engine.stop()
 
 
@@ -145,6 +154,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--password-file", type=Path)
     parser.add_argument("--node-id", default="")
     parser.add_argument("--version", default=WORKFLOW_VERSION)
+    parser.add_argument("--overclaim", action="store_true", help="The engine thinks that nothing runs.")
     return parser.parse_args()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from node.run.forgetting import AT_ONCE, KEPT_SECONDS, ForgetWatch
 from tests.integration.receiving import wait_for
 from tests.unit.node.run.engine_process import RETRY_SECONDS
 
@@ -61,6 +64,8 @@ def test_jobs_run_once_are_retried_with_delay_and_delivered_everywhere(tmp_path:
         "deliver locked 0 a 1",
     )
     wait_for(lambda: calls(tmp_path).count("deliver locked 0 b 1") == 2, what="a database that answers")
+    with closing(sqlite3.connect(tmp_path / "workflows.sqlite")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     time.sleep(0.5)  # whatever would run twice has had its time
     assert sorted(calls(tmp_path)) == sorted(
         [
@@ -97,8 +102,9 @@ def test_kill_9_in_the_middle_of_a_step(tmp_path: Path, start: Start) -> None:
     wait_for_calls(tmp_path, "execute hang 0 1 0", "deliver plain 0 a 1", "deliver plain 0 b 1")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    start("plain", "hang")
+    start("plain", "hang", "new")
     wait_for(lambda: calls(tmp_path).count("execute hang 0 1 0") == 2, seconds=60)
+    assert (tmp_path / "known").read_text() == "hang plain", "a start enqueues what the engine doesn't know"
     (tmp_path / "go").touch()
     wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
     time.sleep(0.5)
@@ -127,11 +133,45 @@ def test_a_job_of_another_workflow_version_begins_again(tmp_path: Path, start: S
     assert calls(tmp_path).count("execute hang 0 1 0") == 1
 
 
-def test_a_pipelines_own_limit(tmp_path: Path, start: Start) -> None:
+@pytest.mark.parametrize("options", [(), ("--overclaim",)], ids=["as counted", "however it counts"])
+def test_a_pipelines_own_limit(tmp_path: Path, start: Start, options: tuple[str, ...]) -> None:
     """Of two workers, one at most runs the pipeline that is limited to one."""
-    start("hang-limited-1", "hang-limited-2", "plain")
+    start("hang-limited-1", "hang-limited-2", "plain", *options)
     wait_for_calls(tmp_path, "execute plain 0 1 0", "deliver plain 0 a 1")
     time.sleep(0.5)
     assert len([call for call in calls(tmp_path) if "execute hang-limited" in call]) == 1
     (tmp_path / "go").touch()
     wait_for_calls(tmp_path, "execute hang-limited-1 0 1 0", "execute hang-limited-2 0 1 0")
+
+
+def test_what_ended_is_forgotten_and_what_is_under_way_goes_on(tmp_path: Path, start: Start) -> None:
+    process = start("plain", "retry", "hang")
+    wait_for_calls(tmp_path, "deliver plain 0 b 1", "deliver retry 0 a 1", "deliver retry 0 b 1")
+    wait_for_calls(tmp_path, "deliver plain 0 a 1", "execute hang 0 1 0")
+    wait_for(lambda: statuses(tmp_path).count("SUCCESS") == 8, seconds=60, what="workflows to end")
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    wait_for(lambda: statuses(tmp_path) == ["PENDING"], seconds=60, what="them to be forgotten")
+    wait_for((tmp_path / "forgotten").exists, seconds=60)
+    assert (tmp_path / "forgotten").read_text() == "8"
+    (tmp_path / "go").touch()
+    wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
+
+
+def statuses(data_dir: Path) -> list[str]:
+    with closing(sqlite3.connect(data_dir / "workflows.sqlite", timeout=30)) as connection:
+        return [row[0] for row in connection.execute("SELECT status FROM workflow_status")]
+
+
+def test_forgetting_goes_on_until_nothing_is_due() -> None:
+    asked: list[tuple[float, int]] = []
+    left = [AT_ONCE, AT_ONCE, 3]
+
+    def forget(before: float, limit: int) -> int:
+        asked.append((before, limit))
+        return left.pop(0)
+
+    assert ForgetWatch(forget).look() == 2 * AT_ONCE + 3
+    assert {limit for _, limit in asked} == {AT_ONCE}
+    assert all(0 <= time.time() - KEPT_SECONDS - before < 60 for before, _ in asked)

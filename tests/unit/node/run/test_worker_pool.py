@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -184,3 +185,15 @@ def test_smaller_priorities_get_a_worker_first() -> None:
     for thread in waiting:
         thread.join(10)
     assert order == [100, 100, 200, 300]
+
+
+def test_a_candidates_process_stands_back_and_doesnt_warm_up() -> None:
+    pool = WorkerPool(1, nice=19, warm=False)
+    pool.start()
+    try:
+        (worker,) = pool._started
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 19
+        assert worker._process.args[-1] == "--cold"
+        assert json.loads(worker._events.get(timeout=120) or "") == {"event": "ready"}
+    finally:
+        pool.stop()

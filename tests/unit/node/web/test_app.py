@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -39,6 +40,15 @@ def test_a_port_in_use_is_named(engine: Engine, client: httpx.Client) -> None:
     server = WebServer(WebConfig(port=client.base_url.port or 0), create_app(engine, Metrics("1.2.3"), {}))
     with pytest.raises(WebStartError, match=f"web 127.0.0.1:{client.base_url.port}: Address already in use"):
         server.start()
+    server.stop()
+
+
+def test_answers_are_not_held_back(engine: Engine) -> None:
+    """By Nagle's algorithm, for the 40 ms after which a client acknowledges the first half of one."""
+    server = WebServer(WebConfig(port=0), create_app(engine, Metrics("1.2.3"), {}))
+    server.start()
+    assert server._socket is not None
+    assert server._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     server.stop()
 
 
