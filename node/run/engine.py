@@ -220,7 +220,11 @@ class JobEngine:
         _register_queue(RUN_QUEUE, self._limits.workers)
         for pipeline, at_once in self._limits.by_pipeline.items():
             _register_queue(self._limits.queue_of(pipeline), at_once)
-        for destination, at_once in self._destinations.items():
+        self.deliver_to(self._destinations)
+
+    def deliver_to(self, destinations: Mapping[str, int]) -> None:
+        """Take deliveries of these destinations, too: so many at once of each. Also while it runs."""
+        for destination, at_once in destinations.items() if self._runs else ():
             _register_queue(delivery_queue(destination), at_once)
 
     def stop(self) -> None:

@@ -52,10 +52,23 @@ class Principal:
     by_token: bool = False
 
 
+#: what isn't as ``role_needed`` has it else: beginning and end of a path, and the role for any method; None
+#: is open, for what says nothing of any study, or asks for a secret of its own
+TABLE: tuple[tuple[str, str, Role | None], ...] = (
+    ("/static/", "", None),
+    ("/studies/", "/patient", Role.OPERATOR),
+    ("/reload", "", Role.ADMIN),
+)
+
+
 def role_needed(method: str, path: str) -> Role | None:
     """None for what is open. What changes something needs an operator, unless it is to log out."""
     if path in OPEN:
         return None
+    if ".." not in path:
+        for beginning, end, role in TABLE:
+            if path.startswith(beginning) and path.endswith(end):
+                return role
     return Role.VIEWER if method in SAFE_METHODS or path == LOGOUT else Role.OPERATOR
 
 
