@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Collection
@@ -137,12 +138,15 @@ class Node:
         if self._role != "worker":
             self._receive(router)
         self._reloading = Reloading(config, self._read, self._use, metrics)
+        uploads = config.own_dir / "uploads"
+        shutil.rmtree(uploads, ignore_errors=True)  # what was on its way when the last process ended
         sources = Sources(
             gates=lambda: self._gates,
             routes=lambda: router.routes,
             models=self._models,
             data_dir=config.data_dir,
-            uploads=config.own_dir / "uploads",
+            uploads=uploads,
+            free_disk_floor_bytes=config.receive.free_disk_floor_bytes,
             handing=self._handing,
             reloading=self._reloading,
             accessed=self._audit.accessed,
@@ -159,6 +163,7 @@ class Node:
         web = WebServer(config.web, pages)
         web.start()
         stack.callback(web.stop)
+        stack.callback(sources.stopping.set)
         if self._pool is not None:
             self._pool.start()  # last: workers warm up, and would take the processor from what answers peers
 

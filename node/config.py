@@ -248,6 +248,9 @@ class WebConfig(Model):
     users: Path | None = None
     open_loopback: bool = True
     session_hours: float = Field(default=12.0, gt=0, le=168)
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^/\s?#@]+$")
+    upload_minutes: float = Field(default=30.0, gt=0, le=1440)
+    max_upload_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
 
 
 class ResultsConfig(Model):

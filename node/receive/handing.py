@@ -34,11 +34,11 @@ class Association:
         self._name = uuid.uuid4().hex
         self._order("open", ae_title=ae_title, address=address)
 
-    def take(self, files: Sequence[Path]) -> list[Taken]:
-        """In the order of the files, which stay where they are."""
+    def take(self, files: Sequence[Path], *, study: str = "") -> list[Taken]:
+        """In the order of the files, which stay where they are. study: that they must be of, if not ""."""
         paths = [str(file) for file in files]
         seconds = ORDER_SECONDS + FILE_SECONDS * len(paths)
-        return [Taken(**one) for one in self._order("take", seconds, paths=paths)]
+        return [Taken(**one) for one in self._order("take", seconds, paths=paths, study=study)]
 
     def end(self, *, released: bool) -> None:
         """released: the sender said that it was all."""

@@ -28,6 +28,8 @@ log = structlog.get_logger("node.receive.taking")
 _COPY_BYTES = 1024 * 1024
 #: the file is no Part 10 file, or its transfer syntax isn't one that the listener accepts
 STATUS_CANNOT_UNDERSTAND, STATUS_TRANSFER_SYNTAX = 0xC000, 0xC122
+#: the sender named a study (PS3.18 10.5.1), and the data set is of another
+STATUS_OTHER_STUDY = 0xA900
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Taking:
         self._senders: dict[str, Sender] = {}
 
     def obey(self, order: dict[str, Any]) -> list[dict[str, Any]]:
-        """``open`` with ae_title and address, ``take`` with paths, ``end`` with released; each with the
-        association's name. Returns what became of each path."""
+        """``open`` with ae_title and address, ``take`` with paths and perhaps the study that they must be of,
+        ``end`` with released; each with the association's name. Returns what became of each path."""
         name = str(order["association"])
         match order["order"]:
             case "open":
@@ -71,7 +73,8 @@ class Taking:
                 self._senders[name] = self._storage.open(f"web-{name}-{uuid.uuid4().hex[:8]}", peer)
             case "take":
                 sender = self._senders[name]
-                return [asdict(self._take(sender, Path(path))) for path in order["paths"]]
+                study = str(order.get("study", ""))
+                return [asdict(self._take(sender, Path(path), study)) for path in order["paths"]]
             case "end":
                 sender = self._senders.pop(name)
                 sender.released = bool(order["released"])
@@ -79,7 +82,7 @@ class Taking:
                 self._tracker.association_ended(sender.association_id, released=sender.released)
         return []
 
-    def _take(self, sender: Sender, path: Path) -> Taken:
+    def _take(self, sender: Sender, path: Path, study: str) -> Taken:
         try:
             part = read_part10(path)
         except (InvalidDicomError, OSError, AttributeError, EOFError, ValueError, NotImplementedError):
@@ -91,9 +94,9 @@ class Taking:
         uids = (part.sop_class_uid, part.sop_instance_uid)
         if part.transfer_syntax_uid not in self._transfer_syntaxes:
             return Taken(STATUS_TRANSFER_SYNTAX, "its transfer syntax isn't accepted", *uids)
-        return self._store(sender, path, part)
+        return self._store(sender, path, part, study)
 
-    def _store(self, sender: Sender, path: Path, part: Part10) -> Taken:
+    def _store(self, sender: Sender, path: Path, part: Part10, study: str) -> Taken:
         context = Context(part.sop_class_uid, part.transfer_syntax_uid)
         command = StoreCommand(1, part.sop_class_uid, part.sop_instance_uid, has_data_set=True)
         reception = self._storage.begin(sender, context, command)
@@ -103,6 +106,10 @@ class Taking:
                 file.seek(part.header_bytes)
                 head = file.read(HEAD_BYTES)
                 study_instance_uid = _study_of(head, path, part)
+                if study and study_instance_uid != study:
+                    reception.abandon()
+                    uids = (part.sop_class_uid, part.sop_instance_uid)
+                    return Taken(STATUS_OTHER_STUDY, "it isn't of the study that was named", *uids)
                 file.seek(part.header_bytes)
                 while piece := file.read(_COPY_BYTES):
                     reception.write([memoryview(piece)])

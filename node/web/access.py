@@ -99,6 +99,7 @@ class Access:
 
         request = Request(scope)
         scope["principal"] = principal = self._principal(request)
+        scope["still_known"] = lambda: self._principal(request) is not None  # for answers that take long
         refusal = self._refusal(request, principal)
         await (refusal or self._app)(scope, receive, send_with_headers)
 

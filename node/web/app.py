@@ -40,6 +40,8 @@ from node.metrics import Metrics
 from node.run.operations import list_jobs
 from node.web.access import Access
 from node.web.destinations_page import count_waiting, destination_routes
+from node.web.events import Pulse, event_routes
+from node.web.intake import IntakeGate
 from node.web.job_api import job_routes
 from node.web.login import Audited, Login
 from node.web.models_page import model_routes
@@ -47,6 +49,7 @@ from node.web.pages import CONTENT_SECURITY_POLICY, render, static_routes
 from node.web.routes_page import route_routes
 from node.web.sessions import Sessions
 from node.web.sources import Sources
+from node.web.stow_page import stow_routes
 from node.web.studies import JOB_STATES, SERIES_STATES, count_states
 from node.web.study_page import study_list_routes, study_routes
 from node.web.users import UsersFile
@@ -96,15 +99,27 @@ def create_app(
     app.include_router(_health(engine, metrics, all_checks, more_metrics))
     app.include_router(_overview(engine, all_checks, sources))
     app.include_router(static_routes())
+    app.include_router(event_routes(_pulse(engine, all_checks, sources), sources.stopping))
     app.include_router(Login(users, sessions, audited).router)
     app.include_router(job_routes(engine))
     app.include_router(study_list_routes(engine))
     app.include_router(destination_routes(engine, sources.gates))
     app.include_router(model_routes(sources.models))
     app.include_router(route_routes(sources))
+    gate = IntakeGate(sources)
+    app.include_router(stow_routes(sources, gate, config.max_upload_bytes))
     if sources.data_dir is not None:
         app.include_router(study_routes(engine, sources.data_dir, sources.accessed))
     return Access(app, users, sessions, open_loopback=config.open_loopback, policy=CONTENT_SECURITY_POLICY)
+
+
+def _pulse(engine: Engine, checks: Mapping[str, Check], sources: Sources) -> Pulse:
+    def conditions() -> object:
+        others = {name: check for name, check in checks.items() if name != "database"}  # it takes a lock
+        running = sources.reloading.running.version if sources.reloading is not None else ""
+        return [gate.condition for gate in sources.gates().values()], failing_of(others), running
+
+    return Pulse(engine, conditions)
 
 
 def failing_of(checks: Mapping[str, Check]) -> dict[str, str]:

@@ -5,8 +5,9 @@ Everything has a default that says "not here", so that a node without destinatio
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.checks import ModelState
@@ -30,6 +31,7 @@ class Sources:
     """gates: of destinations, by name.  models: asks Triton, and may take its time.  data_dir: where results
     are.  uploads: a folder for what is being uploaded, on the spool's file system.  handing: into the
     receiver, where this process has one.  accessed: told (user, address, study) of who saw a patient's name.
+    stopping: set before the server stops; answers that would go on end then.
     """
 
     gates: Callable[[], Mapping[str, Gate]] = dict
@@ -37,6 +39,8 @@ class Sources:
     models: Callable[[], Models] = Models
     data_dir: Path | None = None
     uploads: Path | None = None
+    free_disk_floor_bytes: int = 0
     handing: Handing | None = None
     reloading: Reloading | None = None
     accessed: Callable[[str, str, str], None] = lambda *_: None
+    stopping: threading.Event = field(default_factory=threading.Event)

@@ -38,6 +38,7 @@
   }
 
   const events = new EventSource(address);
+  events.addEventListener("open", refresh);  // what changed before anybody listened
   events.addEventListener("changed", refresh);
   events.addEventListener("ended", () => { events.close(); location.reload(); });
   document.addEventListener("visibilitychange", () => { if (!document.hidden && due) refresh(); });

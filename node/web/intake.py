@@ -1,0 +1,48 @@
+"""Requests that bring files: so many at once, while there is room, each in a folder of its own.
+
+In: a request.  Out: a folder that is removed afterwards, or why it can't be taken now.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastapi import Request
+
+from node.web.multipart import BadBody, removed
+from node.web.sources import Sources
+
+AT_ONCE = 4
+
+
+class IntakeGate:
+    """Guards the uploads' folder."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._free = threading.BoundedSemaphore(AT_ONCE)
+
+    @contextmanager
+    def enter(self, request: Request) -> Iterator[Path]:
+        """Raises BadBody: 503 when there is no room now, 404 where nothing is received."""
+        uploads = self._sources.uploads
+        if uploads is None or self._sources.handing is None:
+            raise BadBody(404, "this process receives nothing: files go to a listener")
+        if not self._free.acquire(blocking=False):
+            raise BadBody(503, f"{AT_ONCE} requests with files are being taken already; try again soon")
+        try:
+            uploads.mkdir(parents=True, exist_ok=True)
+            length = request.headers.get("content-length", "")
+            # it is here twice for a moment: as it came, and in the spool
+            wanted = 2 * int(length) if length.isdigit() and len(length) < 16 else 0
+            disk = os.statvfs(uploads)
+            if disk.f_bavail * disk.f_frsize - wanted < self._sources.free_disk_floor_bytes:
+                raise BadBody(503, "there is no room on the disk now")
+            with removed(uploads) as folder:
+                yield folder
+        finally:
+            self._free.release()
