@@ -1,7 +1,7 @@
 """STOW-RS (PS3.18 10.5): POST /dicom-web/studies and /dicom-web/studies/{study}, ``application/dicom`` parts.
 
-In: a request with Part 10 files.  Out: what became of each, as C-STORE would have answered: an instance in the
-Referenced SOP Sequence is durable. What sends it is known to routes by the AE title AE_TITLE.
+In: a request with Part 10 files.  Out: what became of each, as C-STORE would have answered: an instance in
+the Referenced SOP Sequence is durable. What sends it is known to routes by the AE title AE_TITLE.
 
     200  all are stored           409  none is          202  some are
     503  there was no room, or the receiver is down: send it again
