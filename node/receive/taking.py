@@ -19,7 +19,15 @@ from pydicom.errors import InvalidDicomError
 from node.audit_message import Peer
 from node.errors import InstanceRejected
 from node.receive.command import StoreCommand
-from node.receive.part10 import HEAD_BYTES, Part10, is_uid, printable, read_filing_uids, read_part10
+from node.receive.part10 import (
+    HEAD_BYTES,
+    FilingUids,
+    Part10,
+    is_uid,
+    printable,
+    read_filing_uids,
+    read_part10,
+)
 from node.receive.storage import Sender, StorageService
 from node.receive.stream import Context
 
@@ -41,6 +49,7 @@ class Taken:
     sop_class_uid: str = ""
     sop_instance_uid: str = ""
     study_instance_uid: str = ""
+    series_instance_uid: str = ""
 
 
 class AssociationEnd(Protocol):
@@ -100,16 +109,16 @@ class Taking:
         context = Context(part.sop_class_uid, part.transfer_syntax_uid)
         command = StoreCommand(1, part.sop_class_uid, part.sop_instance_uid, has_data_set=True)
         reception = self._storage.begin(sender, context, command)
-        study_instance_uid = ""
+        uids: FilingUids | None = None
         try:
             with path.open("rb") as file:
                 file.seek(part.header_bytes)
                 head = file.read(HEAD_BYTES)
-                study_instance_uid = _study_of(head, path, part)
-                if study and study_instance_uid != study:
+                uids = _uids_of(head, path, part)
+                if study and (uids is None or uids.study_instance_uid != study):
                     reception.abandon()
-                    uids = (part.sop_class_uid, part.sop_instance_uid)
-                    return Taken(STATUS_OTHER_STUDY, "it isn't of the study that was named", *uids)
+                    why = "it isn't of the study that was named"
+                    return Taken(STATUS_OTHER_STUDY, why, part.sop_class_uid, part.sop_instance_uid)
                 file.seek(part.header_bytes)
                 while piece := file.read(_COPY_BYTES):
                     reception.write([memoryview(piece)])
@@ -117,11 +126,12 @@ class Taking:
             reception.abandon()
             return Taken(STATUS_CANNOT_UNDERSTAND, "the file can't be read")
         status, comment = reception.finish()
-        return Taken(status, comment, part.sop_class_uid, part.sop_instance_uid, study_instance_uid)
+        where = (uids.study_instance_uid, uids.series_instance_uid) if uids is not None else ()
+        return Taken(status, comment, part.sop_class_uid, part.sop_instance_uid, *where)
 
 
-def _study_of(head: bytes, path: Path, part: Part10) -> str:
-    """Of the data set; "" when it can't be told, for which reason it will be in quarantine."""
+def _uids_of(head: bytes, path: Path, part: Part10) -> FilingUids | None:
+    """Of the data set; None when they can't be told, for which reason it will be in quarantine."""
 
     def whole() -> BinaryIO:
         stream = path.open("rb")
@@ -129,6 +139,6 @@ def _study_of(head: bytes, path: Path, part: Part10) -> str:
         return stream
 
     try:
-        return read_filing_uids(head, part.transfer_syntax_uid, whole).study_instance_uid
+        return read_filing_uids(head, part.transfer_syntax_uid, whole)
     except InstanceRejected:
-        return ""
+        return None

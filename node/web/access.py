@@ -58,6 +58,8 @@ TABLE: tuple[tuple[str, str, Role | None], ...] = (
     ("/static/", "", None),
     ("/studies/", "/patient", Role.OPERATOR),
     ("/reload", "", Role.ADMIN),
+    ("/upload/", "", None),  # a link for one phone (``uploads``)
+    ("/upload", "", Role.OPERATOR),
 )
 
 

@@ -35,16 +35,17 @@ from starlette.types import ASGIApp
 
 from node.config import WebConfig
 from node.database import instances, jobs, series, write_transaction
-from node.errors import NodeError
+from node.errors import NodeError, SpoolError
 from node.metrics import Metrics
 from node.run.operations import list_jobs
 from node.web.access import Access
 from node.web.destinations_page import count_waiting, destination_routes
 from node.web.events import Pulse, event_routes
-from node.web.intake import IntakeGate
+from node.web.intake import IntakeGate, refused
 from node.web.job_api import job_routes
 from node.web.login import Audited, Login
 from node.web.models_page import model_routes
+from node.web.multipart import BadBody
 from node.web.pages import CONTENT_SECURITY_POLICY, render, static_routes
 from node.web.routes_page import route_routes
 from node.web.sessions import Sessions
@@ -52,6 +53,8 @@ from node.web.sources import Sources
 from node.web.stow_page import stow_routes
 from node.web.studies import JOB_STATES, SERIES_STATES, count_states
 from node.web.study_page import study_list_routes, study_routes
+from node.web.upload_page import upload_routes
+from node.web.uploads import UploadLinks
 from node.web.users import UsersFile
 
 log = structlog.get_logger("node.web")
@@ -106,8 +109,12 @@ def create_app(
     app.include_router(destination_routes(engine, sources.gates))
     app.include_router(model_routes(sources.models))
     app.include_router(route_routes(sources))
+    for error in (BadBody, SpoolError):
+        app.add_exception_handler(error, refused)
     gate = IntakeGate(sources)
     app.include_router(stow_routes(sources, gate, config.max_upload_bytes))
+    links = UploadLinks(config.upload_minutes * 60, sources.handing)
+    app.include_router(upload_routes(engine, sources, gate, links, config))
     if sources.data_dir is not None:
         app.include_router(study_routes(engine, sources.data_dir, sources.accessed))
     return Access(app, users, sessions, open_loopback=config.open_loopback, policy=CONTENT_SECURITY_POLICY)

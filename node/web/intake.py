@@ -12,11 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastapi import Request
+from fastapi.responses import JSONResponse
 
+from node.errors import SpoolError
 from node.web.multipart import BadBody, removed
 from node.web.sources import Sources
 
 AT_ONCE = 4
+RETRY_AFTER = {"Retry-After": "10"}
+
+
+def refused(_request: Request, error: Exception) -> JSONResponse:
+    """What is answered to a request that can't be taken: the reason, and whether to come again."""
+    if isinstance(error, BadBody):
+        return JSONResponse({"error": str(error)}, error.status, RETRY_AFTER if error.status == 503 else None)
+    hint = error.hint if isinstance(error, SpoolError) else ""
+    return JSONResponse({"error": f"{error}; {hint}"}, 503, RETRY_AFTER)
 
 
 class IntakeGate:

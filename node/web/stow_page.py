@@ -17,11 +17,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from node.errors import SpoolError
 from node.receive.part10 import is_uid
 from node.receive.storage import STATUS_OUT_OF_RESOURCES, STATUS_STORED
 from node.receive.taking import Taken
-from node.web.intake import IntakeGate
+from node.web.intake import RETRY_AFTER, IntakeGate
 from node.web.multipart import BadBody, Limits, Part, parameters, save_parts
 from node.web.sources import Sources
 
@@ -31,7 +30,6 @@ AE_TITLE = "STOW-RS"
 DICOM, DICOM_JSON = "application/dicom", "application/dicom+json"
 _ACCEPTABLE = (DICOM_JSON, "application/json", "application/*", "*/*")
 MOST_INSTANCES = 20_000
-RETRY_AFTER = {"Retry-After": "10"}
 
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _FAILURE_REASON = "00081150", "00081155", "00081197"
 _FAILED, _REFERENCED, _OTHER_FAILURES = "00081198", "00081199", "0008119A"
@@ -43,17 +41,11 @@ def stow_routes(sources: Sources, gate: IntakeGate, max_bytes: int) -> APIRouter
     limits = Limits(max_bytes, MOST_INSTANCES)
 
     async def store(request: Request, study: str) -> Response:
-        try:
-            _check_types(request)
-            with gate.enter(request) as folder:
-                parts = await save_parts(request, folder, limits)
-                _check_parts(parts)
-                taken = await run_in_threadpool(_take, sources, request, parts, study)
-        except BadBody as error:
-            headers = RETRY_AFTER if error.status == 503 else None
-            return JSONResponse({"error": str(error)}, error.status, headers)
-        except SpoolError as error:
-            return JSONResponse({"error": f"{error}; {error.hint}"}, 503, RETRY_AFTER)
+        _check_types(request)
+        with gate.enter(request) as folder:
+            parts = await save_parts(request, folder, limits)
+            _check_parts(parts)
+            taken = await run_in_threadpool(_take, sources, request, parts, study)
         status = status_of(taken)
         log.info(
             "stow_answered",
@@ -72,7 +64,7 @@ def stow_routes(sources: Sources, gate: IntakeGate, max_bytes: int) -> APIRouter
     @router.post("/studies/{study}")
     async def of_study(request: Request, study: str) -> Response:
         if not is_uid(study):
-            return JSONResponse({"error": "the path ends in no UID"}, 400)
+            raise BadBody(400, "the path ends in no UID")
         return await store(request, study)
 
     return router

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ ROUTES = compile_routes(
 
 def zipped(**files: bytes) -> bytes:
     packed = BytesIO()
-    with ZipFile(packed, "w") as archive:
+    with ZipFile(packed, "w", ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return packed.getvalue()
