@@ -74,6 +74,7 @@ def serve(config: NodeConfig, role: Role = "all", read: Callable[[], NodeConfig]
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to change
     with ExitStack() as stack:
         node = Node(config, role, stack, read or (lambda: config))
         node.start()
