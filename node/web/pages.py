@@ -26,7 +26,12 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-STATIC_TYPES = {"style.css": "text/css", "live.js": "text/javascript", "upload.js": "text/javascript"}
+STATIC_TYPES = {
+    "style.css": "text/css",
+    "live.js": "text/javascript",
+    "upload.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 #: (address, name) of the navigation, in order
 NAVIGATION = (
     ("/", "Overview"),
