@@ -241,7 +241,7 @@ class RunConfig(Model):
 
 
 class WebConfig(Model):
-    """Health, metrics and ops pages."""
+    """Health, metrics, web pages and what is taken in by HTTP."""
 
     host: str = "127.0.0.1"
     port: Port = 8042
