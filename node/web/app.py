@@ -108,10 +108,10 @@ def create_app(
     app.include_router(study_list_routes(engine))
     app.include_router(destination_routes(engine, sources.gates))
     app.include_router(model_routes(sources.models))
-    app.include_router(route_routes(sources))
     for error in (BadBody, SpoolError):
         app.add_exception_handler(error, refused)
     gate = IntakeGate(sources)
+    app.include_router(route_routes(sources, gate))
     app.include_router(stow_routes(sources, gate, config.max_upload_bytes))
     links = UploadLinks(config.upload_minutes * 60, sources.handing)
     app.include_router(upload_routes(engine, sources, gate, links, config))

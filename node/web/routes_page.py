@@ -8,7 +8,6 @@ POST /reload            read the configuration again (as SIGHUP does): for admin
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,7 +17,8 @@ from starlette.concurrency import run_in_threadpool
 
 from node.reload import Reloaded
 from node.route.explain import explain
-from node.web.multipart import BadBody, Limits, removed, save_parts
+from node.web.intake import IntakeGate, Room
+from node.web.multipart import BadBody, Limits, Part, save_parts
 from node.web.pages import problem, render
 from node.web.sources import Sources
 from node.web.unpack import unpack
@@ -27,7 +27,7 @@ from node.web.unpack import unpack
 DRY_RUN = Limits(body_bytes=1_000_000_000, parts=5000)
 
 
-def route_routes(sources: Sources) -> APIRouter:
+def route_routes(sources: Sources, gate: IntakeGate) -> APIRouter:
     """The routes of routes."""
     router = APIRouter()
 
@@ -51,12 +51,10 @@ def route_routes(sources: Sources) -> APIRouter:
 
     @router.post("/routes/dry-run")
     async def dry_run(request: Request) -> Response:
-        if sources.uploads is None:
-            return problem(request, 404, "Routes", "This process can't take files.")
         try:
-            with removed(sources.uploads) as folder:
-                parts = await save_parts(request, folder, DRY_RUN)
-                result = await run_in_threadpool(_explained, sources, parts, folder)
+            with gate.enter(request) as room:
+                parts = await save_parts(request, room.folder, DRY_RUN)
+                result = await run_in_threadpool(_explained, sources, parts, room)
         except BadBody as error:
             if "application/json" in request.headers.get("accept", ""):
                 return JSONResponse({"error": str(error)}, error.status)
@@ -75,9 +73,10 @@ def route_routes(sources: Sources) -> APIRouter:
     return router
 
 
-def _explained(sources: Sources, parts: list[Any], folder: Path) -> dict[str, Any]:
+def _explained(sources: Sources, parts: list[Part], room: Room) -> dict[str, Any]:
     """``pacsnode explain`` of what was sent. It goes back to who sent it, so with free text."""
-    found = unpack(parts, folder, DRY_RUN.body_bytes)
+    folder = room.folder
+    found = unpack(parts, folder, min(DRY_RUN.body_bytes, room.free_bytes))
     routes = sources.routes()
     names = {part.path: part.name for part in found.dicom}
     for other in set(folder.iterdir()) - set(names):

@@ -17,10 +17,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from node.receive.handing import Handing
 from node.receive.part10 import is_uid
 from node.receive.storage import STATUS_OUT_OF_RESOURCES, STATUS_STORED
 from node.receive.taking import Taken
-from node.web.intake import RETRY_AFTER, IntakeGate
+from node.web.intake import RETRY_AFTER, IntakeGate, receiver_of
 from node.web.multipart import BadBody, Limits, Part, parameters, save_parts
 from node.web.sources import Sources
 
@@ -42,10 +43,11 @@ def stow_routes(sources: Sources, gate: IntakeGate, max_bytes: int) -> APIRouter
 
     async def store(request: Request, study: str) -> Response:
         _check_types(request)
-        with gate.enter(request) as folder:
-            parts = await save_parts(request, folder, limits)
+        handing = receiver_of(sources)
+        with gate.enter(request) as room:
+            parts = await save_parts(request, room.folder, limits)
             _check_parts(parts)
-            taken = await run_in_threadpool(_take, sources, request, parts, study)
+            taken = await run_in_threadpool(_take, handing, request, parts, study)
         status = status_of(taken)
         log.info(
             "stow_answered",
@@ -87,9 +89,8 @@ def _check_parts(parts: Sequence[Part]) -> None:
         raise BadBody(415, f"each part must be {DICOM}")
 
 
-def _take(sources: Sources, request: Request, parts: Sequence[Part], study: str) -> list[Taken]:
-    assert sources.handing is not None  # noqa: S101 - the gate let it in
-    with sources.handing.association(AE_TITLE, request.client.host if request.client else "") as association:
+def _take(handing: Handing, request: Request, parts: Sequence[Part], study: str) -> list[Taken]:
+    with handing.association(AE_TITLE, request.client.host if request.client else "") as association:
         return association.take([part.path for part in parts], study=study)
 
 

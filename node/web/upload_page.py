@@ -97,12 +97,12 @@ def upload_routes(
         upload = known(token, request)
         if not upload.admit():
             raise BadBody(429, "too many files came over this link; make a new one")
-        with gate.enter(request) as folder:
-            path = folder / "upload"
+        with gate.enter(request) as room:
+            path = room.folder / "upload"
             size = await save_body(request, path, config.max_upload_bytes)
             address = request.client.host if request.client else ""
-            part = Part(path, "", "", size)
-            said = await run_in_threadpool(_take, upload, part, folder, config.max_upload_bytes, address)
+            part, limit = Part(path, "", "", size), min(config.max_upload_bytes, room.free_bytes)
+            said = await run_in_threadpool(_take, upload, part, room.folder, limit, address)
         log.info(
             "upload_taken", stored=said["stored"], refused=sum(said["refused"].values()), user=upload.user
         )
