@@ -6,6 +6,7 @@
   const list = document.getElementById("list");
   const result = document.getElementById("result");
   const waiting = [];
+  const TRIES = 4, PAUSE = 4000;  // of a file that the node can't take just now
   let busy = false, watching = false, shown = "";
 
   function element(name, text, className) {
@@ -44,7 +45,7 @@
     if (waiting.length) send();
   }
 
-  function one({ file, progress, said }) {
+  function one({ file, progress, said }, tries = 1) {
     return new Promise((done) => {
       const request = new XMLHttpRequest();
       const end = (text, tone, stored) => {
@@ -59,6 +60,11 @@
       request.addEventListener("load", () => {
         let answer = {};
         try { answer = JSON.parse(request.responseText); } catch { /* said below */ }
+        if (request.status === 503 && tries < TRIES) {
+          said.textContent = `${answer.error}; trying again`;
+          setTimeout(() => one({ file, progress, said }, tries + 1).then(done), PAUSE);
+          return;
+        }
         if (answer.error || answer.stored === undefined) {
           end(answer.error || `refused (${request.status})`, "bad", 0);
           return;
