@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from node.triton_server import EmbeddedTriton
 from tests.browser.ohif import ohif_pages
 from tests.browser.viewer import CHROMIUM_FLAGS
 from tests.browser.workstation import Workstation
@@ -47,13 +46,6 @@ def archive(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     yield pacs
     pacs.stop()
-
-
-@pytest.fixture(scope="session")
-def triton() -> Iterator[EmbeddedTriton]:
-    """The embedded Triton with the shipped models."""
-    with EmbeddedTriton() as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

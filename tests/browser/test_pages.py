@@ -82,12 +82,11 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(
-    installed: None, triton: EmbeddedTriton, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Story]:
-    running = Story(tmp_path_factory.mktemp("story"), triton)
-    yield running
-    running.stop()
+def story(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    with EmbeddedTriton() as triton:
+        running = Story(tmp_path_factory.mktemp("story"), triton)
+        yield running
+        running.stop()
 
 
 @pytest.fixture(scope="module")

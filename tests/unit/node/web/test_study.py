@@ -178,6 +178,16 @@ async def test_the_page_escapes_and_asks(engine: Engine, tmp_path: Path) -> None
 
 
 @pytest.mark.anyio
+async def test_a_study_of_which_nothing_could_be_filed_says_so(engine: Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        row = instance_row(study_instance_uid=STUDY, state="quarantined", reason="no SOP class")
+        connection.execute(insert(instances), [row])
+    async with asking(engine, tmp_path, "viewer") as client:
+        page = (await client.get(f"/studies/{STUDY}")).text
+    assert "No result, because all that came of it is in quarantine." in page and "no SOP class" in page
+
+
+@pytest.mark.anyio
 async def test_who_only_sees_has_no_buttons(engine: Engine, tmp_path: Path) -> None:
     add(engine, **ROUTED, job={"state": "failed"})
     async with asking(engine, tmp_path, "viewer") as client:
