@@ -12,11 +12,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,9 +30,12 @@ from node.errors import ConfigError, NodeError
 from node.jobs_cli import app as jobs_app
 from node.log import configure_logging
 from node.users_cli import app as users_app
-from pipelines.errors import ModelNotServed, PipelineError
+from pipelines.errors import PipelineError
 from pipelines.request import Request
 from triton_models.cli import app as models_app
+
+if TYPE_CHECKING:
+    from node.checks import Finding
 
 app = typer.Typer(
     name="pacsnode",
@@ -70,72 +74,53 @@ def run(
 
     loaded = load_config(config, node_id=node_id)
     configure_logging(loaded.log)
-    serve(loaded, role)
+    serve(loaded, role, lambda: load_config(config, node_id=node_id))
     sys.stderr.flush()
     os._exit(0)  # threads of the workflow engine that wait for a step must not hold the process back
 
 
 @app.command()
-def check(config: ConfigOption) -> None:
-    """Check the configuration, every destination (C-ECHO) and Triton's models."""
+def check(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Check the configuration, certificates, every destination (C-ECHO) and Triton's models."""
     from node.app import routes_of
-    from node.deliver import check_commitment, make_destination
+    from node.checks import Finding, check_configuration, check_destinations, check_models, check_shadows
     from node.run.shadowing import check_candidates
-    from node.tls import check_tls
 
     loaded = load_config(config)
     routes_of(loaded)
     check_candidates(loaded)
-    for warning in (*check_tls(loaded), *check_commitment(loaded)):
-        errors.print(f"warning: {warning}", soft_wrap=True)
-    _say(f"{config}: valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)")
-    failed = False
-    for name, destination in loaded.destinations.items():
-        try:
-            make_destination(name, destination, calling_ae_title=loaded.receive.ae_title).check()
-            _say(f"destination {name}: reachable")
-        except NodeError as error:
-            failed = True
-            _complain(error)
-    failed |= not _check_models(loaded)
+    counted = f"valid, {len(loaded.routes)} route(s), {len(loaded.destinations)} destination(s)"
+    findings = [Finding("configuration", str(config), "ok", counted)]
+
+    def found(some: Iterable[Finding]) -> None:
+        for one in some:
+            findings.append(one)
+            if not as_json:
+                _tell(one)
+
+    if not as_json:
+        _tell(findings[0])
+    found(check_configuration(loaded))
+    found(check_destinations(loaded))
+    with _triton(loaded) as url:
+        found(check_models(loaded, url))
+        found(check_shadows(loaded, url))
+    failed = any(one.level == "error" for one in findings)
+    if as_json:
+        print(json.dumps({"ok": not failed, "findings": [asdict(one) for one in findings]}, indent=2))
     raise typer.Exit(1 if failed else 0)
 
 
-def _check_models(config: NodeConfig) -> bool:
-    from pipelines.registry import find_pipeline
-    from pipelines.shadow import Instead
-    from pipelines.triton import InferenceClient
-
-    names = sorted({route.pipeline for route in config.routes})
-    ok = True
-    with (
-        _triton(config) as url,
-        InferenceClient(url, timeout_seconds=10.0, access=config.triton.access()) as client,
-    ):
-        pipelines = [find_pipeline(name) for name in names]
-        optional = {spec.name: spec for pipeline in pipelines for spec in pipeline.optional_models}
-        required = {spec.name: spec for pipeline in pipelines for spec in pipeline.models}
-        for spec in {**optional, **required}.values():
-            try:
-                served = client.check(spec)
-                _say(
-                    f"model {spec.name} version {spec.version}: served, sha256 {served.identity.sha256[:12]}"
-                )
-            except PipelineError as error:
-                if isinstance(error, ModelNotServed) and spec.name not in required:
-                    _say(f"model {spec.name} version {spec.version}: not served; pipelines do without it")
-                    continue
-                ok = False
-                _complain(error)
-        for name, candidate in config.shadow.items():
-            pipeline = find_pipeline(candidate.candidate_pipeline or candidate.pipeline)
-            try:
-                pipeline.check(Instead(client, candidate.served(), pipeline))
-                _say(f"candidate {name}: served")
-            except PipelineError as error:
-                ok = False
-                _complain(error)
-    return ok
+def _tell(one: Finding) -> None:
+    what = one.name if one.kind == "configuration" else f"{one.kind} {one.name}"
+    if one.level == "error":
+        errors.print(f"error: {one.said}", style="red", soft_wrap=True)
+        if one.hint:
+            errors.print(f"hint: {one.hint}", soft_wrap=True)
+    elif one.level == "warning":
+        errors.print(f"warning: {one.said}", soft_wrap=True)
+    else:
+        _say(f"{what}: {one.said}")
 
 
 @app.command()

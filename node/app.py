@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 import structlog
@@ -13,15 +14,17 @@ from sqlalchemy import select
 from node import __version__
 from node.audit import AuditTrail
 from node.audit_message import Source
+from node.checks import model_states
 from node.config import NodeConfig, Role
 from node.database import jobs, open_database
-from node.deliver import check_commitment, conditions, make_gates
-from node.deliver.gate import Gate
+from node.deliver import check_commitment, make_gates
 from node.errors import ConfigError
 from node.files import lock
 from node.metrics import Metrics
 from node.postgres import postgres_engine
+from node.receive.handing import Handing
 from node.receive.process import ReceiverProcess
+from node.reload import Gates, Reloading
 from node.retention import Retention
 from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
@@ -37,9 +40,13 @@ from node.stopping import wait_until
 from node.tls import check_tls
 from node.triton_watch import TritonWatch
 from node.web.app import Check, WebServer, create_app
+from node.web.sources import Models, Sources
 from pipelines.registry import PIPELINES
 
 log = structlog.get_logger(__name__)
+
+#: the page of models waits so long for each
+MODELS_SECONDS = 5.0
 
 
 def routes_of(config: NodeConfig) -> tuple[Route, ...]:
@@ -53,8 +60,11 @@ def routes_of(config: NodeConfig) -> tuple[Route, ...]:
     return compile_routes(config.routes)
 
 
-def serve(config: NodeConfig, role: Role = "all") -> None:
-    """Run the node until SIGTERM or SIGINT. Blocks; call from the main thread."""
+def serve(config: NodeConfig, role: Role = "all", read: Callable[[], NodeConfig] | None = None) -> None:
+    """Run the node until SIGTERM or SIGINT. Blocks; call from the main thread.
+
+    read: the configuration again, for SIGHUP and the button; left out, it stays as it is.
+    """
     if role != "all" and not config.shared:
         raise ConfigError(
             f"run --role {role}: nodes of different roles share PostgreSQL, and database.url isn't set",
@@ -63,8 +73,11 @@ def serve(config: NodeConfig, role: Role = "all") -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to change
     with ExitStack() as stack:
-        Node(config, role, stack).start()
+        node = Node(config, role, stack, read or (lambda: config))
+        node.start()
+        signal.signal(signal.SIGHUP, lambda *_: node.reload_soon())
         log.info("node_ready", version=__version__, data_dir=str(config.data_dir), role=role)
         wait_until(stopping)
         log.info("node_stopping")
@@ -75,12 +88,18 @@ class Node:
     """What one process is made of, by its role: a listener receives, judges, routes and enqueues; a worker
     runs jobs and delivers; ``all`` does both."""
 
-    def __init__(self, config: NodeConfig, role: Role, stack: ExitStack) -> None:
+    def __init__(
+        self, config: NodeConfig, role: Role, stack: ExitStack, read: Callable[[], NodeConfig]
+    ) -> None:
         self._config = config
+        self._read = read
         self._role = role
         self._stack = stack
         self._checks: dict[str, Check] = {}
-        self._gates: Mapping[str, Gate] = {}
+        self._gates = Gates({})
+        self._models: Callable[[], Models] = Models
+        self._handing: Handing | None = None
+        self._retention: Retention | None = None
         self._pool: WorkerPool | None = None
         self._triton: TritonWatch | None = None
         self._more_metrics: Callable[[], bytes] = lambda: b""
@@ -114,27 +133,57 @@ class Node:
             metrics.registry.unregister(metrics.triton_ready)  # it uses none: 0 would call someone
         self._membership = self._join() if config.shared else None
         self._jobs = self._job_engine(self._steps() if self._role != "listener" else None)
-        router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
+        self._router = router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
         router.enqueue_waiting(self._jobs.enqueued)
         if self._role != "listener":
             self._look_after_jobs()
         if self._role != "worker":
             self._receive(router)
+        self._reloading = Reloading(config, self._read, self._use, metrics)
+        uploads = config.own_dir / "uploads"
+        shutil.rmtree(uploads, ignore_errors=True)  # what was on its way when the last process ended
+        sources = Sources(
+            gates=lambda: self._gates,
+            routes=lambda: router.routes,
+            models=self._models,
+            data_dir=config.data_dir,
+            uploads=uploads,
+            free_disk_floor_bytes=config.receive.free_disk_floor_bytes,
+            handing=self._handing,
+            reloading=self._reloading,
+            accessed=self._audit.accessed,
+        )
         pages = create_app(
             engine,
             metrics,
             self._checks,
             self._more_metrics,
-            destinations=lambda: conditions(self._gates),
+            sources=sources,
             config=config.web,
-            data_dir=config.data_dir,
             audited=self._audit.authenticated,
         )
         web = WebServer(config.web, pages)
         web.start()
         stack.callback(web.stop)
+        stack.callback(sources.stopping.set)
         if self._pool is not None:
             self._pool.start()  # last: workers warm up, and would take the processor from what answers peers
+
+    def reload_soon(self) -> None:
+        """Read the configuration again, in a thread: a signal's handler must not wait."""
+        threading.Thread(target=self._reloading.reload, args=("SIGHUP",), name="reload", daemon=True).start()
+
+    def _use(self, config: NodeConfig) -> None:
+        """Have its routes and destinations in use. Raises ConfigError before anything has changed."""
+        routes = routes_of(config)
+        check_tls(config)
+        if self._role != "listener":
+            gates = make_gates(config, self._engine, self._audit, self._metrics, kept=self._gates)
+            self._jobs.deliver_to({name: gate.options.concurrency for name, gate in gates.items()})
+            self._gates.replace(gates)
+        if self._retention is not None:
+            self._retention.use(config.routes)
+        self._router.use(routes)
 
     def _join(self) -> Membership:
         version = None if self._role == "listener" else WORKFLOW_VERSION
@@ -152,7 +201,8 @@ class Node:
         self._checks["triton"] = triton.why_not_ready
         self._pool = pool = WorkerPool(config.run.workers)
         stack.callback(pool.stop)
-        self._gates = make_gates(config, self._engine, self._audit, metrics)
+        self._gates.replace(make_gates(config, self._engine, self._audit, metrics))
+        self._models = lambda: self._ask_models(triton)
         return Steps(
             Services(
                 config,
@@ -165,6 +215,14 @@ class Node:
                 self._membership,
             )
         )
+
+    def _ask_models(self, triton: TritonWatch) -> Models:
+        pipelines = {route.config.pipeline for route in self._router.routes}
+        if why := triton.why_not_ready():
+            return Models(triton.url, (), why)
+        access = self._config.triton.access()
+        states = model_states(pipelines, triton.url, access, timeout_seconds=MODELS_SECONDS)
+        return Models(triton.url, states, "The configured routes use no models.")
 
     def _job_engine(self, steps: Steps | None) -> JobEngine:
         config = self._config
@@ -204,7 +262,7 @@ class Node:
         retry_watch = RetryWatch(self._engine, self._enqueue)
         retry_watch.start()
         self._stack.callback(retry_watch.stop)
-        retention = Retention(self._config, self._engine, self._metrics)
+        self._retention = retention = Retention(self._config, self._engine, self._metrics)
         retention.start()
         self._stack.callback(retention.stop)
         commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
@@ -230,6 +288,7 @@ class Node:
         receiver.start()
         self._checks["listener"] = receiver.why_not_ready
         self._more_metrics = receiver.metrics
+        self._handing = Handing(receiver)
 
 
 def _lock(config: NodeConfig, stack: ExitStack) -> None:

@@ -30,6 +30,7 @@ from node.audit_message import (
     Transfer,
     application_activity,
     begin_transferring,
+    instances_accessed,
     instances_transferred,
     node_authentication,
     user_authentication,
@@ -126,6 +127,10 @@ class AuditTrail:
             self._put(user_authentication(self._source, user, address, what, right=right))
         else:
             self._messages.labels(outcome="suppressed").inc()
+
+    def accessed(self, user: str, address: str, study_instance_uid: str) -> None:
+        """A user of the web pages was shown who the patient of a study is."""
+        self._put(instances_accessed(self._source, user, address, study_instance_uid))
 
     def begin(self, transfer: Transfer) -> None:
         """Instances are about to be sent."""

@@ -21,6 +21,7 @@ SUCCESS, MINOR_FAILURE, SERIOUS_FAILURE = 0, 4, 8
 _Code = tuple[str, str]  # of the scheme DCM, with its meaning
 _APPLICATION_ACTIVITY: _Code = ("110100", "Application Activity")
 _BEGIN_TRANSFERRING: _Code = ("110102", "Begin Transferring DICOM Instances")
+_ACCESSED: _Code = ("110103", "DICOM Instances Accessed")
 _TRANSFERRED: _Code = ("110104", "DICOM Instances Transferred")
 _SECURITY_ALERT: _Code = ("110113", "Security Alert")
 _USER_AUTHENTICATION: _Code = ("110114", "User Authentication")
@@ -106,6 +107,16 @@ def user_authentication(
     _participant(message, Peer("", address), is_requestor=True, user=user or "unnamed")
     _ourselves(message, source, _APPLICATION, is_requestor=False)
     _audit_source(message, source)
+    return _line(message)
+
+
+def instances_accessed(source: Source, user: str, address: str, study_instance_uid: str) -> bytes:
+    """A.5.3.2: a person was shown what instances say of their patient."""
+    message = _message(_ACCESSED, "R", SUCCESS)
+    _participant(message, Peer("", address), is_requestor=True, user=user)
+    _ourselves(message, source, _APPLICATION, is_requestor=False)
+    _audit_source(message, source)
+    _object(message, study_instance_uid, _STUDY_INSTANCE_UID, _REPORT)
     return _line(message)
 
 

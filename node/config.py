@@ -249,13 +249,16 @@ class RunConfig(Model):
 
 
 class WebConfig(Model):
-    """Health, metrics and ops pages."""
+    """Health, metrics, web pages and what is taken in by HTTP."""
 
     host: str = "127.0.0.1"
     port: Port = 8042
     users: Path | None = None
     open_loopback: bool = True
     session_hours: float = Field(default=12.0, gt=0, le=168)
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^/\s?#@]+$")
+    upload_minutes: float = Field(default=30.0, gt=0, le=1440)
+    max_upload_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
 
 
 class ResultsConfig(Model):

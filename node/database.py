@@ -44,6 +44,10 @@ from node.postgres import hold_names, postgres_engine
 metadata = MetaData()
 _BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up an INTEGER only
 
+#: of indexes for few rows, which the path of the others doesn't pay for
+_QUARANTINED: Any = dict.fromkeys(("sqlite_where", "postgresql_where"), text("state = 'quarantined'"))
+_UNMATCHED: Any = dict.fromkeys(("sqlite_where", "postgresql_where"), text("reason_code <> 'none'"))
+
 #: One row an acknowledged instance. ``state``: stored | quarantined | duplicate, and stored -> purging ->
 #: purged when its retention has passed. ``held_at``: we have committed ourselves to keep it: it never is.
 #: Every row ends explained (DESIGN I3): in a series version with its jobs or its reason, or with ``reason``.
@@ -68,20 +72,17 @@ instances = Table(
     Column("held_at", Float),
     Index("instances_by_uid", "sop_instance_uid"),
     Index("instances_by_series", "series_instance_uid", "series_version"),
+    Index("quarantined_by_study", "study_instance_uid", **_QUARANTINED),
+    Index("quarantined_by_time", "received_at", **_QUARANTINED),
 )
-#: ``state`` of what the indexes below are of: in a query as in an index, so that databases see that it is one
+#: ``state`` of what these indexes are of, in a query as in an index: so that databases see that it is one
 IS_QUARANTINED = instances.c.state == literal_column("'quarantined'")
-for _name, _column in (
-    ("instances_quarantined", instances.c.received_at),
-    ("instances_quarantined_by_study", instances.c.study_instance_uid),
-):
-    Index(_name, _column, sqlite_where=IS_QUARANTINED, postgresql_where=IS_QUARANTINED)
-
 
 #: One row a series version. ``state``: open -> complete -> routed. ``evidence``: why it was judged complete.
 #: ``complete`` in it: true, false where something is known to be missing, null where nothing says either.
 #: ``check_at``: when to look at an open version next, at the latest.
 #: ``decision``: what the router said, route by route (also the recorded reason why nothing matched).
+#: ``reason_code``: the decision's: ``none`` where a route matched.
 #: ``purged_at``: its input and results were deleted (``retention``).
 series = Table(
     "series",
@@ -100,10 +101,13 @@ series = Table(
     Column("evidence", JSON),
     Column("decision", JSON),
     Column("purged_at", Float),
+    Column("reason_code", String(64)),
     Index("series_by_state", "state", "last_instance_at"),
     Index("series_by_check", "state", "check_at"),
-    Index("series_by_last_instance", "last_instance_at"),
-    Index("series_by_study", "study_instance_uid"),
+    Index("series_by_study", "study_instance_uid", "last_instance_at"),
+    Index("series_by_time", "last_instance_at", "study_instance_uid"),
+    Index("series_by_sender", "calling_ae_title", "last_instance_at"),
+    Index("series_unmatched", "last_instance_at", "study_instance_uid", **_UNMATCHED),
 )
 
 #: One row a series version that a query AE was asked about. ``expected``: its count, null when it has none or
@@ -149,8 +153,8 @@ jobs = Table(
     Column("result_dir", String),  # relative to data_dir
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_series", "series_instance_uid", "series_version"),
-    Index("jobs_by_creation", "created_at"),
-    Index("jobs_by_study", "study_instance_uid"),
+    Index("jobs_by_study", "study_instance_uid", "created_at"),
+    Index("jobs_by_time", "created_at", "study_instance_uid"),
 )
 
 #: One row a (job, destination). ``state``: pending -> delivered, or failed; where commitment is configured,
@@ -168,6 +172,16 @@ deliveries = Table(
     Column("updated_at", Float, nullable=False),
     Column("begun_at", Float),
     Column("warnings", JSON),
+    Index("deliveries_by_time", "updated_at"),
+)
+
+#: One row a destination that ops paused: nothing is sent there until they resume it. ``paused_by``: who.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("destination", String(64), primary_key=True),
+    Column("paused_at", Float, nullable=False),
+    Column("paused_by", String(64), nullable=False),
 )
 
 #: One row a Storage Commitment request of ours. ``state``: open -> reported -> closed; withdrawn, when it
@@ -274,17 +288,29 @@ def _number_2(connection: Connection) -> None:
 
 
 def _number_3(connection: Connection) -> None:
-    """What lists and a study's page look for is indexed."""
-    wanted = {
-        instances: ("instances_quarantined", "instances_quarantined_by_study"),
-        series: ("series_by_last_instance", "series_by_study"),
-        jobs: ("jobs_by_creation", "jobs_by_study"),
-    }
-    for table, names in wanted.items():
-        if inspect(connection).has_table(table.name):
-            for index in table.indexes:
-                if index.name in names:
-                    index.create(connection, checkfirst=True)
+    """The web pages find what is newest, and what belongs to a study, without reading whole tables."""
+    _add_columns(connection, "series", ("reason_code VARCHAR(64)",))
+    code = "decision ->> 'reason_code'"
+    if connection.dialect.name == "sqlite":
+        code = "json_extract(decision, '$.reason_code')"
+    connection.exec_driver_sql(f"UPDATE series SET reason_code = {code} WHERE state = 'routed'")  # noqa: S608
+    for name, table, columns in (
+        ("quarantined_by_study", "instances", "study_instance_uid) WHERE (state = 'quarantined'"),
+        ("quarantined_by_time", "instances", "received_at) WHERE (state = 'quarantined'"),
+        ("series_by_study", "series", "study_instance_uid, last_instance_at"),
+        ("series_by_time", "series", "last_instance_at, study_instance_uid"),
+        ("series_by_sender", "series", "calling_ae_title, last_instance_at"),
+        (
+            "series_unmatched",
+            "series",
+            "last_instance_at, study_instance_uid) WHERE (reason_code <> 'none'",
+        ),
+        ("jobs_by_study", "jobs", "study_instance_uid, created_at"),
+        ("jobs_by_time", "jobs", "created_at, study_instance_uid"),
+        ("deliveries_by_time", "deliveries", "updated_at"),
+    ):
+        if inspect(connection).has_table(table):
+            connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {name} ON {table} ({columns})")
 
 
 def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> None:

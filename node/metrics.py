@@ -328,6 +328,19 @@ class Metrics:
             registry=registry,
         )
 
+        self.configuration = Gauge(
+            "pacsnode_configuration_loaded_timestamp_seconds",
+            "When the configuration in use was read, since the epoch; version: a hash of its content.",
+            ["version"],
+            registry=registry,
+        )
+        self.configuration_reloads = Counter(
+            "pacsnode_configuration_reloads_total",
+            "Configurations that were read while running. outcome: applied, refused (nothing changed).",
+            ["outcome"],
+            registry=registry,
+        )
+
         self.purged_series = Counter(
             "pacsnode_purged_series_total", "Series whose retention has passed.", registry=registry
         )

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection, Engine, String, cast, func, literal, select, update
 
-from node.config import NodeConfig
+from node.config import NodeConfig, RouteConfig
 from node.database import instances, jobs, series, shadows, write_transaction
 from node.files import fsync_folder
 from node.metrics import Metrics
@@ -44,13 +44,15 @@ class Retention(Watch):
     def __init__(self, config: NodeConfig, engine: Engine, metrics: Metrics) -> None:
         super().__init__("retention", LOOK_SECONDS)
         self._data_dir = config.data_dir
-        self._seconds = {
-            route.name: route.retention_seconds
-            for route in config.routes
-            if route.retention_seconds is not None
-        }
+        self.use(config.routes)
         self._engine = engine
         self._metrics = metrics
+
+    def use(self, routes: Sequence[RouteConfig]) -> None:
+        """Keep series as long as these say, from the next look on."""
+        self._seconds = {
+            route.name: route.retention_seconds for route in routes if route.retention_seconds is not None
+        }
 
     def look(self) -> int:
         """Finish what was begun, and purge what is due; returns how many series."""

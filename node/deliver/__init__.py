@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 
 from sqlalchemy import Engine
 
@@ -15,6 +17,7 @@ from node.deliver.cstore import CStoreDeliverer
 from node.deliver.dicom_peer import DicomPeer
 from node.deliver.folder import FolderDeliverer
 from node.deliver.gate import Condition, Gate
+from node.deliver.pauses import Pauses
 from node.deliver.stow import StowDeliverer
 from node.metrics import Metrics
 from node.tls import client_context
@@ -22,11 +25,21 @@ from node.tls import client_context
 __all__ = ["Destination", "check_commitment", "conditions", "make_destination", "make_gates"]
 
 
-def make_gates(config: NodeConfig, engine: Engine, audit: AuditTrail, metrics: Metrics) -> dict[str, Gate]:
-    """Every configured destination behind its gate, by name. Raises ConfigError."""
-    record = CommitmentRequests(engine).record
+def make_gates(
+    config: NodeConfig,
+    engine: Engine,
+    audit: AuditTrail,
+    metrics: Metrics,
+    kept: Mapping[str, Gate] = MappingProxyType({}),
+) -> dict[str, Gate]:
+    """Every configured destination behind its gate, by name; those of ``kept`` that didn't change as they
+    are. Raises ConfigError."""
+    record, pauses = CommitmentRequests(engine).record, Pauses(engine)
     gates = {}
     for name, each in config.destinations.items():
+        if name in kept and kept[name].options == each:
+            gates[name] = kept[name]
+            continue
         made = make_destination(
             name, each, calling_ae_title=config.receive.ae_title, audit=audit, metrics=metrics
         )
@@ -34,7 +47,7 @@ def make_gates(config: NodeConfig, engine: Engine, audit: AuditTrail, metrics: M
         scu = None
         if options is not None and isinstance(made, CStoreDeliverer):
             scu = CommitmentScu(made.peer, options, record)
-        gates[name] = Gate(made, each, metrics, scu)
+        gates[name] = Gate(made, each, metrics, scu, partial(pauses.of, name))
     return gates
 
 

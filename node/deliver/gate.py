@@ -20,10 +20,14 @@ from node.config import DeliveryOptions
 from node.deliver.base import Destination, Stored
 from node.deliver.breaker import Backoff, Breaker, State, Wait
 from node.deliver.commitment import CommitmentScu
+from node.deliver.pauses import Pause
 from node.errors import DeliveryError
 from node.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+
+#: what waits for a paused destination looks again after so long at most; a random part of it, from a half on
+PAUSED_SECONDS = 30.0
 
 
 class Postponed(Exception):
@@ -36,12 +40,13 @@ class Postponed(Exception):
 
 @dataclass(frozen=True)
 class Condition:
-    """How a destination does. since: when it came to this state, seconds since the epoch."""
+    """How a destination does. since: when it came to this state, seconds since the epoch.  paused: by ops."""
 
     name: str
     state: State
     since: float
     last_error: str
+    paused: Pause | None = None
 
 
 class RateLimit:
@@ -83,12 +88,14 @@ class Gate:
         options: DeliveryOptions,
         metrics: Metrics,
         commitment: CommitmentScu | None = None,
+        paused: Callable[[], Pause | None] = lambda: None,
     ) -> None:
-        """commitment: asks it to confirm what it keeps, where that is configured."""
+        """commitment: asks it to confirm what it keeps, where that is configured.  paused: by ops, or not."""
         self.destination = destination
         self.commitment = commitment
         self.options = options
         self._metrics = metrics
+        self._paused = paused
         self._rate = RateLimit(options)
         self._backoff = Backoff(options.retry_seconds, options.max_retry_seconds)
         self._since = time.time()
@@ -98,7 +105,9 @@ class Gate:
 
     @property
     def condition(self) -> Condition:
-        return Condition(self.destination.name, self._breaker.state, self._since, self._last_error)
+        return Condition(
+            self.destination.name, self._breaker.state, self._since, self._last_error, self._paused()
+        )
 
     def deliver(self, files: Sequence[Path]) -> tuple[Stored, ...]:
         """Raises Postponed or DeliveryError."""
@@ -108,6 +117,10 @@ class Gate:
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Around anything that the destination has to answer. Raises Postponed; judges DeliveryErrors."""
+        pause = self._paused()
+        if pause is not None:
+            seconds = random.uniform(PAUSED_SECONDS / 2, PAUSED_SECONDS)  # noqa: S311
+            raise Postponed(f"waits for the destination to be resumed: {pause.paused_by} paused it", seconds)
         permit = self._breaker.ask()
         if isinstance(permit, Wait):
             # a random moment more: those who wait for the same don't come at once

@@ -3,14 +3,16 @@
 ``python -m node.receive``, started by ``node/receive/process.py``. Apart from the rest of the node, because
 pipelines, workflows and web pages must not compete with it for the interpreter lock, nor for memory.
 
-In, on stdin: the node's configuration as one line of JSON; then ``metrics`` whenever these are wanted. The
-end of stdin is the end of the node: the receiver ends at once, as if killed.
+In, on stdin: the node's configuration as one line of JSON; then ``metrics`` whenever these are wanted, and
+orders as lines of JSON, each with a token (``Taking.obey``). The end of stdin is the end of the node: the
+receiver ends at once, as if killed.
 Out, on stdout: lines of JSON.
 
     {"event": "ready", "port": …}
     {"event": "failed", "message": …, "hint": …}                         it can't start
     {"event": "complete", "series_instance_uid": …, "version": …}        to be routed; at least once
     {"event": "metrics", "text": …}
+    {"event": "obeyed", "token": …, "taken": […]}                        or "error" instead of "taken"
 """
 
 from __future__ import annotations
@@ -22,22 +24,27 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import structlog
 from pydicom.config import IGNORE, settings
 from pynetdicom import _config as pynetdicom_config
 
 from node.config import NodeConfig
 from node.errors import ConfigError
 from node.log import configure_logging
-from node.metrics import ReceiveMetrics
 from node.receive.inquiry import keep_fetched_in
 from node.receive.places import INCOMING
 from node.receive.receiver import Receiver
+from node.receive.taking import Taking
 from node.stopping import wait_until
 
 #: running associations may go on for so long after SIGTERM
 STOP_GRACE_SECONDS = 10.0
+ORDERS_AT_ONCE = 4
+
+log = structlog.get_logger("node.receive")
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -56,11 +63,25 @@ def _claim_stdout() -> Emit:
     return emit
 
 
-def _answer(metrics: ReceiveMetrics, emit: Emit) -> None:
-    for line in sys.stdin:
-        if line.strip() == "metrics":
-            emit({"event": "metrics", "text": metrics.expose().decode()})
-    os._exit(1)
+def _answer(receiver: Receiver, emit: Emit) -> None:
+    """Until the node ends. Orders take their time, so they have threads."""
+    with ThreadPoolExecutor(ORDERS_AT_ONCE, thread_name_prefix="taking") as threads:
+        for line in sys.stdin:
+            if line.strip() == "metrics":
+                emit({"event": "metrics", "text": receiver.metrics.expose().decode()})
+            elif line.strip():
+                threads.submit(_obey, receiver.taking, json.loads(line), emit)
+        os._exit(1)
+
+
+def _obey(taking: Taking, order: dict[str, Any], emit: Emit) -> None:
+    answer: dict[str, Any] = {"event": "obeyed", "token": order["token"]}
+    try:
+        answer["taken"] = taking.obey(order)
+    except Exception as error:  # a thread's boundary: who waits for the answer has to hear of it
+        log.error("order_failed", order=order["order"], exc_info=True)
+        answer["error"] = type(error).__name__
+    emit(answer)
 
 
 def _leave_out() -> None:
@@ -101,7 +122,7 @@ def main() -> None:
         emit({"event": "failed", "message": str(error), "hint": error.hint})
         sys.exit(1)
     emit({"event": "ready", "port": receiver.listener.port})
-    threading.Thread(target=_answer, args=(receiver.metrics, emit), name="answers", daemon=True).start()
+    threading.Thread(target=_answer, args=(receiver, emit), name="answers", daemon=True).start()
     wait_until(stopping)
     receiver.stop(STOP_GRACE_SECONDS)
     sys.stderr.flush()

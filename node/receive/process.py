@@ -5,6 +5,7 @@ In: the configuration.  Out: ``on_complete`` for every complete series version, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ from typing import Any
 import structlog
 
 from node.config import NodeConfig
-from node.errors import NodeError
+from node.errors import NodeError, SpoolError
 
 log = structlog.get_logger("node.receive.process")
 
@@ -53,6 +54,8 @@ class ReceiverProcess:
         self._stopping = threading.Event()
         self._complete: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
         self._metrics: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._tokens = itertools.count()
+        self._orders: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._ask = threading.Lock()
         self._keeper = threading.Thread(target=self._keep, name="receiver", daemon=True)
         self._router = threading.Thread(target=self._hand_over, name="hand-over", daemon=True)
@@ -84,6 +87,28 @@ class ReceiverProcess:
             except (OSError, ValueError, queue.Empty):
                 return b""
 
+    def obey(self, order: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+        """Have an order carried out (``Taking.obey``). Raises SpoolError when that can't be told: what it was
+        to take may be kept, or not, and does no harm when it comes again."""
+        token, answer = next(self._tokens), queue.SimpleQueue[dict[str, Any]]()
+        self._orders[token] = answer
+        try:
+            with self._ask:
+                process = self._process
+                if process is None or process.stdin is None or not self._ready.is_set():
+                    raise SpoolError("the receiver is down", hint="send it again in a moment")
+                process.stdin.write(json.dumps({**order, "token": token}) + "\n")
+                process.stdin.flush()
+            obeyed = answer.get(timeout=seconds)
+        except (OSError, ValueError, queue.Empty) as error:
+            raise SpoolError("the receiver didn't answer", hint="send it again in a moment") from error
+        finally:
+            self._orders.pop(token, None)
+        if "taken" not in obeyed:
+            raise SpoolError(f"the receiver failed: {obeyed['error']}", hint="send it again in a moment")
+        taken: list[dict[str, Any]] = obeyed["taken"]
+        return taken
+
     def stop(self) -> None:
         """Let running associations finish, within the receiver's grace."""
         self._stopping.set()
@@ -102,6 +127,8 @@ class ReceiverProcess:
         while not self._stopping.is_set():
             code = self._run()
             self._ready.clear()
+            for waiting in list(self._orders.values()):
+                waiting.put({"error": "it died"})
             if not self._first.is_set():
                 self._failed = self._failed or {
                     "message": f"the receiver ended with code {code}",
@@ -148,6 +175,10 @@ class ReceiverProcess:
                 self._complete.put((event["series_instance_uid"], int(event["version"])))
             case "metrics":
                 self._metrics.put(event["text"])
+            case "obeyed":
+                waiting = self._orders.get(event["token"])
+                if waiting is not None:  # else who asked has given up
+                    waiting.put(event)
 
     def _hand_over(self) -> None:
         later: dict[Key, float] = {}

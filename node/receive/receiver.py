@@ -19,12 +19,13 @@ from node.receive.adoption import LOCK, Adoption
 from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
 from node.receive.inquiry import FetchTarget, Inquiries
-from node.receive.listener import Listener
+from node.receive.listener import TRANSFER_SYNTAXES, Listener
 from node.receive.movers import Movers, file_left_journals
 from node.receive.reconcile import reconcile
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 from node.receive.storage import StorageService
+from node.receive.taking import Taking
 
 #: a receiver of a node that was killed needs a moment to notice
 LOCK_SECONDS = 15.0
@@ -119,6 +120,7 @@ class Receiver:
             association_prefix=prefix,
         )
         self.inquiries.target = FetchTarget(storage, self.tracker)
+        self.taking = Taking(storage, self.tracker, TRANSFER_SYNTAXES)
         self.tracker.start()
         stack.callback(self.tracker.stop)
         stack.callback(self.spool.journal.stop)

@@ -133,6 +133,15 @@ class Router:
         self._metrics = metrics
         self._clock = clock
 
+    def use(self, routes: Sequence[Route]) -> None:
+        """Hold series that come from now on against these."""
+        self._routes = tuple(routes)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Those in use."""
+        return self._routes
+
     def route(self, series_instance_uid: str, version: int) -> Decision | None:
         """Decide, record and enqueue; None if the version was routed before. Fit for ``on_complete``."""
         key = (series.c.series_instance_uid == series_instance_uid, series.c.version == version)
@@ -151,7 +160,8 @@ class Router:
         with write_transaction(self._engine) as connection:
             for values in new_jobs:
                 insert_if_new(connection, jobs, values)
-            connection.execute(update(series).where(*key).values(state="routed", decision=decision.to_json()))
+            routed = {"decision": decision.to_json(), "reason_code": decision.reason_code}
+            connection.execute(update(series).where(*key).values(state="routed", **routed))
         self._report(decision, version, [values["job_id"] for values in new_jobs])
         for values in new_jobs:
             self._enqueue(values["job_id"])

@@ -102,10 +102,10 @@ _UNTIL_THE_DATABASE_ANSWERS = _Repeated(
 class JobWorkflows(DBOSConfiguredInstance):
     """The two workflows of a job; ``generation`` counts how often ops asked for the job again."""
 
-    def __init__(self, steps: Steps | None, at_once: Mapping[str, int]) -> None:
-        """Without steps, to enqueue only. at_once: of each queue."""
+    def __init__(self, steps: Steps | None) -> None:
+        """Without steps, to enqueue only."""
         super().__init__("jobs")
-        self._places = {queue: threading.BoundedSemaphore(number) for queue, number in at_once.items()}
+        self._places: dict[str, threading.BoundedSemaphore] = {}
         if steps is not None:
             self._steps = steps
 
@@ -135,6 +135,10 @@ class JobWorkflows(DBOSConfiguredInstance):
         if outcome["retry_in_seconds"] is not None:
             delay = outcome["retry_in_seconds"]
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+
+    def limit(self, queue: str, at_once: int) -> None:
+        """How many of a queue may run at once in this process."""
+        self._places[queue] = threading.BoundedSemaphore(at_once)
 
     def _place(self, queue: str) -> AbstractContextManager[object]:
         """One of the queue's, if need be when another gives its up: DBOS counts what it has begun from when
@@ -233,7 +237,9 @@ class JobEngine:
         else:
             config["system_database_engine"] = sharing.database
         DBOS(config=config)
-        self._workflows = JobWorkflows(steps, self._at_once())
+        self._workflows = JobWorkflows(steps)
+        for queue, at_once in self._run_queues().items():
+            self._workflows.limit(queue, at_once)
 
     def start(self) -> None:
         """Continue what was under way when the last process ended, and take new jobs."""
@@ -242,15 +248,21 @@ class JobEngine:
         DBOS.launch()
         if not self._runs:
             return
-        for queue, at_once in self._at_once().items():
-            runs = queue == RUN_QUEUE or queue.startswith(f"{RUN_QUEUE}-")
-            _register_queue(queue, at_once, RUN_POLLING_SECONDS if runs else POLLING_SECONDS)
+        for queue, at_once in self._run_queues().items():
+            _register_queue(queue, at_once, RUN_POLLING_SECONDS)
+        self.deliver_to(self._destinations)
 
-    def _at_once(self) -> dict[str, int]:
-        """The queues of this process, and how many of each."""
+    def deliver_to(self, destinations: Mapping[str, int]) -> None:
+        """Take deliveries of these destinations, too: so many at once of each. Also while it runs."""
+        for destination, at_once in destinations.items() if self._runs else ():
+            queue = delivery_queue(destination)
+            self._workflows.limit(queue, at_once)
+            _register_queue(queue, at_once, POLLING_SECONDS)
+
+    def _run_queues(self) -> dict[str, int]:
+        """The queues of pipelines in this process, and how many of each."""
         own = {self._limits.queue_of(name): at_once for name, at_once in self._limits.by_pipeline.items()}
-        deliveries = {delivery_queue(name): at_once for name, at_once in self._destinations.items()}
-        return {RUN_QUEUE: self._limits.workers, **own, **deliveries}
+        return {RUN_QUEUE: self._limits.workers, **own}
 
     def stop(self) -> None:
         """Stop taking work; what is under way continues after the next start."""

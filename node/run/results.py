@@ -52,6 +52,11 @@ class Services:
     triton_ready: Callable[[float], bool] = lambda _seconds: True
     membership: Membership | None = None  # where nodes share the database
 
+    def options_of(self, destination: str) -> DeliveryOptions | None:
+        """As they are configured now; None when it isn't any more."""
+        gate = self.gates.get(destination)
+        return None if gate is None else gate.options
+
 
 class ResultSets:
     """Those of one node."""
@@ -98,7 +103,14 @@ class ResultSets:
         predecessor_pending when what is to be rejected there hasn't arrived there yet.
         """
         config = self._services.config
-        target = config.destinations[destination]
+        target = self._services.options_of(destination)
+        if target is None:
+            raise DeliveryError(
+                f"destination {destination} is no longer configured",
+                code="destination_removed",
+                hint="configure it again and retry the job",
+                retryable=False,
+            )
         encoding = target.encoding
         folder = config.data_dir / job.result_dir
         summary = self.read_summary(Path(job.result_dir))
@@ -127,8 +139,8 @@ class ResultSets:
         return "no_result" not in summary and all(was_made_for(summary, one) for one in wanted)
 
     def _destinations(self, job: Row[Any]) -> list[DeliveryOptions]:
-        configured = self._services.config.destinations
-        return [configured[name] for name in job.destinations if name in configured]
+        found = [self._services.options_of(name) for name in job.destinations]
+        return [options for options in found if options is not None]
 
     def _encodings(self, job: Row[Any]) -> list[Encoding]:
         return sorted({one.encoding for one in self._destinations(job)}, key=lambda one: one.name)

@@ -1,16 +1,20 @@
-"""Health, metrics and the ops page.
+"""Health, metrics and the web pages.
 
-In: the database, the metrics, and named readiness checks. Out: HTTP on one port.
+In: the database, the metrics, named readiness checks, and what else runs here. Out: HTTP on one port.
 
     /healthz      200 while the process answers
     /readyz       200 when every check passes, else 503; to those we know, with the failing checks and why
     /metrics      Prometheus text
-    /             ops page: series, jobs and reasons (no patient data: UIDs and coded values only)
+    /             overview: readiness, counts, the newest series and jobs with reasons, quarantine
+    /studies      the list, and below it each study's life, and what can be asked there (``study_page``)
+    /destinations /models /routes   how they are, and what can be asked (their ``…_page``)
+    /upload       files by phone (``upload_page``); /dicom-web/studies: STOW-RS (``stow_page``)
+    /events       tells pages when to look again (``events``)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000; one of them: ``job_api``
-    /api/destinations   how destinations do: circuit breaker, last error, deliveries that wait
-    /studies/…    one study's life, and what can be asked there (``study_page``)
     /login        and /logout (``login``); who may ask for what else: ``access``
+
+UIDs and coded values only, no patient data, except where ``study_page`` says so.
 """
 
 from __future__ import annotations
@@ -19,31 +23,38 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy import Connection, Engine, Select, Table, func, literal, select, union_all
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from node.config import WebConfig
-from node.database import IS_QUARANTINED, deliveries, instances, jobs, series, write_transaction
-from node.deliver.gate import Condition
-from node.errors import NodeError
+from node.database import IS_QUARANTINED, instances, jobs, series, write_transaction
+from node.errors import NodeError, SpoolError
 from node.metrics import Metrics
-from node.run.delivering import UNSETTLED
 from node.run.operations import list_jobs
 from node.web.access import Access
+from node.web.destinations_page import count_waiting, destination_routes
+from node.web.events import Pulse, event_routes
+from node.web.intake import IntakeGate, refused
 from node.web.job_api import job_routes
 from node.web.login import Audited, Login
-from node.web.page import CONTENT_SECURITY_POLICY, render_page
+from node.web.models_page import model_routes
+from node.web.multipart import BadBody
+from node.web.pages import CONTENT_SECURITY_POLICY, render, static_routes
+from node.web.routes_page import route_routes
 from node.web.sessions import Sessions
-from node.web.study_page import study_routes
+from node.web.sources import Sources
+from node.web.stow_page import stow_routes
+from node.web.studies import JOB_STATES, SERIES_STATES, count_states
+from node.web.study_page import study_list_routes, study_routes
+from node.web.upload_page import upload_routes
+from node.web.uploads import UploadLinks
 from node.web.users import UsersFile
 
 log = structlog.get_logger("node.web")
@@ -53,7 +64,7 @@ Check = Callable[[], str | None]
 
 #: the first is the one that most end in
 _SERIES_STATES = ("routed", "open", "complete")
-_JOB_STATES = ("done", "queued", "retry", "running", "delivering", "failed", "cancelled")
+_JOB_STATES = ("done", *(state for state in JOB_STATES if state != "done"))
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -76,86 +87,114 @@ def create_app(
     checks: Mapping[str, Check],
     more_metrics: Callable[[], bytes] = lambda: b"",
     *,
-    destinations: Callable[[], Sequence[Condition]] = lambda: (),
+    sources: Sources = Sources(),  # noqa: B008 - frozen
     config: WebConfig | None = None,
-    data_dir: Path | None = None,
     audited: Audited = lambda *_: None,
 ) -> ASGIApp:
     """The ASGI application, with who may ask it for what around it.
 
     checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
-    destinations: how they do.  data_dir: where results are, for the studies' pages.
     audited: logins and logouts.
     Raises ConfigError for a users file that can't be used.
     """
     config = config or WebConfig()
     users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
-    app = _pages(engine, metrics, checks, more_metrics, destinations)
+    all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
+    app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(_health(engine, metrics, all_checks, more_metrics))
+    app.include_router(_overview(engine, all_checks, sources))
+    app.include_router(static_routes())
+    app.include_router(event_routes(_pulse(engine, all_checks, sources), sources.stopping))
     app.include_router(Login(users, sessions, audited).router)
     app.include_router(job_routes(engine))
-    if data_dir is not None:
-        app.include_router(study_routes(engine, data_dir))
+    app.include_router(study_list_routes(engine))
+    app.include_router(destination_routes(engine, sources.gates))
+    app.include_router(model_routes(sources.models))
+    for error in (BadBody, SpoolError):
+        app.add_exception_handler(error, refused)
+    gate = IntakeGate(sources)
+    app.include_router(route_routes(sources, gate))
+    app.include_router(stow_routes(sources, gate, config.max_upload_bytes))
+    links = UploadLinks(config.upload_minutes * 60, sources.handing)
+    app.include_router(upload_routes(engine, sources, gate, links, config))
+    if sources.data_dir is not None:
+        app.include_router(study_routes(engine, sources.data_dir, sources.accessed))
     return Access(app, users, sessions, open_loopback=config.open_loopback, policy=CONTENT_SECURITY_POLICY)
 
 
-def _pages(
-    engine: Engine,
-    metrics: Metrics,
-    checks: Mapping[str, Check],
-    more_metrics: Callable[[], bytes],
-    destinations: Callable[[], Sequence[Condition]],
-) -> FastAPI:
-    app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
-    all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
+def _pulse(engine: Engine, checks: Mapping[str, Check], sources: Sources) -> Pulse:
+    def conditions() -> object:
+        others = {name: check for name, check in checks.items() if name != "database"}  # it takes a lock
+        running = sources.reloading.running.version if sources.reloading is not None else ""
+        return [gate.condition for gate in sources.gates().values()], failing_of(others), running
 
-    @app.get("/healthz")
+    return Pulse(engine, conditions)
+
+
+def failing_of(checks: Mapping[str, Check]) -> dict[str, str]:
+    """Those that fail, with the reason."""
+    return {name: reason for name, check in checks.items() if (reason := check()) is not None}
+
+
+def _health(
+    engine: Engine, metrics: Metrics, checks: Mapping[str, Check], more_metrics: Callable[[], bytes]
+) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/healthz")
     def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
-    @app.get("/readyz")
+    @router.get("/readyz")
     def readyz(request: Request) -> JSONResponse:
-        failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
+        failing = failing_of(checks)
         body: dict[str, Any] = {"ready": not failing}
         if request.scope["principal"] is not None:  # reasons may name hosts and files
-            body |= {"checks": sorted(all_checks), "failing": failing}
+            body |= {"checks": sorted(checks), "failing": failing}
         return JSONResponse(body, status_code=503 if failing else 200)
 
-    @app.get("/metrics")
+    @router.get("/metrics")
     def metrics_text() -> Response:
         _measure_states(engine, metrics)
         return Response(
             metrics.expose() + more_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
-    @app.get("/api/series")
+    return router
+
+
+def _overview(engine: Engine, checks: Mapping[str, Check], sources: Sources) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/api/series")
     def api_series(limit: _Limit = 100) -> list[dict[str, Any]]:
         return list_series(engine, limit)
 
-    @app.get("/api/jobs")
+    @router.get("/api/jobs")
     def api_jobs(limit: _Limit = 100) -> list[dict[str, Any]]:
         return list_jobs(engine, limit=limit)
 
-    @app.get("/api/destinations")
-    def api_destinations() -> list[dict[str, Any]]:
-        waiting = count_waiting(engine)
-        return [asdict(each) | {"waiting": waiting.get(each.name, 0)} for each in destinations()]
-
-    @app.get("/", response_class=HTMLResponse)
-    def page(request: Request) -> str:
-        principal = request.scope["principal"]
-        failing = {name: reason for name, check in all_checks.items() if (reason := check()) is not None}
-        return render_page(
-            failing=failing,
-            series=list_series(engine, 50),
-            jobs=list_jobs(engine, limit=50),
+    @router.get("/")
+    def page(request: Request) -> Response:
+        reloading = sources.reloading
+        return render(
+            "overview.html",
+            request,
+            failing=failing_of(checks),
+            checks=sorted(checks),
+            counts=count_states(engine),
+            series_states=SERIES_STATES,
+            job_states=JOB_STATES,
+            series=list_series(engine, 20),
+            jobs=list_jobs(engine, limit=20),
             quarantined=list_quarantined(engine, 20),
-            destinations=destinations(),
+            destinations=[gate.condition for gate in sources.gates().values()],
             waiting=count_waiting(engine),
+            running=reloading.running.version if reloading is not None else "",
             now=time.time(),
-            user=principal.user if principal.session is not None else None,
         )
 
-    return app
+    return router
 
 
 def list_series(engine: Engine, limit: int) -> list[dict[str, Any]]:
@@ -176,18 +215,6 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
     )
     quarantined = select(*columns).where(IS_QUARANTINED)
     return _rows(engine, quarantined.order_by(instances.c.received_at.desc()).limit(limit))
-
-
-def count_waiting(engine: Engine) -> dict[str, int]:
-    """Deliveries that aren't settled, by destination; those of jobs that were cancelled don't count."""
-    query = (
-        select(deliveries.c.destination, func.count())
-        .join(jobs, jobs.c.job_id == deliveries.c.job_id)
-        .where(jobs.c.state == "delivering", deliveries.c.state.in_(UNSETTLED))
-        .group_by(deliveries.c.destination)
-    )
-    with engine.connect() as connection:
-        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:

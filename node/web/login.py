@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from html import escape
 from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
 
 import structlog
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from node.web.access import COOKIE, LOGIN, LOGOUT, same_origin
-from node.web.page import document
+from node.web.pages import render
 from node.web.sessions import LoginLimit, Sessions
 from node.web.users import UsersFile
 
@@ -47,7 +46,7 @@ class Login:
         self.router.add_api_route(LOGOUT, self.log_out, methods=["POST"])
 
     def form(self, request: Request) -> Response:
-        return HTMLResponse(_page(_local(request.query_params.get("next", ""))))
+        return _page(request, _local(request.query_params.get("next", "")))
 
     async def log_in(self, request: Request) -> Response:
         fields = await _fields(request)
@@ -57,14 +56,15 @@ class Login:
         address, after = request.client.host if request.client else "", _local(fields.get("next", ""))
         wait = round(self._limit.wait_seconds(address, name) + 0.5)
         if wait > 0:
-            page = _page(after, f"Too many tries. Try again in {wait} s.")
-            return HTMLResponse(page, 429, {"Retry-After": str(wait)})
+            page = _page(request, after, f"Too many tries. Try again in {wait} s.", 429)
+            page.headers["Retry-After"] = str(wait)
+            return page
         right = await run_in_threadpool(self._verify, name, password)
         self._audited(name, address, "login", right)
         if not right:
             self._limit.failed(address, name)
             log.warning("login_failed", address=address)
-            return HTMLResponse(_page(after, "Name or password is wrong."), 401)
+            return _page(request, after, "Name or password is wrong.", 401)
         self._limit.succeeded(address, name)
         log.info("login", user=name, address=address)
         answer = RedirectResponse(after, 303)
@@ -111,14 +111,5 @@ def _local(target: str) -> str:
     return quote(parts.path) if ours and not parts.path.startswith("//") else "/"
 
 
-def _page(after: str, problem: str = "") -> str:
-    said = f"<p class='bad' role='alert'>{escape(problem)}</p>" if problem else ""
-    return document(
-        "Log in",
-        f"<h1>PACS inference node</h1>{said}<form class='card form' method='post' action='{LOGIN}'>"
-        f"<input type='hidden' name='next' value='{escape(after)}'>"
-        "<label>Name <input name='name' autocomplete='username' required autofocus></label>"
-        "<label>Password <input name='password' type='password' autocomplete='current-password' required>"
-        "</label>"
-        "<button>Log in</button></form>",
-    )
+def _page(request: Request, after: str, said: str = "", status: int = 200) -> Response:
+    return render("login.html", request, status, after=after, said=said)

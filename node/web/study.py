@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, SecondaryCaptureImageStorage
 from sqlalchemy import Engine, select
 
 from node.database import IS_QUARANTINED, instances, jobs, series
@@ -22,6 +23,17 @@ Tone = Literal["good", "busy", "warn", "bad"]
 
 RETRIED = ("failed", "cancelled", "done")
 CANCELLED = ("queued", "retry", "running", "delivering")
+_FURTHEST = ("failed", "retry", "queued", "running", "delivering", "cancelled", "done")
+_OF_A_ROUTE = ("route", "pipeline", "matches", "why")
+PICTURE_CLASSES = (SecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCaptureImageStorage)
+_TITLES = {
+    "picture": "Result picture",
+    "triage_picture": "Result picture",
+    "rotation": "3D view (first frame)",
+    "inpainted": "As if without the lesions",
+    "montage": "Slices with findings",
+    "no_result_picture": "Why there is no result",
+}
 
 
 @dataclass(frozen=True)
@@ -35,18 +47,45 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """One result set to one destination. detail: its last error, or what the destination said of objects."""
+
+    destination: str
+    state: str
+    attempts: int
+    updated_at: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image among the results. number: its place in the result set."""
+
+    number: int
+    title: str
+
+
+@dataclass(frozen=True)
 class Job:
-    """asks: what can be asked of it now."""
+    """asks: what can be asked of it now.  stages: how long each took, seconds.  conclusion: its results in a
+    sentence, estimates: what it says of the case, by name; both empty while there is no result."""
 
     job_id: str
     pipeline: str
+    route: str
     state: str
     asks: tuple[Literal["retry", "cancel"], ...]
+    stages: dict[str, float]
+    deliveries: tuple[Delivery, ...]
+    pictures: tuple[Picture, ...]
+    conclusion: str
+    estimates: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One version of a series. sentence: whether there is a result, and if not, why not."""
+    """One version of a series. sentence: whether there is a result, and if not, why not.  routes: the verdict
+    of each, facts: what they were judged by; both empty until it is routed."""
 
     series_instance_uid: str
     version: int
@@ -54,6 +93,8 @@ class Series:
     tone: Tone
     events: tuple[Event, ...]
     jobs: tuple[Job, ...]
+    routes: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,31 +144,99 @@ def find_study(engine: Engine, data_dir: Path, study_instance_uid: str) -> Study
 
 
 def _series(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]], data_dir: Path) -> Series:
-    sentence, tone = _sentence(version, its_jobs)
+    sentence, tone = verdict(version, its_jobs)
     events = [*_received(version), *_routed(version)]
+    described = []
     for job in its_jobs:
-        events += _ran(job, data_dir)
+        made = _read_summary(job, data_dir)
+        events += _ran(job, made)
+        described.append(_job(job, made))
     events.sort(key=lambda event: event.at)
+    decision = version["decision"] or {}
     return Series(
         version["series_instance_uid"],
         version["version"],
         sentence,
         tone,
         tuple(events),
-        tuple(_job(job) for job in its_jobs),
+        tuple(described),
+        tuple({key: route[key] for key in _OF_A_ROUTE} for route in decision.get("routes", ())),
+        decision.get("facts", {}),
     )
 
 
-def _job(job: Mapping[str, Any]) -> Job:
+@dataclass(frozen=True)
+class _Made:
+    """What is there of a job's results."""
+
+    at: float
+    summary: Mapping[str, Any]
+
+
+def _read_summary(job: Mapping[str, Any], data_dir: Path) -> _Made | None:
+    """None when there are no results, or not any more."""
+    if job["result_dir"] is None:
+        return None
+    path = data_dir / job["result_dir"] / SUMMARY
+    try:
+        return _Made(path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _job(job: Mapping[str, Any], made: _Made | None) -> Job:
     asks: list[Literal["retry", "cancel"]] = []
     if job["state"] in RETRIED:
         asks.append("retry")
     if job["state"] in CANCELLED:
         asks.append("cancel")
-    return Job(job["job_id"], job["pipeline"], job["state"], tuple(asks))
+    summary = made.summary if made is not None else {}
+    return Job(
+        job["job_id"],
+        job["pipeline"],
+        job["route"],
+        job["state"],
+        tuple(asks),
+        dict(summary.get("timings_seconds", {})),
+        tuple(_delivery(one) for one in job["deliveries"]),
+        tuple(
+            Picture(number, _TITLES.get(Path(result["path"]).stem, "Result picture"))
+            for number, result in enumerate(summary.get("results", ()))
+            if result["sop_class_uid"] in PICTURE_CLASSES
+        ),
+        summary.get("conclusion", ""),
+        _estimates(summary),
+    )
 
 
-def _sentence(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) -> tuple[str, Tone]:
+def _delivery(row: Mapping[str, Any]) -> Delivery:
+    said = [row["last_error"], *(row["warnings"] or ())]
+    detail = "; ".join(text for text in said if text)
+    return Delivery(row["destination"], row["state"], row["attempts"], row["updated_at"], detail)
+
+
+def _estimates(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Name -> probability, of either pipeline's summary."""
+    by_model: Mapping[str, Mapping[str, float]] = summary.get("estimates", {})
+    of_models = {
+        f"{name} ({model})" if len(by_model) > 1 else name: p
+        for model, case in by_model.items()
+        for name, p in case.items()
+    }
+    return {**of_models, **summary.get("noisy_or", {})}
+
+
+def state_of(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) -> str:
+    """How a series stands, in a word: its own state, or that of the job that is furthest from done."""
+    if version["state"] != "routed":
+        return str(version["state"])
+    if not its_jobs:
+        return "unmatched"
+    return min((str(job["state"]) for job in its_jobs), key=_FURTHEST.index)
+
+
+def verdict(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) -> tuple[str, Tone]:
+    """Whether there is a result of a series, and if not, why not, in a sentence."""
     if version["state"] == "open":
         return "No result yet, because more instances may come.", "busy"
     if version["state"] == "complete":
@@ -186,13 +295,16 @@ def _routed(version: Mapping[str, Any]) -> list[Event]:
     ]
 
 
-def _ran(job: Mapping[str, Any], data_dir: Path) -> list[Event]:
+def _ran(job: Mapping[str, Any], made: _Made | None) -> list[Event]:
     name = job["pipeline"]
     events = [Event(job["created_at"], f"{name} queued", f"by route {job['route']}")]
     if job["started_at"] is not None:
         waited = job["started_at"] - job["created_at"]
         events.append(Event(job["started_at"], f"{name} started", f"after {waited:.1f} s in the queue"))
-    events += _results(job, data_dir)
+    if made is not None:
+        stages = made.summary["timings_seconds"].items()
+        took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages)
+        events.append(Event(made.at, f"{name} made results", took))
     for one in job["deliveries"]:
         tones: dict[str, Tone] = {"delivered": "good", "failed": "bad"}
         tries = f"{one['attempts']} attempt{'s' if one['attempts'] != 1 else ''}"
@@ -203,16 +315,3 @@ def _ran(job: Mapping[str, Any], data_dir: Path) -> list[Event]:
         tone: Tone = {"done": "good", "failed": "bad"}.get(job["state"], "warn")  # type: ignore[assignment]
         events.append(Event(job["finished_at"], f"{name} {job['state']}", job["reason"] or "", tone))
     return events
-
-
-def _results(job: Mapping[str, Any], data_dir: Path) -> list[Event]:
-    """When they were made, and how long each stage took, of a job whose results are still here."""
-    if job["result_dir"] is None:
-        return []
-    path = data_dir / job["result_dir"] / SUMMARY
-    try:
-        summary, made_at = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
-    except (OSError, ValueError):
-        return []
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary["timings_seconds"].items())
-    return [Event(made_at, f"{job['pipeline']} made results", stages)]

@@ -1,33 +1,84 @@
-"""The page of one study, and what can be asked there.
+"""The list of studies, the page of one study, and what can be asked there.
 
-GET  /studies/{uid}                       the page
+GET  /studies                             newest first; ?state= &sender= &uid= &before=
+GET  /studies/{uid}                       the page of one
 GET  /api/studies/{uid}                   the same for machines
+GET  /studies/{uid}/patient               who it is of: for operators, and in the audit trail
+GET  /studies/{uid}/jobs/{id}/pictures/{n}   an image among the results
 POST /studies/{uid}/jobs/{id}/retry       and /cancel: asked, and back to the page
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import structlog
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy import Engine
 
 from node.run.operations import JobNotFound, JobStateConflict, cancel_job, retry_job
-from node.web.page import document
-from node.web.study import Event, Job, Series, Study, find_study
-from node.web.users import Role
+from node.web.pages import problem, render
+from node.web.patient import patient_of
+from node.web.pictures import picture
+from node.web.studies import JOB_STATES, SERIES_STATES, Filter, list_studies
+from node.web.study import find_study
 
 log = structlog.get_logger("node.web")
 
+#: (user, address, study)
+Accessed = Callable[[str, str, str], None]
 
-def study_routes(engine: Engine, data_dir: Path) -> APIRouter:
-    """The routes of single studies."""
+
+def study_list_routes(engine: Engine) -> APIRouter:
+    """The route of the list."""
+    router = APIRouter()
+
+    @router.get("/studies")
+    def listed(
+        request: Request, state: str = "", sender: str = "", uid: str = "", before: str = ""
+    ) -> Response:
+        if state and state not in (*SERIES_STATES, *JOB_STATES):
+            allowed = ", ".join((*SERIES_STATES, *JOB_STATES))
+            return problem(request, 422, "Studies", "There is no such state.", f"Allowed are {allowed}.")
+        start = _parse_before(before)
+        if before and start is None:
+            return problem(request, 422, "Studies", "This isn't a page of the list.")
+        wanted = Filter(state, sender.strip()[:16], uid.strip()[:64], start)
+        page = list_studies(engine, wanted)
+        shown = {"state": wanted.state, "sender": wanted.sender, "uid": wanted.uid}
+        shown = {name: value for name, value in shown.items() if value}
+        following = None
+        if page.next is not None:
+            following = "/studies?" + urlencode(shown | {"before": f"{page.next[0]!r}~{page.next[1]}"})
+        return render(
+            "studies.html",
+            request,
+            page=page,
+            wanted=wanted,
+            now=time.time(),
+            series_states=SERIES_STATES,
+            job_states=JOB_STATES,
+            first="/studies" + (f"?{urlencode(shown)}" if shown else ""),
+            following=following,
+        )
+
+    return router
+
+
+def _parse_before(text: str) -> tuple[float, str] | None:
+    when, _, uid = text.partition("~")
+    try:
+        return float(when), uid[:64]
+    except ValueError:
+        return None
+
+
+def study_routes(engine: Engine, data_dir: Path, accessed: Accessed = lambda *_: None) -> APIRouter:
+    """The routes of single studies. accessed: told of who saw a patient's name."""
     router = APIRouter()
     actions: dict[str, Callable[[Engine, str], str]] = {"retry": retry_job, "cancel": cancel_job}
 
@@ -42,9 +93,25 @@ def study_routes(engine: Engine, data_dir: Path) -> APIRouter:
     def page(uid: str, request: Request) -> Response:
         study = find_study(engine, data_dir, uid)
         if study is None:
-            body = f"<p>Nothing of study <span class='mono'>{escape(uid)}</span> was received.</p>{_BACK}"
-            return HTMLResponse(document("Study", body), 404)
-        return HTMLResponse(render_study(study, may_ask=request.scope["principal"].role >= Role.OPERATOR))
+            return problem(request, 404, "Study", f"Nothing of study {uid} was received.")
+        return render("study.html", request, study=study)
+
+    @router.get("/studies/{uid}/patient")
+    def patient(uid: str, request: Request) -> Response:
+        identity = patient_of(engine, data_dir, uid)
+        if identity is None:
+            return problem(request, 404, "Patient of a study", f"No instance of study {uid} is here.")
+        user, address = request.scope["principal"].user, request.client.host if request.client else ""
+        accessed(user, address, uid)
+        log.info("patient_shown", study_instance_uid=uid, user=user)
+        return render("patient.html", request, uid=uid, identity=identity)
+
+    @router.get("/studies/{uid}/jobs/{job_id}/pictures/{number}")
+    def shown(uid: str, job_id: str, number: int) -> Response:
+        png = picture(engine, data_dir, uid, job_id, number)
+        if png is None:
+            return JSONResponse({"error": "there is no such picture"}, 404)
+        return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
     @router.post("/studies/{uid}/jobs/{job_id}/{action}")
     def ask(uid: str, job_id: str, action: str, request: Request) -> Response:
@@ -53,53 +120,8 @@ def study_routes(engine: Engine, data_dir: Path) -> APIRouter:
         try:
             actions[action](engine, job_id)
         except (JobNotFound, JobStateConflict) as error:
-            body = f"<p class='bad' role='alert'>{escape(str(error))}</p><p>{escape(error.hint)}</p>{_BACK}"
-            return HTMLResponse(document("Study", body), 409)
+            return problem(request, 409, "Study", str(error), error.hint)
         log.info("job_asked", what=action, job_id=job_id, user=request.scope["principal"].user)
         return RedirectResponse(f"/studies/{quote(uid)}", 303)
 
     return router
-
-
-_BACK = "<p><a href='/'>All series and jobs</a></p>"
-
-
-def render_study(study: Study, *, may_ask: bool) -> str:
-    """The whole document. may_ask: show the buttons."""
-    quarantined = "".join(
-        f"<p class='warn'>In quarantine: <span class='mono'>{escape(path)}</span>: {escape(reason)}</p>"
-        for path, reason in study.quarantined
-    )
-    return document(
-        "Study",
-        f"<header><h1>Study</h1><span class='mono'>{escape(study.study_instance_uid)}</span></header>"
-        f"{_BACK}{quarantined}{''.join(_series(each, study, may_ask) for each in study.series)}",
-        refresh_seconds=10,
-    )
-
-
-def _series(one: Series, study: Study, may_ask: bool) -> str:
-    buttons = "".join(_button(job, action, study) for job in one.jobs for action in job.asks if may_ask)
-    rows = "".join(_row(event) for event in one.events)
-    return (
-        f"<section><h2>Series <span class='mono'>{escape(one.series_instance_uid)}</span>"
-        f" <span class='soft'>version {one.version}</span></h2>"
-        f"<p class='{one.tone}'>{escape(one.sentence)}</p>{buttons}"
-        "<div class='card'><table><thead><tr><th scope='col'>When (UTC)</th><th scope='col'>What</th>"
-        f"<th scope='col'>Why</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
-    )
-
-
-def _button(job: Job, action: str, study: Study) -> str:
-    label = {"retry": "Run again", "cancel": "Cancel"}[action]
-    target = f"/studies/{quote(study.study_instance_uid)}/jobs/{quote(job.job_id)}/{action}"
-    return (
-        f"<form class='inline' method='post' action='{target}'>"
-        f"<button>{label}: {escape(job.pipeline)}</button></form> "
-    )
-
-
-def _row(event: Event) -> str:
-    when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    what = f"<span class='pill {event.tone}'>{escape(event.what)}</span>"
-    return f"<tr><td class='mono'>{when}</td><td>{what}</td><td>{escape(event.why)}</td></tr>"

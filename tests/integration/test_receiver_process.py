@@ -61,7 +61,7 @@ def test_a_receiver_that_dies_is_started_again_and_loses_nothing(node: RunningNo
             scu.socket.sendall(store_message(image.SOPInstanceUID, encoded(image)))
             assert scu.status() == 0x0000
         os.kill(receiver_pid(node), signal.SIGKILL)
-    wait_for(lambda: len(node.events("listening")) == 2, what="the second receiver")
+    wait_for(lambda: len(node.events("listening")) == 2, seconds=60, what="the second receiver")
     assert [event["code"] for event in node.events("receiver_died")] == [-signal.SIGKILL]
     with RawScu(listening_port(node)) as scu:
         for image in images[2:]:
@@ -87,7 +87,7 @@ def test_a_mover_that_dies_loses_nothing(node: RunningNode) -> None:
         assert scu.status() == 0x0000
         for pid in movers:
             os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(node.events("listening")) == 2, what="the second receiver")
+    wait_for(lambda: len(node.events("listening")) == 2, seconds=60, what="the second receiver")
     assert len(node.events("mover_died")) >= 1
     (series,) = wait_for(lambda: [s for s in node.get("/api/series") if s["state"] == "routed"], seconds=40)
     assert series["instance_count"] == 1

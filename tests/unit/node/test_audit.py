@@ -73,6 +73,15 @@ def test_a_person_logs_in_and_out(tmp_path: Path) -> None:
     assert trail.count("suppressed") == 2
 
 
+def test_who_was_shown_the_patient_of_a_study(tmp_path: Path) -> None:
+    trail = Trail(tmp_path)
+    trail.trail.accessed("anna", "192.0.2.9", "1.2.3")
+    _, accessed, _ = trail.stop()
+    assert event_of(accessed) == ("110103", "", "0")
+    study = accessed.find("ParticipantObjectIdentification")
+    assert study is not None and study.get("ParticipantObjectID") == "1.2.3"
+
+
 def test_a_refused_node(tmp_path: Path) -> None:
     trail = Trail(tmp_path)
     assert trail.trail.refused(PEER, "host", "association rejected: because")
