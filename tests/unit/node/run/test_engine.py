@@ -104,7 +104,8 @@ def test_kill_9_in_the_middle_of_a_step(tmp_path: Path, start: Start) -> None:
     process.wait()
     start("plain", "hang", "new")
     wait_for(lambda: calls(tmp_path).count("execute hang 0 1 0") == 2, seconds=60)
-    assert (tmp_path / "known").read_text() == "hang plain", "a start enqueues what the engine doesn't know"
+    # a start enqueues what the engine doesn't know
+    wait_for(lambda: (tmp_path / "known").read_text() == "hang plain", seconds=60)
     (tmp_path / "go").touch()
     wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
     time.sleep(0.5)
