@@ -138,7 +138,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
             INSERT INTO jobs (job_id, series_instance_uid, series_version, study_instance_uid, pipeline,
                 route, destinations, priority, state, generation, created_at)
             SELECT 'j' || study_instance_uid, series_instance_uid, 1, study_instance_uid, 'p',
-                'chest', '["pacs"]', 100, iif(last_instance_at % 1000 = 1, 'failed', 'done'), 0, last_instance_at
+                'chest', '["pacs"]', 100,
+                iif(last_instance_at % 1000 = 1, 'failed', 'done'), 0, last_instance_at
             FROM series WHERE reason_code = 'none'"""
         )
         connection.exec_driver_sql(
