@@ -102,7 +102,7 @@ def _newest(connection: Connection, wanted: Filter, size: int) -> list[tuple[str
     while len(found) < size:
         query: Select[Any] = select(study, at).where(*conditions)
         if before is not None:
-            query = query.where(or_(at < before[0], and_(at == before[0], study < before[1])))
+            query = query.where(at <= before[0], or_(at < before[0], study < before[1]))
         rows = connection.execute(query.order_by(at.desc(), study.desc()).limit(_ROWS_AT_ONCE)).all()
         batch: dict[str, float] = {}
         for uid, when in rows:

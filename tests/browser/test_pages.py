@@ -29,7 +29,8 @@ from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import chest_phantom
 
 pytestmark = pytest.mark.integration
-WAIT = 120_000.0  # milliseconds
+WAIT = 120_000.0  # milliseconds, for what a pipeline has to do first
+expect.set_options(timeout=60_000.0)  # for what a page does by itself, on a busy machine
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 NOT_THERE = "/studies/9.9"
 ROUTE = {
@@ -93,6 +94,7 @@ def story(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def page(browser: Browser) -> Iterator[Page]:
     """A page in which nothing may fail."""
     opened = browser.new_page(viewport={"width": 1180, "height": 900})
+    opened.set_default_timeout(60_000.0)
     faults: list[str] = []
     opened.on("pageerror", lambda error: faults.append(str(error)))
 
@@ -204,6 +206,7 @@ def test_a_phone_uploads_and_sees_the_result(story: Story, page: Page, browser: 
     link = page.locator("#link").get_attribute("href")
     assert link is not None
     context = browser.new_context(**PHONE)
+    context.set_default_timeout(60_000.0)
     phone = context.new_page()
     phone.goto(link)
     phone.get_by_label("Files").set_input_files([photo, packed])
