@@ -38,6 +38,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from node.config import DatabaseConfig
 from node.errors import ConfigError
+from node.failpoints import failpoint, name_of_caller
 from node.postgres import hold_names, postgres_engine
 
 metadata = MetaData()
@@ -359,10 +360,13 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
     meanwhile: what was read and is to be changed is held by name (``postgres.hold_names``), or changed in one
     statement that says what it expects.
     """
+    whose = name_of_caller(2)  # who is above us and ``contextmanager``
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
+        failpoint(f"{whose}:commit")
+    failpoint(f"{whose}:committed")
 
 
 class Prepared:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.encoding import DEFAULT, Encoding
+from pipelines.failpoints import failpoint
 from pipelines.load import load_series
 from pipelines.pipeline import StageProgress, Stages
 from pipelines.registry import find_pipeline
@@ -69,7 +70,9 @@ def process(request: Request, inference: Inference, report: StageProgress | None
         "notes": [*outcome.notes, *result_set.notes],
         "timings_seconds": stages.seconds,
     }
+    failpoint("process.written")
     _write_summary(summary, request.out)
+    failpoint("process.summarised")
     return summary
 
 

@@ -29,6 +29,7 @@ from pynetdicom import _config as pynetdicom_config
 
 from node.config import NodeConfig
 from node.errors import ConfigError
+from node.failpoints import failpoint
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
 from node.receive.inquiry import keep_fetched_in
@@ -82,7 +83,9 @@ def main() -> None:
     keep_fetched_in(config.own_dir / INCOMING)  # emptied at each start
 
     def complete(series_instance_uid: str, version: int) -> None:
+        failpoint("series.complete")
         emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})
+        failpoint("series.told")
 
     receiver = Receiver(config, complete)
     try:

@@ -26,6 +26,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from node.commitment_requests import Delivery
+from node.failpoints import failpoint
 from node.run.boundary import Next
 from node.run.steps import Steps
 
@@ -103,7 +104,9 @@ class JobWorkflows(DBOSConfiguredInstance):
         queue: str = RUN_QUEUE,
     ) -> None:
         epoch = self._steps.epoch()
+        failpoint("run_job.begun")
         outcome = self.execute(job_id, generation, attempt, failures, epoch)
+        failpoint("run_job.executed")
         if outcome["retry_in_seconds"] is not None:
             again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
             self.enqueue_run(job_id, priority, generation, again, queue)
@@ -112,18 +115,24 @@ class JobWorkflows(DBOSConfiguredInstance):
 
     @DBOS.workflow(name="deliver_job")
     def deliver_job(self, job_id: str, destination: str, generation: int, attempt: int) -> None:
+        failpoint("deliver_job.begun")
         outcome = self.deliver(job_id, destination, generation, attempt)
+        failpoint("deliver_job.delivered")
         if outcome["retry_in_seconds"] is not None:
             delay = outcome["retry_in_seconds"]
             self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
     def execute(self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None) -> Next:
-        return self._steps.execute(job_id, generation, attempt, failures, epoch)
+        outcome = self._steps.execute(job_id, generation, attempt, failures, epoch)
+        failpoint("execute.done")
+        return outcome
 
     @DBOS.step(name="deliver", **_UNTIL_THE_DATABASE_ANSWERS)
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
-        return self._steps.deliver(job_id, destination, generation, attempt)
+        outcome = self._steps.deliver(job_id, destination, generation, attempt)
+        failpoint("deliver.done")
+        return outcome
 
     def enqueue_run(
         self,
@@ -134,11 +143,13 @@ class JobWorkflows(DBOSConfiguredInstance):
         queue: str = RUN_QUEUE,
     ) -> None:
         """Enqueue one attempt to run a job; again with the same arguments does nothing."""
+        failpoint("run.enqueue")
         name = f"run-{job_id}-{generation}-{which.attempt}"
         with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=which.delay_seconds):
             DBOS.enqueue_workflow(
                 queue, self.run_job, job_id, priority, generation, which.attempt, which.failures, queue
             )
+        failpoint("run.enqueued")
 
     def enqueue_delivery(
         self,
@@ -149,10 +160,12 @@ class JobWorkflows(DBOSConfiguredInstance):
         delay_seconds: float | None = None,
     ) -> None:
         """Enqueue one attempt to deliver a job's results; again with the same arguments does nothing."""
+        failpoint("delivery.enqueue")
         name = f"deliver-{job_id}-{generation}-{destination}-{attempt}"
         with SetWorkflowID(name), SetEnqueueOptions(delay_seconds=delay_seconds):
             queue = delivery_queue(destination)
             DBOS.enqueue_workflow(queue, self.deliver_job, job_id, destination, generation, attempt)
+        failpoint("delivery.enqueued")
 
 
 @dataclass(frozen=True)
@@ -252,6 +265,7 @@ class JobEngine:
             by_queue.setdefault(workflow.queue_name or RUN_QUEUE, []).append(workflow.workflow_id)
         for queue, names in by_queue.items():
             DBOS.resume_workflows(names, queue_name=queue)
+            failpoint("hand_on.resumed")
         return len(left)
 
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:

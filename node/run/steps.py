@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from node.database import deliveries, insert_if_new, jobs
 from node.errors import NodeError
+from node.failpoints import failpoint
 from node.run.boundary import ACTIVE, STOP, Next, Run, TakenOver, ours, recorded
 from node.run.delivering import Delivering
 from node.run.results import PREDECESSOR_RUNNING, ResultSets, Services
@@ -65,6 +66,7 @@ class Steps:
             may_begin = self._results.is_made(run) or self._wait_for_triton(run)
             if not may_begin or not self._change(run, begun):
                 return STOP
+            failpoint("job.running")
             if job.started_at is None:
                 waited = started - job.created_at
                 self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(waited)
@@ -75,6 +77,7 @@ class Steps:
                 return self._execution_failed(run, error, attempt, failures)
             if not self._begin_delivering(run):
                 return STOP
+            failpoint("job.delivering")
         except TakenOver:
             # the workflow engine drops this answer when the workflow is another's, too; else it is done again
             log.warning("run_taken_over", job_id=job_id, attempt=attempt)
