@@ -28,7 +28,7 @@ from pydicom.config import IGNORE, settings
 from pynetdicom import _config as pynetdicom_config
 
 from node.config import NodeConfig
-from node.errors import ConfigError
+from node.errors import NodeError
 from node.failpoints import failpoint
 from node.log import configure_logging
 from node.metrics import ReceiveMetrics
@@ -100,7 +100,7 @@ def main() -> None:
             }
         )
         sys.exit(1)
-    except ConfigError as error:
+    except NodeError as error:
         emit({"event": "failed", "message": str(error), "hint": error.hint})
         sys.exit(1)
     emit({"event": "ready", "port": receiver.listener.port})

@@ -10,6 +10,7 @@ import ast
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -86,14 +87,15 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(part for part in parts if part != "__init__"), path
 
 
-def in_code() -> set[str]:
+@cache
+def in_code() -> frozenset[str]:
     """All names, as they come when they are reached."""
     found: set[str] = set()
     for module, path in modules():
         finder = _Finder(module)
         finder.visit(ast.parse(path.read_text(encoding="utf-8")))
         found |= finder.found
-    return found
+    return frozenset(found)
 
 
 def wanted(*, shared: bool) -> set[str]:

@@ -87,7 +87,15 @@ def run(plan: Plan, folder: Path, say: Callable[[str], object] = lambda _line: N
         backlog = Backlog(world, lambda: load.sent if load is not None else [])
         load = Load(Series(folder / "series", plan.seed), world.ports, rng, backlog.is_full)
         stack.callback(load.stop)
-        faults = Faults(world, load, rng, plan.boundaries, say=say, retry=lambda: _retry_any(world, rng))
+        faults = Faults(
+            world,
+            load,
+            rng,
+            plan.boundaries,
+            say=say,
+            retry=lambda: _retry_any(world, rng),
+            is_working=lambda: _is_working(world),
+        )
         give_up_at = time.monotonic() + plan.max_seconds
         part = plan.kills // 3 if plan.for_good and plan.setup.shared else 0
         full = plan.full_disks // 3 if part else 0
@@ -158,6 +166,13 @@ def _retry_any(world: World, rng: random.Random) -> None:
                 engine.dispose()
     except (SQLAlchemyError, NodeError):
         pass  # the database is down, or its disk full
+
+
+def _is_working(world: World) -> bool:
+    try:
+        return any(row["state"] == "running" for row in rows(world, jobs))
+    except (SQLAlchemyError, NodeError):
+        return False
 
 
 def _settle(world: World, load: Load, faults: Faults, plan: Plan) -> None:

@@ -22,6 +22,8 @@ ARMED = 8
 LOOK_SECONDS = 0.1
 #: a node stays away for so long, now and then, so that others take over from it
 AWAY_SECONDS, AWAY_SHARE = 20.0, 0.06
+#: of so many kills, the next one comes only when all nodes are up again, or after so long
+SOUND_SHARE, SOUND_SECONDS = 0.6, 40.0
 CUT_SECONDS = (1.0, 6.0)
 #: the disk stays full until receiving and a run noticed it, or so long
 FULL_SECONDS = (5.0, 25.0)
@@ -53,8 +55,10 @@ class Faults:
         *,
         say: Callable[[str], object],
         retry: Callable[[], object],
+        is_working: Callable[[], bool],
     ) -> None:
-        """retry: ask for a job again, as ops would."""
+        """retry: ask for a job again, as ops would.  is_working: whether some job runs."""
+        self._is_working = is_working
         self._world, self._load, self._rng, self._say, self._retry = world, load, rng, say, retry
         self.noticed = Noticed(world.folder)
         self._boundaries = frozenset(boundaries)
@@ -74,6 +78,8 @@ class Faults:
         random_kills = 0
         while (random_kills < kills or self.missed) and time.monotonic() < give_up_at:
             self._arm()
+            if self._rng.random() < SOUND_SHARE:
+                self._wait_until(self._is_sound, SOUND_SECONDS)
             self.wait(self._rng.uniform(0.3, seconds_between))
             if random_kills >= kills:
                 continue
@@ -170,6 +176,16 @@ class Faults:
         self.wait_without(victim, self._rng.uniform(0.0, 1.5))
         victim.start()
 
+    def _wait_until(self, true: Callable[[], bool], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not true():
+            self.wait(0.5)
+
+    def _is_sound(self) -> bool:
+        """Whether all nodes that are to run answer."""
+        away = [victim for _at, victim in self._away]
+        return all(victim.answers() for victim in self._world.nodes if victim not in away)
+
     def wait_without(self, victim: Victim, seconds: float) -> None:
         """As ``wait``, while one isn't started again."""
         entry = (time.monotonic() + 3600.0, victim)
@@ -185,6 +201,8 @@ class Faults:
         self._world.network.mend(proxy)
 
     def _fill_the_disk(self) -> None:
+        self._wait_until(self._is_sound, SOUND_SECONDS)
+        self._wait_until(self._is_working, SOUND_SECONDS)
         self._say(f"the disk is full, {shutil.disk_usage(self._world.data_dir).used >> 20} MiB were used")
         before = self.noticed.so_far()
         self._load.hurry = True

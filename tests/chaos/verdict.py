@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.database import instances, jobs, open_database, series
-from node.errors import ConfigError
+from node.errors import NodeError
 from pipelines.request import SUMMARY
 from tests.chaos.load import Sent
 from tests.chaos.world import World
@@ -60,7 +60,7 @@ def unfinished(world: World, sent: Sequence[Sent]) -> int | None:
     """How many of the series aren't through; None while the database doesn't answer."""
     try:
         versions, found = rows(world, series), rows(world, jobs)
-    except (SQLAlchemyError, ConfigError):
+    except (SQLAlchemyError, NodeError):
         return None
     waiting = {row["series_instance_uid"] for row in versions if row["state"] != "routed"}
     waiting |= {job["series_instance_uid"] for job in found if job["state"] not in ENDED}

@@ -124,6 +124,11 @@ class NodeVictim(Victim):
         if self.node.process.poll() is not None:  # else it was a part of it that was killed
             self.node.begin()
 
+    def answers(self) -> bool:
+        """Whether it is up."""
+        assert self.node.process is not None
+        return self.node.process.poll() is None and self.node._web_answers()
+
     def look(self) -> bool:
         assert self.node.process is not None
         ended = self.node.process.poll() is not None
