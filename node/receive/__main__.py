@@ -51,8 +51,11 @@ def _claim_stdout() -> Emit:
 
     def emit(event: dict[str, Any]) -> None:
         with lock:
-            events.write(json.dumps(event) + "\n")
-            events.flush()
+            try:
+                events.write(json.dumps(event) + "\n")
+                events.flush()
+            except BrokenPipeError:  # the node is gone
+                os._exit(1)
 
     return emit
 

@@ -146,10 +146,11 @@ class Journal:
         self._thread.start()
 
     def stop(self) -> None:
-        """File everything, then stop. No association may be running."""
+        """File everything, then stop, if it was started at all. No association may be running."""
         self._stopping.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         with self._lock:
             lanes = list(self._lanes)
         for lane in lanes:
