@@ -26,7 +26,7 @@ from node.receive.process import ReceiverProcess
 from node.retention import Retention
 from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
-from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.engine import WORKFLOW_VERSION, JobEngine, LeftWatch, Limits, Sharing
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
 from node.run.results import Services
@@ -200,6 +200,9 @@ class Node:
             self._stack.callback(takeover.stop)
         else:
             self._begin_again(())
+        left_watch = LeftWatch(self._jobs)
+        left_watch.start()
+        self._stack.callback(left_watch.stop)
         retry_watch = RetryWatch(self._engine, self._enqueue)
         retry_watch.start()
         self._stack.callback(retry_watch.stop)

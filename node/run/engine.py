@@ -8,7 +8,9 @@ as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -21,14 +23,17 @@ from dbos import (
     DBOSPortableJSONSerializer,
     SetEnqueueOptions,
     SetWorkflowID,
+    WorkflowStatus,
 )
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from node.commitment_requests import Delivery
+from node.errors import NodeError
 from node.failpoints import failpoint
 from node.run.boundary import Next
 from node.run.steps import Steps
+from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +43,8 @@ WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
 POLLING_SECONDS = 0.1
 RUN_QUEUE = "run"
+#: how often it is looked for workflows that nobody runs
+LOOK_SECONDS = 15.0
 
 
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
@@ -90,6 +97,8 @@ class JobWorkflows(DBOSConfiguredInstance):
     def __init__(self, steps: Steps | None) -> None:
         """Without steps, to enqueue only."""
         super().__init__("jobs")
+        self._at_work: set[str] = set()
+        self._lock = threading.Lock()
         if steps is not None:
             self._steps = steps
 
@@ -103,24 +112,43 @@ class JobWorkflows(DBOSConfiguredInstance):
         failures: int,
         queue: str = RUN_QUEUE,
     ) -> None:
-        epoch = self._steps.epoch()
-        failpoint("run_job.begun")
-        outcome = self.execute(job_id, generation, attempt, failures, epoch)
-        failpoint("run_job.executed")
-        if outcome["retry_in_seconds"] is not None:
-            again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
-            self.enqueue_run(job_id, priority, generation, again, queue)
-        for destination in outcome["destinations"]:
-            self.enqueue_delivery(job_id, destination, generation)
+        with self._working():
+            epoch = self._steps.epoch()
+            failpoint("run_job.begun")
+            outcome = self.execute(job_id, generation, attempt, failures, epoch)
+            failpoint("run_job.executed")
+            if outcome["retry_in_seconds"] is not None:
+                again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
+                self.enqueue_run(job_id, priority, generation, again, queue)
+            for destination in outcome["destinations"]:
+                self.enqueue_delivery(job_id, destination, generation)
 
     @DBOS.workflow(name="deliver_job")
     def deliver_job(self, job_id: str, destination: str, generation: int, attempt: int) -> None:
-        failpoint("deliver_job.begun")
-        outcome = self.deliver(job_id, destination, generation, attempt)
-        failpoint("deliver_job.delivered")
-        if outcome["retry_in_seconds"] is not None:
-            delay = outcome["retry_in_seconds"]
-            self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+        with self._working():
+            failpoint("deliver_job.begun")
+            outcome = self.deliver(job_id, destination, generation, attempt)
+            failpoint("deliver_job.delivered")
+            if outcome["retry_in_seconds"] is not None:
+                delay = outcome["retry_in_seconds"]
+                self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+
+    @property
+    def at_work(self) -> set[str]:
+        """Names of the workflows that this process is running."""
+        with self._lock:
+            return set(self._at_work)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        name = str(DBOS.workflow_id)
+        with self._lock:
+            self._at_work.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work.discard(name)
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
     def execute(self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None) -> Next:
@@ -208,9 +236,11 @@ class JobEngine:
         self._destinations = dict(destinations)
         self._runs = sharing is None or sharing.runs
         self._version = version
+        self._executor_id = EXECUTOR_ID if sharing is None else sharing.executor_id
+        self._suspects: set[tuple[str, int | None]] = set()
         config: DBOSConfig = {
             "name": "pacsnode",
-            "executor_id": EXECUTOR_ID if sharing is None else sharing.executor_id,
+            "executor_id": self._executor_id,
             "application_version": version,
             "serializer": DBOSPortableJSONSerializer(),  # the default pickles
             "log_level": "WARNING",
@@ -224,7 +254,21 @@ class JobEngine:
         self._workflows = JobWorkflows(steps)
 
     def start(self) -> None:
-        """Continue what was under way when the last process ended, and take new jobs."""
+        """Continue what was under way when the last process ended, and take new jobs.
+
+        Raises NodeError when the database can't be written.
+        """
+        try:
+            self._start()
+        except OperationalError as error:
+            raise NodeError(
+                f"the workflows' database can't be written: {error.orig}",
+                code="io_error",
+                hint="is the disk full, or PostgreSQL down?",
+                retryable=True,
+            ) from error
+
+    def _start(self) -> None:
         if not self._runs:
             DBOS.listen_queues([])
         DBOS.launch()
@@ -257,16 +301,26 @@ class JobEngine:
 
     def hand_on(self, executor_id: str) -> int:
         """Put what an executor that is gone was running back into its queues; returns how many."""
-        left = DBOS.list_workflows(
-            status="PENDING", executor_id=executor_id, load_input=False, load_output=False
-        )
-        by_queue: dict[str, list[str]] = {}
-        for workflow in left:
-            by_queue.setdefault(workflow.queue_name or RUN_QUEUE, []).append(workflow.workflow_id)
-        for queue, names in by_queue.items():
-            DBOS.resume_workflows(names, queue_name=queue)
-            failpoint("hand_on.resumed")
+        left = _pending(executor_id)
+        _resume(left)
+        failpoint("hand_on.resumed")
         return len(left)
+
+    def resume_left(self) -> list[str]:
+        """Put back what we began and nobody runs, seen so twice in a row; returns the workflows' names.
+
+        The engine takes up what the last process left once, at its start, and a workflow's thread ends when
+        its outcome can't be written: without this, a full disk at that moment would leave a job that hangs.
+        """
+        at_work = self._workflows.at_work
+        idle = [one for one in _pending(self._executor_id) if one.workflow_id not in at_work]
+        left = [one for one in idle if (one.workflow_id, one.dequeued_at) in self._suspects]
+        self._suspects = {(one.workflow_id, one.dequeued_at) for one in idle}
+        _resume(left)
+        names = [one.workflow_id for one in left]
+        if names:
+            log.warning("workflows_left", workflows=len(names), hint="nobody ran them; they go on now")
+        return names
 
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
         """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they
@@ -284,6 +338,31 @@ class JobEngine:
         DBOS.cancel_workflows(old)
         log.warning("workflows_of_another_version", workflows=len(old), hint="their jobs begin again")
         return sorted({name.split("-")[1] for name in old})
+
+
+class LeftWatch(Watch):
+    """Looks for workflows that nobody runs."""
+
+    def __init__(self, engine: JobEngine, seconds: float = LOOK_SECONDS) -> None:
+        super().__init__("left-watch", seconds)
+        self._engine = engine
+
+    def look(self) -> None:
+        self._engine.resume_left()
+
+
+def _pending(executor_id: str) -> list[WorkflowStatus]:
+    """What an executor began and hasn't ended."""
+    return DBOS.list_workflows(status="PENDING", executor_id=executor_id, load_input=False, load_output=False)
+
+
+def _resume(workflows: Sequence[WorkflowStatus]) -> None:
+    """Put workflows back into the queues that they came from."""
+    by_queue: dict[str, list[str]] = {}
+    for workflow in workflows:
+        by_queue.setdefault(workflow.queue_name or RUN_QUEUE, []).append(workflow.workflow_id)
+    for queue, names in by_queue.items():
+        DBOS.resume_workflows(names, queue_name=queue)
 
 
 def _register_queue(name: str, at_once: int) -> None:

@@ -25,7 +25,6 @@ from tests.chaos.verdict import Verdict, judge, rows, unfinished
 from tests.chaos.world import Setup, World
 
 START_SECONDS = 300.0
-#: senders wait while so many series aren't through
 BACKLOG = 6
 LOOK_SECONDS = 1.0
 #: once all is through, what should not come any more has so long to come
@@ -36,7 +35,7 @@ AFTER_SECONDS = 3.0
 class Plan:
     """kills: at random moments; beside them each of ``boundaries``.  seconds_between: these, at most.
 
-    full_disks: how many times.  max_seconds: until all faults are through.  settle_seconds: how long all may
+    full_disks: how many times.  backlog: senders wait while so many series aren't through.  max_seconds: until all faults are through.  settle_seconds: how long all may
     take after the last one.
     """
 
@@ -49,6 +48,7 @@ class Plan:
     max_seconds: float = 900.0
     settle_seconds: float = 300.0
     for_good: bool = True
+    backlog: int = BACKLOG
 
 
 @dataclass
@@ -84,7 +84,7 @@ def run(plan: Plan, folder: Path, say: Callable[[str], object] = lambda _line: N
         world = World(folder, plan.setup, plan.seed, stack)
         _wait_up(world)
         load: Load | None = None
-        backlog = Backlog(world, lambda: load.sent if load is not None else [])
+        backlog = Backlog(world, plan.backlog, lambda: load.sent if load is not None else [])
         load = Load(Series(folder / "series", plan.seed), world.ports, rng, backlog.is_full)
         stack.callback(load.stop)
         faults = Faults(
@@ -132,8 +132,8 @@ def run(plan: Plan, folder: Path, say: Callable[[str], object] = lambda _line: N
 class Backlog:
     """Whether enough series are on their way; looked up every so often."""
 
-    def __init__(self, world: World, sent: Callable[[], list[Any]]) -> None:
-        self._world, self._sent = world, sent
+    def __init__(self, world: World, limit: int, sent: Callable[[], list[Any]]) -> None:
+        self._world, self._limit, self._sent = world, limit, sent
         self._looked_at = 0.0
         self._full = False
 
@@ -141,7 +141,7 @@ class Backlog:
         if time.monotonic() - self._looked_at > LOOK_SECONDS:
             self._looked_at = time.monotonic()
             count = unfinished(self._world, self._sent())
-            self._full = count is None or count >= BACKLOG
+            self._full = count is None or count >= self._limit
         return self._full
 
 

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import dbos
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
@@ -25,11 +26,12 @@ from node.database import open_database
 from node.postgres import SessionLock, postgres_engine
 from node.run import membership
 from node.run.boundary import STOP, Next
-from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.engine import WORKFLOW_VERSION, JobEngine, LeftWatch, Limits, Sharing
 from node.run.membership import Membership, Takeover
 
 RETRY_SECONDS = 0.5
 GRACE_SECONDS = 2.0
+LEFT_SECONDS = 1.0
 
 
 class RecordedSteps:
@@ -113,7 +115,11 @@ def main(arguments: Namespace) -> None:
             sharing=sharing,
             version=arguments.version,
         )
+        if arguments.recovers_nothing:  # as when the database can't be written at that moment
+            dbos._dbos.startup_recovery_thread = lambda *_: None
         engine.start()
+        left_watch = LeftWatch(engine, LEFT_SECONDS)
+        left_watch.start()
 
         def begin_again(alive: Collection[str]) -> None:
             for job_id in engine.abandon_old(alive):
@@ -134,6 +140,7 @@ def main(arguments: Namespace) -> None:
         for job_id in arguments.jobs:
             engine.enqueue(job_id, 100, 0, "limited" if "limited" in job_id else "chest")
         sys.stdin.read()
+        left_watch.stop()
         engine.stop()
 
 
@@ -144,6 +151,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--database")
     parser.add_argument("--password-file", type=Path)
     parser.add_argument("--node-id", default="")
+    parser.add_argument("--recovers-nothing", action="store_true")
     parser.add_argument("--version", default=WORKFLOW_VERSION)
     return parser.parse_args()
 
