@@ -37,7 +37,7 @@ def write_report(reports: dict[str, Report], seed: int) -> None:
 def main() -> int:
     parser = ArgumentParser()
     parser.add_argument("--seed", type=int, default=20261129)
-    parser.add_argument("--kills", type=int, default=60, help="in each setup, beside those at boundaries")
+    parser.add_argument("--kills", type=int, default=70, help="in each setup, beside those at boundaries")
     parser.add_argument("--full-disks", type=int, default=6, help="in each setup")
     parser.add_argument("--seconds", type=float, default=840.0, help="for the faults of each setup")
     parser.add_argument("--setup", choices=sorted(SETUPS), action="append")

@@ -35,8 +35,8 @@ AFTER_SECONDS = 3.0
 class Plan:
     """kills: at random moments; beside them each of ``boundaries``.  seconds_between: these, at most.
 
-    full_disks: how many times.  backlog: senders wait while so many series aren't through.  max_seconds: until all faults are through.  settle_seconds: how long all may
-    take after the last one.
+    full_disks: how many times.  backlog: senders wait while so many series aren't through.
+    max_seconds: until all faults are through.  settle_seconds: how long all may take after the last one.
     """
 
     setup: Setup

@@ -15,6 +15,8 @@ _PIECE_BYTES = 1 << 20
 SAYS = {
     "instances_refused": (b'"instance_refused"', b"out_of_space"),
     "journal_not_filed": (b'"journal_not_filed"',),
+    "records_not_filed": (b'"records_not_filed"',),
+    "database_full": (b"database or disk is full",),
     "runs_failed": (b'"job_retried"', b'"io_error"'),
 }
 

@@ -23,7 +23,7 @@ BOUNDARIES = (
 
 @pytest.mark.skipif(not Path(STORESCU).exists(), reason="needs DCMTK: apt-get install dcmtk")
 def test_nothing_is_lost_doubled_stuck_or_broken(tmp_path: Path) -> None:
-    plan = Plan(Setup(), seed=7, kills=2, boundaries=BOUNDARIES, seconds_between=2.0, full_disks=1, backlog=2)
+    plan = Plan(Setup(), seed=7, kills=2, boundaries=BOUNDARIES, seconds_between=2.0, backlog=2)
     report = run(plan, tmp_path, print)
     assert report.faults == {}
     assert report.boundaries_missed == []
