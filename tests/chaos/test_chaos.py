@@ -10,7 +10,6 @@ from tests.chaos.chaos import Plan, run
 from tests.chaos.world import Setup
 from tests.integration.running import STORESCU
 
-
 #: one in each part of a study's way, in its order
 BOUNDARIES = (
     "journal.appended",
