@@ -116,7 +116,7 @@ class Node:
         router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
         router.enqueue_waiting()
         if self._role != "listener":
-            self._look_after_jobs()
+            self._look_after_jobs(router)
         if self._role != "worker":
             self._receive(router)
         pages = create_app(
@@ -186,7 +186,7 @@ class Node:
             job = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
         self._jobs.enqueue(job_id, job.priority, job.generation, job.pipeline)
 
-    def _look_after_jobs(self) -> None:
+    def _look_after_jobs(self, router: Router) -> None:
         """Jobs of another workflow version, of nodes that are gone, and those that ops ask for again."""
         if self._config.shared:
             takeover = Takeover(
@@ -195,12 +195,13 @@ class Node:
                 self._jobs.hand_on,
                 has_work=self._jobs.has_work,
                 on_versions=self._begin_again,
+                on_gone=router.enqueue_waiting,
             )
             takeover.start()
             self._stack.callback(takeover.stop)
         else:
             self._begin_again(())
-        left_watch = LeftWatch(self._jobs)
+        left_watch = LeftWatch(self._jobs, self._mend)
         left_watch.start()
         self._stack.callback(left_watch.stop)
         retry_watch = RetryWatch(self._engine, self._enqueue)
@@ -212,6 +213,14 @@ class Node:
         commitment_watch = CommitmentWatch(self._engine, self._jobs.enqueue_turn)
         commitment_watch.start()
         self._stack.callback(commitment_watch.stop)
+
+    def _mend(self, job_id: str, generation: int) -> None:
+        if begin_again(self._engine, job_id, generation):
+            log.error("job_begins_again", job_id=job_id, hint="its workflow couldn't be continued")
+        with self._engine.connect() as connection:  # whoever let it begin again may have ended right then
+            state = connection.execute(select(jobs.c.state).where(jobs.c.job_id == job_id)).scalar_one()
+        if state == "queued":
+            self._enqueue(job_id)
 
     def _begin_again(self, alive: Collection[str]) -> None:
         for job_id in self._jobs.abandon_old(alive):

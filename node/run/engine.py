@@ -238,6 +238,7 @@ class JobEngine:
         self._version = version
         self._executor_id = EXECUTOR_ID if sharing is None else sharing.executor_id
         self._suspects: set[tuple[str, int | None]] = set()
+        self._broken: set[str] = set()
         config: DBOSConfig = {
             "name": "pacsnode",
             "executor_id": self._executor_id,
@@ -322,6 +323,18 @@ class JobEngine:
             log.warning("workflows_left", workflows=len(names), hint="nobody ran them; they go on now")
         return names
 
+    def broken(self) -> set[tuple[str, int]]:
+        """Jobs, and their generations, of which a workflow ended by an error since this was last asked.
+
+        A step records whatever goes wrong; what ends a workflow is that what follows couldn't be enqueued, or
+        a step's answer not be noted. Nobody goes on with it: the job has to begin again.
+        """
+        ended = DBOS.list_workflows(status="ERROR", load_input=False, load_output=False)
+        names = {workflow.workflow_id for workflow in ended}
+        new = [name.split("-") for name in names - self._broken]
+        self._broken = names
+        return {(parts[1], int(parts[2])) for parts in new if parts[0] in ("run", "deliver")}
+
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
         """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they
         were of, each to be begun again as a new generation."""
@@ -341,14 +354,24 @@ class JobEngine:
 
 
 class LeftWatch(Watch):
-    """Looks for workflows that nobody runs."""
+    """Looks for workflows that nobody runs, and for those that broke."""
 
-    def __init__(self, engine: JobEngine, seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self, engine: JobEngine, on_broken: Callable[[str, int], object], seconds: float = LOOK_SECONDS
+    ) -> None:
+        """on_broken: called with a job and its generation, of which a workflow can't go on; once, if it
+        doesn't raise."""
         super().__init__("left-watch", seconds)
         self._engine = engine
+        self._on_broken = on_broken
+        self._broken: set[tuple[str, int]] = set()
 
     def look(self) -> None:
         self._engine.resume_left()
+        self._broken |= self._engine.broken()
+        for job_id, generation in sorted(self._broken):
+            self._on_broken(job_id, generation)
+            self._broken.discard((job_id, generation))
 
 
 def _pending(executor_id: str) -> list[WorkflowStatus]:

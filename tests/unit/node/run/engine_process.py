@@ -4,7 +4,7 @@
 runs until its stdin closes. Every call of a step is a line of ``DATA_DIR/calls``, with ``--node-id`` before
 it. What the steps answer is in the job's id: ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse``
 (the first delivery to ``b``), ``locked`` (the database can't be written when it is first run and first
-delivered to ``b``).
+delivered to ``b``), ``unnoted`` (what its first generation's step answers can't be noted).
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class RecordedSteps:
         if "retry" in job_id and attempt < 3:
             return Next(destinations=[], retry_in_seconds=RETRY_SECONDS, failures=failures + 1)
         self._fail_once("locked", job_id)
+        if "unnoted" in job_id and generation == 0:
+            raise RuntimeError("ends the workflow")
         while "hang" in job_id and not (self._data_dir / "go").exists():
             time.sleep(0.02)
         return Next(destinations={"a": 2, "b": 2}, retry_in_seconds=None, failures=failures)
@@ -118,7 +120,9 @@ def main(arguments: Namespace) -> None:
         if arguments.recovers_nothing:  # as when the database can't be written at that moment
             dbos._dbos.startup_recovery_thread = lambda *_: None
         engine.start()
-        left_watch = LeftWatch(engine, LEFT_SECONDS)
+        left_watch = LeftWatch(
+            engine, lambda job, generation: engine.enqueue(job, 100, generation + 1, "chest"), LEFT_SECONDS
+        )
         left_watch.start()
 
         def begin_again(alive: Collection[str]) -> None:

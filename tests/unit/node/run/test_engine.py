@@ -121,6 +121,14 @@ def test_what_was_not_taken_up_at_the_start_is_taken_up_later_and_nothing_that_r
     wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
 
 
+def test_a_job_whose_workflow_broke_begins_again_once(tmp_path: Path, start: Start) -> None:
+    start("unnoted")
+    wait_for_calls(tmp_path, "execute unnoted 0 1 0", "deliver unnoted 1 a 1", "deliver unnoted 1 b 1")
+    time.sleep(3 * LEFT_SECONDS)
+    assert calls(tmp_path).count("execute unnoted 1 1 0") == 1
+    assert not [call for call in calls(tmp_path) if " unnoted 2 " in call]
+
+
 def test_kill_9_while_a_retry_waits(tmp_path: Path, start: Start) -> None:
     process = start("retry")
     wait_for_calls(tmp_path, "execute retry 0 1 0")
