@@ -48,6 +48,7 @@ LOOK_SECONDS = 15.0
 
 
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
+_BROKEN = ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 
 def delivery_queue(destination: str) -> str:
@@ -329,7 +330,7 @@ class JobEngine:
         A step records whatever goes wrong; what ends a workflow is that what follows couldn't be enqueued, or
         a step's answer not be noted. Nobody goes on with it: the job has to begin again.
         """
-        ended = DBOS.list_workflows(status="ERROR", load_input=False, load_output=False)
+        ended = DBOS.list_workflows(status=_BROKEN, load_input=False, load_output=False)
         names = {workflow.workflow_id for workflow in ended}
         new = [name.split("-") for name in names - self._broken]
         self._broken = names

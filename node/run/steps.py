@@ -154,8 +154,11 @@ class Steps:
                     "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
                 )
             return STOP
-        limit = MAX_WAIT_FOR_TRITON_SECONDS if error.code in BLAMELESS else config.step_timeout_seconds
-        delay = min(config.retry_seconds * 2 ** min(attempt - 1, 20), limit)
+        # what wasn't the job's fault doesn't make it wait longer for what is
+        times, limit = failures, config.step_timeout_seconds
+        if error.code in BLAMELESS:
+            times, limit = attempt, MAX_WAIT_FOR_TRITON_SECONDS
+        delay = min(config.retry_seconds * 2 ** min(times - 1, 20), limit)
         if not self._change(run, {"state": "queued", "reason_code": error.code, "reason": str(error)}):
             return STOP
         log.warning(
