@@ -36,7 +36,8 @@ class Plan:
     """kills: at random moments; beside them each of ``boundaries``.  seconds_between: these, at most.
 
     full_disks: how many times.  backlog: senders wait while so many series aren't through.
-    max_seconds: until all faults are through.  settle_seconds: how long all may take after the last one.
+    max_seconds: until all faults are through.  settle_seconds: after the last one, until nothing more gets through
+        for so long.
     """
 
     setup: Setup
@@ -135,14 +136,13 @@ class Backlog:
     def __init__(self, world: World, limit: int, sent: Callable[[], list[Any]]) -> None:
         self._world, self._limit, self._sent = world, limit, sent
         self._looked_at = 0.0
-        self._full = False
+        self._count: int | None = None
 
-    def is_full(self) -> bool:
+    def is_full(self, times: int) -> bool:
         if time.monotonic() - self._looked_at > LOOK_SECONDS:
             self._looked_at = time.monotonic()
-            count = unfinished(self._world, self._sent())
-            self._full = count is None or count >= self._limit
-        return self._full
+            self._count = unfinished(self._world, self._sent())
+        return self._count is None or self._count >= self._limit * times
 
 
 def _wait_up(world: World) -> None:
@@ -176,7 +176,13 @@ def _is_working(world: World) -> bool:
 
 
 def _settle(world: World, load: Load, faults: Faults, plan: Plan) -> None:
+    left: int | None = None
     deadline = time.monotonic() + plan.settle_seconds
-    while time.monotonic() < deadline and (load.busy or unfinished(world, load.sent) != 0):
+    while time.monotonic() < deadline:
+        now = unfinished(world, load.sent)
+        if now == 0 and not load.busy:
+            break
+        if now is not None and (left is None or now < left):  # a busy machine takes its time
+            left, deadline = now, time.monotonic() + plan.settle_seconds
         faults.wait(0.5)
     faults.wait(AFTER_SECONDS)

@@ -67,15 +67,15 @@ class Load:
     """Sends series until ``end``: some at once, each to any of the ports, again until it succeeds."""
 
     def __init__(
-        self, series: Series, ports: list[int], rng: random.Random, wait: Callable[[], bool]
+        self, series: Series, ports: list[int], rng: random.Random, wait: Callable[[int], bool]
     ) -> None:
-        """wait: whether there is enough to do already."""
+        """wait: whether there is so many times enough to do already."""
         self.sent: list[Sent] = []
         self.attempts = 0
         self._series, self._ports, self._rng, self._wait = series, ports, rng, wait
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self.hurry = False  # whether to send on, however much there is to do
+        self.hurry = False  # whether to send on while there is enough to do, up to twice as much
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(SENDERS)]
         for thread in self._threads:
@@ -98,7 +98,7 @@ class Load:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            if self.sent and not self.hurry and self._wait():
+            if self.sent and self._wait(2 if self.hurry else 1):
                 self._ending.wait(0.5)
                 continue
             with self._lock:
