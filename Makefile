@@ -23,7 +23,7 @@ test-kills: $(VENV)/.dev ## kill -9 the listener 100 times under load
 browser: $(VENV)/.dev ## Only the workstation: OHIF in Chromium shows the results; screenshots in build/browser
 	$(BIN)/pytest tests/browser
 
-chaos: $(VENV)/.dev ## kill -9 nodes, Triton, Orthanc and PostgreSQL; SEED=<number> KILLS=<number>
+chaos: $(VENV)/.dev ## kill -9 of everything, at every step too; bad networks, full disks; SEED=<number> KILLS=<number>
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 fuzz: $(VENV)/.dev ## 10,000 mutated associations; SEED=<number> repeats a run

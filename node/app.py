@@ -30,6 +30,7 @@ from node.route.router import Route, Router, compile_routes
 from node.run.committing import CommitmentWatch
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.forgetting import ForgetWatch
+from node.run.left import LeftWatch
 from node.run.membership import Membership, Takeover
 from node.run.operations import RetryWatch, begin_again
 from node.run.results import Services
@@ -136,7 +137,7 @@ class Node:
         self._router = router = Router(engine, config.data_dir, routes, self._enqueue, metrics)
         router.enqueue_waiting(self._jobs.enqueued)
         if self._role != "listener":
-            self._look_after_jobs()
+            self._look_after_jobs(router)
         if self._role != "worker":
             self._receive(router)
         self._reloading = Reloading(config, self._read, self._use, metrics)
@@ -245,7 +246,7 @@ class Node:
             job = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
         self._jobs.enqueue(job_id, job.priority, job.generation, job.pipeline)
 
-    def _look_after_jobs(self) -> None:
+    def _look_after_jobs(self, router: Router) -> None:
         """Jobs of another workflow version, of nodes that are gone, and those that ops ask for again."""
         if self._config.shared:
             takeover = Takeover(
@@ -254,11 +255,15 @@ class Node:
                 self._jobs.hand_on,
                 has_work=self._jobs.has_work,
                 on_versions=self._begin_again,
+                on_gone=router.enqueue_waiting,
             )
             takeover.start()
             self._stack.callback(takeover.stop)
         else:
             self._begin_again(())
+        left_watch = LeftWatch(self._jobs, self._mend)
+        left_watch.start()
+        self._stack.callback(left_watch.stop)
         retry_watch = RetryWatch(self._engine, self._enqueue)
         retry_watch.start()
         self._stack.callback(retry_watch.stop)
@@ -276,6 +281,14 @@ class Node:
             shadow_watch = ShadowWatch(self._config, means)
             shadow_watch.start()
             self._stack.callback(shadow_watch.stop)
+
+    def _mend(self, job_id: str, generation: int) -> None:
+        if begin_again(self._engine, job_id, generation):
+            log.error("job_begins_again", job_id=job_id, hint="its workflow couldn't be continued")
+        with self._engine.connect() as connection:  # whoever let it begin again may have ended right then
+            state = connection.execute(select(jobs.c.state).where(jobs.c.job_id == job_id)).scalar_one()
+        if state == "queued":
+            self._enqueue(job_id)
 
     def _begin_again(self, alive: Collection[str]) -> None:
         for job_id in self._jobs.abandon_old(alive):

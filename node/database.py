@@ -38,7 +38,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from node.config import DatabaseConfig
-from node.errors import ConfigError
+from node.errors import ConfigError, NodeError
+from node.failpoints import failpoint, name_of_caller
 from node.postgres import hold_names, postgres_engine
 
 metadata = MetaData()
@@ -338,7 +339,7 @@ def open_database(
     bring it up to date if older.
 
     Safe to call from several threads and processes. Raises ConfigError when newer software wrote it, when a
-    password can't be read, or when PostgreSQL can't be reached.
+    password can't be read, or when PostgreSQL can't be reached; NodeError when SQLite can't write.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     if database.url is None:
@@ -346,7 +347,7 @@ def open_database(
     else:
         engine = postgres_engine(database, application_name=application_name)
     try:
-        with _reachable(database), engine.connect() as connection:
+        with _reachable(data_dir, database), engine.connect() as connection:
             version = _version(connection)
         if version > SCHEMA_VERSION:
             where = f"data_dir: {data_dir}" if database.url is None else f"database.url: {database.url}"
@@ -356,7 +357,8 @@ def open_database(
                 hint="run that software again, or choose another data_dir or database",
             )
         if version < SCHEMA_VERSION:
-            _bring_up_to_date(engine)
+            with _reachable(data_dir, database):
+                _bring_up_to_date(engine)
     except BaseException:
         engine.dispose()
         raise
@@ -377,12 +379,17 @@ def _open_sqlite(data_dir: Path) -> Engine:
 
 
 @contextmanager
-def _reachable(database: DatabaseConfig) -> Iterator[None]:
+def _reachable(data_dir: Path, database: DatabaseConfig) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
         if database.url is None:
-            raise
+            raise NodeError(
+                f"data_dir: {data_dir}: the database can't be opened: {error.orig}",
+                code="io_error",
+                hint="is the disk full or read-only, and may we write there?",
+                retryable=True,
+            ) from error
         reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
         raise ConfigError(
             f"database.url: {database.url}: {reason}",
@@ -433,10 +440,13 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
     meanwhile: what was read and is to be changed is held by name (``postgres.hold_names``), or changed in one
     statement that says what it expects.
     """
+    whose = name_of_caller(2)  # who is above us and ``contextmanager``
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
+        failpoint(f"{whose}:commit")
+    failpoint(f"{whose}:committed")
 
 
 class Prepared:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pipelines.errors import ModelNotServed
+from pipelines.failpoints import failpoint
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel
 from pipelines.volume import ResultContext, Volume
 
@@ -44,6 +45,7 @@ class Stages:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[Progress]:
         self.report(stage, 0, 0)
+        failpoint(f"stage.{stage}")
         started = time.perf_counter()
         try:
             yield self.progress(stage)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.agreement import compare
 from pipelines.encoding import DEFAULT, Encoding
+from pipelines.failpoints import failpoint
 from pipelines.load import load_series
 from pipelines.pipeline import StageProgress, Stages
 from pipelines.registry import find_pipeline
@@ -75,7 +76,9 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     }
     if request.shadow is not None:
         summary["agreement"] = compare(request.shadow.live, request.out, summary)
+    failpoint("process.written")
     _write_summary(summary, request.out)
+    failpoint("process.summarised")
     return summary
 
 

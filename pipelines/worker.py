@@ -71,6 +71,14 @@ def _run(line: str, emit: Emit) -> None:
             "retryable": error.retryable,
         }
         emit({"event": "failed", **failure})
+    except OSError as error:
+        failure = {
+            "code": "io_error",
+            "message": f"the results can't be written, or the series read: {error.strerror or 'I/O error'}",
+            "hint": "is the disk full or read-only, or was a file removed?",
+            "retryable": True,
+        }
+        emit({"event": "failed", **failure})
     except Exception as error:  # the worker's boundary: whatever happened is recorded with the job
         traceback.print_tb(error.__traceback__)  # frames only: the message may quote patient data
         failure = {"code": "internal", "message": f"unexpected {type(error).__name__}", "retryable": False}

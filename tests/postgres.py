@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,10 +80,22 @@ class PostgresCluster:
         ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(ready, check=False).returncode == 0
 
-    def stop(self) -> None:
-        """At once, as when the power fails."""
-        self._process.send_signal(signal.SIGQUIT)
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """SIGQUIT: at once, as when the power fails. SIGINT: after telling every client. SIGKILL: the
+        postmaster alone, whose other processes end when they notice."""
+        self._process.send_signal(how)
         self._process.wait(60)
+
+    def start_again(self, seconds: float = 60.0) -> None:
+        """Start it however it ended: what is left of a killed one may keep it from starting at first."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.start()
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def remove(self) -> None:
         self.stop()

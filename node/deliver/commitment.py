@@ -22,6 +22,7 @@ from node.config import CommitmentOptions
 from node.deliver.dicom_peer import DicomPeer
 from node.deliver.statuses import Outcome, meaning_of
 from node.errors import DeliveryError
+from node.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,7 @@ class CommitmentScu:
                 StorageCommitmentPushModel,
                 StorageCommitmentPushModelInstance,
             )
+            failpoint("commitment.asked")
             status = response.get("Status")
             if status is None:
                 raise DeliveryError(f"{self._peer}: no answer to N-ACTION of transaction {transaction_uid}")

@@ -24,6 +24,7 @@ from node.deliver.base import Instance, Judged, Pace, Stored, unhindered
 from node.deliver.dicom_peer import DicomPeer
 from node.deliver.statuses import Outcome
 from node.errors import DeliveryError
+from node.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
@@ -55,11 +56,13 @@ class CStoreDeliverer:
             with audited(self.peer.audit, self.peer.address, instances) as sent:
                 for number, instance in enumerate(instances, 1):
                     pace(instance.size)
+                    failpoint("deliver.send")
                     outcome = self._send(association, instance, number, judged, accepted)
                     if outcome.is_stored:
                         sent.append(instance)
                     if outcome is Outcome.REFUSED:
                         break  # of the next it wouldn't take more
+                failpoint("deliver.sent")
                 return judged.settle()
 
     def check(self) -> None:

@@ -32,7 +32,8 @@ from pydicom.config import IGNORE, settings
 from pynetdicom import _config as pynetdicom_config
 
 from node.config import NodeConfig
-from node.errors import ConfigError
+from node.errors import NodeError
+from node.failpoints import failpoint
 from node.log import configure_logging
 from node.receive.inquiry import keep_fetched_in
 from node.receive.places import INCOMING
@@ -57,8 +58,11 @@ def _claim_stdout() -> Emit:
 
     def emit(event: dict[str, Any]) -> None:
         with lock:
-            events.write(json.dumps(event) + "\n")
-            events.flush()
+            try:
+                events.write(json.dumps(event) + "\n")
+                events.flush()
+            except BrokenPipeError:  # the node is gone
+                os._exit(1)
 
     return emit
 
@@ -103,7 +107,9 @@ def main() -> None:
     keep_fetched_in(config.own_dir / INCOMING)  # emptied at each start
 
     def complete(series_instance_uid: str, version: int) -> None:
+        failpoint("series.complete")
         emit({"event": "complete", "series_instance_uid": series_instance_uid, "version": version})
+        failpoint("series.told")
 
     receiver = Receiver(config, complete)
     try:
@@ -118,7 +124,7 @@ def main() -> None:
             }
         )
         sys.exit(1)
-    except ConfigError as error:
+    except NodeError as error:
         emit({"event": "failed", "message": str(error), "hint": error.hint})
         sys.exit(1)
     emit({"event": "ready", "port": receiver.listener.port})

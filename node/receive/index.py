@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, lite
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.database import Prepared, instances, series, write_transaction
+from node.failpoints import failpoint
 from node.files import fsync_folder
 from node.postgres import hold_series
 from node.receive.part10 import FilingUids, printable
@@ -204,6 +205,7 @@ class InstanceIndex:
             folder.mkdir(exist_ok=True)
             changed.add(folder.parent)
         temporary.replace(final)
+        failpoint("index.moved")
         return changed
 
     def _stored(self, connection: Connection, sop_instance_uid: str) -> dict[str, Any] | None:

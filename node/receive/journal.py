@@ -29,6 +29,7 @@ from pathlib import Path
 import structlog
 import xxhash
 
+from node.failpoints import failpoint
 from node.receive.index import RECOVERED
 
 log = structlog.get_logger("node.receive.journal")
@@ -108,8 +109,10 @@ class Lane:
     def append(self, segment: Segment, length: int, checksum: int, instance: RecordedInstance) -> None:
         """Make the record whose content was written at ``segment.end`` + BLOCK_BYTES durable."""
         header = _encode_record(segment.generation, length, checksum, instance)
+        failpoint("journal.append")
         os.pwrite(segment.file, header, segment.end)
         os.fdatasync(segment.file)
+        failpoint("journal.appended")
         record = Record(segment.file, segment.end + BLOCK_BYTES, length, instance)
         used = BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
         self._journal.appended(segment, record, used)
@@ -143,10 +146,11 @@ class Journal:
         self._thread.start()
 
     def stop(self) -> None:
-        """File everything, then stop. No association may be running."""
+        """File everything, then stop, if it was started at all. No association may be running."""
         self._stopping.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         with self._lock:
             lanes = list(self._lanes)
         for lane in lanes:
@@ -269,6 +273,7 @@ class Journal:
                 if len(lane.segments) <= current or lane.segments[0].records:
                     return
                 segment = lane.segments.popleft()
+            failpoint("journal.filed")
             _begin_generation(segment)
             with self._freed:
                 self._free.append(segment)
@@ -306,6 +311,7 @@ class Journal:
                 )
                 for start in range(0, len(records), BATCH):
                     self._file(records[start : start + BATCH])
+                    failpoint("journal.recovered")
                 if generation is not None and records:
                     log.warning("journal_recovered", segment=path.name, instances=len(records))
                     _begin_generation(Segment(file, generation))

@@ -144,7 +144,10 @@ class Mover:
         self._tell("ready")
 
     def _stop(self) -> None:
-        self.journal.stop()
+        try:
+            self.journal.stop()
+        except Exception:  # a thread's boundary: the receiver waits for our end
+            log.error("mover_not_stopped", hint="what isn't filed is in its journal", exc_info=True)
         os._exit(0)
 
     def _file_now(self, token: int) -> None:

@@ -20,6 +20,7 @@ import structlog
 
 from node.config import NodeConfig
 from node.errors import NodeError, SpoolError
+from node.failpoints import failpoint
 
 log = structlog.get_logger("node.receive.process")
 
@@ -194,6 +195,7 @@ class ReceiverProcess:
                 due = [key]
             for series_instance_uid, version in due:
                 later.pop((series_instance_uid, version), None)
+                failpoint("handover.heard")
                 try:
                     self._on_complete(series_instance_uid, version)
                 except Exception:  # worker boundary: one series that can't be routed must not stop the others

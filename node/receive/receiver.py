@@ -44,8 +44,8 @@ class Receiver:
     def start(self) -> None:
         """Take up what the last process left, then listen. Forks, so no thread may be at work.
 
-        Raises OSError when an address or data_dir can't be used, ConfigError for a TLS file. What was started
-        is stopped then.
+        Raises OSError when an address or data_dir can't be used, NodeError for a TLS file or the database.
+        What was started is stopped then.
         """
         try:
             self._start(self._stack)

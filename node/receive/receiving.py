@@ -18,6 +18,7 @@ import xxhash
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.errors import OutOfSpace, SpoolError
+from node.failpoints import failpoint
 from node.receive.index import Incoming
 from node.receive.journal import BLOCK_BYTES, SEGMENT_BYTES, Lane, Record, RecordedInstance, Segment
 from node.receive.part10 import HEAD_BYTES, encode_header, is_uid, scan_uids
@@ -209,6 +210,7 @@ class FileReceiving:
             with failures():
                 os.fsync(self._file)
             self._close()
+            failpoint("spool.received")
             return self._intake.keep(self._incoming, self._path, len(self._header), bytes(self._head))
         except BaseException:
             self.abandon()

@@ -30,6 +30,7 @@ import structlog
 from sqlalchemy import Engine
 
 from node.errors import InstanceRejected
+from node.failpoints import failpoint
 from node.files import fsync_folder
 from node.receive.index import RECOVERED, Entry, Incoming, InstanceIndex, SeriesFiling
 from node.receive.intake import Intake
@@ -136,6 +137,7 @@ class Spool(Intake):
                 copy_content(record, temporary)
             for entry in entries:
                 fsync_file(entry.temporary)
+            failpoint("spool.copied")
             self.index.file_all(entries)
             for entry, record in zip(entries, records, strict=True):
                 if entry.known is not None and entry.temporary is not None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +25,14 @@ from dbos import (
     DBOSPortableJSONSerializer,
     SetEnqueueOptions,
     SetWorkflowID,
+    WorkflowStatus,
 )
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from node.commitment_requests import Delivery
+from node.errors import NodeError
+from node.failpoints import failpoint
 from node.run.boundary import Next
 from node.run.steps import Steps
 
@@ -51,6 +54,7 @@ _SYNCHRONOUS_FULL = 2
 _NAMES_AT_ONCE = 1000
 _UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
 _FINISHED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+_BROKEN = ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 
 def delivery_queue(destination: str) -> str:
@@ -106,6 +110,8 @@ class JobWorkflows(DBOSConfiguredInstance):
         """Without steps, to enqueue only."""
         super().__init__("jobs")
         self._places: dict[str, threading.BoundedSemaphore] = {}
+        self._at_work: set[str] = set()
+        self._lock = threading.Lock()
         if steps is not None:
             self._steps = steps
 
@@ -119,22 +125,45 @@ class JobWorkflows(DBOSConfiguredInstance):
         failures: int,
         queue: str = RUN_QUEUE,
     ) -> None:
-        with self._place(queue):
-            epoch = self._steps.epoch()
-            outcome = self.execute(job_id, generation, attempt, failures, epoch)
-        if outcome["retry_in_seconds"] is not None:
-            again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
-            self.enqueue_run(job_id, priority, generation, again, queue)
-        for destination in outcome["destinations"]:
-            self.enqueue_delivery(job_id, destination, generation)
+        with self._working():
+            with self._place(queue):
+                epoch = self._steps.epoch()
+                failpoint("run_job.begun")
+                outcome = self.execute(job_id, generation, attempt, failures, epoch)
+            failpoint("run_job.executed")
+            if outcome["retry_in_seconds"] is not None:
+                again = _Attempt(attempt + 1, outcome["failures"], outcome["retry_in_seconds"])
+                self.enqueue_run(job_id, priority, generation, again, queue)
+            for destination in outcome["destinations"]:
+                self.enqueue_delivery(job_id, destination, generation)
 
     @DBOS.workflow(name="deliver_job")
     def deliver_job(self, job_id: str, destination: str, generation: int, attempt: int) -> None:
-        with self._place(delivery_queue(destination)):
-            outcome = self.deliver(job_id, destination, generation, attempt)
-        if outcome["retry_in_seconds"] is not None:
-            delay = outcome["retry_in_seconds"]
-            self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+        with self._working():
+            with self._place(delivery_queue(destination)):
+                failpoint("deliver_job.begun")
+                outcome = self.deliver(job_id, destination, generation, attempt)
+            failpoint("deliver_job.delivered")
+            if outcome["retry_in_seconds"] is not None:
+                delay = outcome["retry_in_seconds"]
+                self.enqueue_delivery(job_id, destination, generation, attempt + 1, delay)
+
+    @property
+    def at_work(self) -> set[str]:
+        """Names of the workflows that this process is running."""
+        with self._lock:
+            return set(self._at_work)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        name = str(DBOS.workflow_id)
+        with self._lock:
+            self._at_work.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work.discard(name)
 
     def limit(self, queue: str, at_once: int) -> None:
         """How many of a queue may run at once in this process."""
@@ -147,11 +176,15 @@ class JobWorkflows(DBOSConfiguredInstance):
 
     @DBOS.step(name="execute", **_UNTIL_THE_DATABASE_ANSWERS)
     def execute(self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None) -> Next:
-        return self._steps.execute(job_id, generation, attempt, failures, epoch)
+        outcome = self._steps.execute(job_id, generation, attempt, failures, epoch)
+        failpoint("execute.done")
+        return outcome
 
     @DBOS.step(name="deliver", **_UNTIL_THE_DATABASE_ANSWERS)
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
-        return self._steps.deliver(job_id, destination, generation, attempt)
+        outcome = self._steps.deliver(job_id, destination, generation, attempt)
+        failpoint("deliver.done")
+        return outcome
 
     def enqueue_run(
         self,
@@ -162,11 +195,13 @@ class JobWorkflows(DBOSConfiguredInstance):
         queue: str = RUN_QUEUE,
     ) -> None:
         """Enqueue one attempt to run a job; again with the same arguments does nothing."""
+        failpoint("run.enqueue")
         name = run_name(job_id, generation, which.attempt)
         with SetWorkflowID(name), SetEnqueueOptions(priority=priority, delay_seconds=which.delay_seconds):
             DBOS.enqueue_workflow(
                 queue, self.run_job, job_id, priority, generation, which.attempt, which.failures, queue
             )
+        failpoint("run.enqueued")
 
     def enqueue_delivery(
         self,
@@ -177,10 +212,12 @@ class JobWorkflows(DBOSConfiguredInstance):
         delay_seconds: float | None = None,
     ) -> None:
         """Enqueue one attempt to deliver a job's results; again with the same arguments does nothing."""
+        failpoint("delivery.enqueue")
         name = f"deliver-{job_id}-{generation}-{destination}-{attempt}"
         with SetWorkflowID(name), SetEnqueueOptions(delay_seconds=delay_seconds):
             queue = delivery_queue(destination)
             DBOS.enqueue_workflow(queue, self.deliver_job, job_id, destination, generation, attempt)
+        failpoint("delivery.enqueued")
 
 
 @dataclass(frozen=True)
@@ -223,9 +260,12 @@ class JobEngine:
         self._destinations = dict(destinations)
         self._runs = sharing is None or sharing.runs
         self._version = version
+        self._executor_id = EXECUTOR_ID if sharing is None else sharing.executor_id
+        self._suspects: set[tuple[str, int | None]] = set()
+        self._broken: set[str] = set()
         config: DBOSConfig = {
             "name": "pacsnode",
-            "executor_id": EXECUTOR_ID if sharing is None else sharing.executor_id,
+            "executor_id": self._executor_id,
             "application_version": version,
             "serializer": DBOSPortableJSONSerializer(),  # the default pickles
             "log_level": "WARNING",
@@ -242,7 +282,21 @@ class JobEngine:
             self._workflows.limit(queue, at_once)
 
     def start(self) -> None:
-        """Continue what was under way when the last process ended, and take new jobs."""
+        """Continue what was under way when the last process ended, and take new jobs.
+
+        Raises NodeError when the database can't be written.
+        """
+        try:
+            self._start()
+        except OperationalError as error:
+            raise NodeError(
+                f"the workflows' database can't be written: {error.orig}",
+                code="io_error",
+                hint="is the disk full, or PostgreSQL down?",
+                retryable=True,
+            ) from error
+
+    def _start(self) -> None:
         if not self._runs:
             DBOS.listen_queues([])
         DBOS.launch()
@@ -294,14 +348,9 @@ class JobEngine:
 
     def hand_on(self, executor_id: str) -> int:
         """Put what an executor that is gone was running back into its queues; returns how many."""
-        left = DBOS.list_workflows(
-            status="PENDING", executor_id=executor_id, load_input=False, load_output=False
-        )
-        by_queue: dict[str, list[str]] = {}
-        for workflow in left:
-            by_queue.setdefault(workflow.queue_name or RUN_QUEUE, []).append(workflow.workflow_id)
-        for queue, names in by_queue.items():
-            DBOS.resume_workflows(names, queue_name=queue)
+        left = _pending(executor_id)
+        _resume(left)
+        failpoint("hand_on.resumed")
         return len(left)
 
     def forget(self, before: float, limit: int) -> int:
@@ -316,6 +365,34 @@ class JobEngine:
         if ended:
             DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
         return len(ended)
+
+    def resume_left(self) -> list[str]:
+        """Put back what we began and nobody runs, seen so twice in a row; returns the workflows' names.
+
+        The engine takes up what the last process left once, at its start, and a workflow's thread ends when
+        its outcome can't be written: without this, a full disk at that moment would leave a job that hangs.
+        """
+        at_work = self._workflows.at_work
+        idle = [one for one in _pending(self._executor_id) if one.workflow_id not in at_work]
+        left = [one for one in idle if (one.workflow_id, one.dequeued_at) in self._suspects]
+        self._suspects = {(one.workflow_id, one.dequeued_at) for one in idle}
+        _resume(left)
+        names = [one.workflow_id for one in left]
+        if names:
+            log.warning("workflows_left", workflows=len(names), hint="nobody ran them; they go on now")
+        return names
+
+    def broken(self) -> set[tuple[str, int]]:
+        """Jobs, and their generations, of which a workflow ended by an error since this was last asked.
+
+        A step records whatever goes wrong; what ends a workflow is that what follows couldn't be enqueued, or
+        a step's answer not be noted. Nobody goes on with it: the job has to begin again.
+        """
+        ended = DBOS.list_workflows(status=_BROKEN, load_input=False, load_output=False)
+        names = {workflow.workflow_id for workflow in ended}
+        new = [name.split("-") for name in names - self._broken]
+        self._broken = names
+        return {(parts[1], int(parts[2])) for parts in new if parts[0] in ("run", "deliver")}
 
     def abandon_old(self, alive: Collection[str] = ()) -> list[str]:
         """Cancel the workflows of other versions than this and those ``alive``; returns the jobs that they
@@ -333,6 +410,20 @@ class JobEngine:
         DBOS.cancel_workflows(old)
         log.warning("workflows_of_another_version", workflows=len(old), hint="their jobs begin again")
         return sorted({name.split("-")[1] for name in old})
+
+
+def _pending(executor_id: str) -> list[WorkflowStatus]:
+    """What an executor began and hasn't ended."""
+    return DBOS.list_workflows(status="PENDING", executor_id=executor_id, load_input=False, load_output=False)
+
+
+def _resume(workflows: Sequence[WorkflowStatus]) -> None:
+    """Put workflows back into the queues that they came from."""
+    by_queue: dict[str, list[str]] = {}
+    for workflow in workflows:
+        by_queue.setdefault(workflow.queue_name or RUN_QUEUE, []).append(workflow.workflow_id)
+    for queue, names in by_queue.items():
+        DBOS.resume_workflows(names, queue_name=queue)
 
 
 def _register_queue(name: str, at_once: int, polling_seconds: float) -> None:

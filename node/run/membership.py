@@ -120,12 +120,14 @@ class Takeover(Watch):
         *,
         has_work: Callable[[str], bool] = lambda _node_id: True,
         on_versions: Callable[[set[str]], object] = lambda _alive: None,
+        on_gone: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """hand_on(node_id): let others run what the node was running; returns how many workflows that are.
 
         has_work(node_id): whether there is anything to hand on.
         on_versions: called with the workflow versions of the nodes that live.
+        on_gone: called once some node is gone: it may have written jobs down that it didn't enqueue any more.
         """
         super().__init__("takeover", LOOK_SECONDS)
         self._engine = engine
@@ -133,6 +135,8 @@ class Takeover(Watch):
         self._hand_on = hand_on
         self._has_work = has_work
         self._on_versions = on_versions
+        self._on_gone = on_gone
+        self._known_gone: set[str] = set()
         self._clock = clock
         self._free_since: dict[str, float] = {}
 
@@ -149,6 +153,9 @@ class Takeover(Watch):
         # those about whom we aren't sure count as alive
         sure = {node_id for node_id, since in self._free_since.items() if now - since >= GRACE_SECONDS}
         self._on_versions({r.workflow_version for r in rows if r.node_id not in sure and r.workflow_version})
+        if sure - self._known_gone:
+            self._on_gone()
+        self._known_gone = sure
         return [node_id for node_id in sorted(sure) if self._take_over(node_id)]
 
     def _take_over(self, node_id: str) -> bool:

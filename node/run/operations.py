@@ -78,10 +78,12 @@ def retry_job(engine: Engine, prefix: str) -> str:
     return job_id
 
 
-def begin_again(engine: Engine, job_id: str) -> bool:
+def begin_again(engine: Engine, job_id: str, generation: int | None = None) -> bool:
     """Let a job that hasn't ended begin again as a new generation, because its workflow can't go on; what it
-    made and delivered is kept. False if it has ended."""
-    active = (jobs.c.job_id == job_id, jobs.c.state.in_(("queued", "running", "delivering")))
+    made and delivered is kept. False if it has ended, or isn't of this ``generation`` any more."""
+    active = [jobs.c.job_id == job_id, jobs.c.state.in_(("queued", "running", "delivering"))]
+    if generation is not None:
+        active.append(jobs.c.generation == generation)
     again = {"state": "queued", "generation": jobs.c.generation + 1}
     with write_transaction(engine) as connection:
         return connection.execute(update(jobs).where(*active).values(again)).rowcount == 1

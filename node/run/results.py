@@ -22,6 +22,7 @@ from node.config import DeliveryOptions, NodeConfig
 from node.database import deliveries, jobs
 from node.deliver.gate import Gate
 from node.errors import DeliveryError, NodeError
+from node.failpoints import failpoint
 from node.files import fsync_folder
 from node.metrics import Metrics
 from node.receive.series import instance_paths
@@ -179,13 +180,16 @@ class ResultSets:
                 priority=run.job.priority,
                 step_timeout_seconds=config.run.step_timeout_seconds,
             )
+            failpoint("results.made")
             with ours(services.engine, services.membership, run.epoch):
                 if is_there():  # the run of another generation ended first
                     return self.read_summary(run.folder)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.replace(final)
+                failpoint("results.renamed")
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        failpoint("results.visible")
         if run.epoch is not None:  # what runs of nodes that are gone left
             for left in final.parent.glob(f"{final.name}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -242,6 +246,8 @@ def log_progress(job_id: str) -> OnProgress:
     last: dict[str, int] = {}
 
     def on_progress(stage: str, done: int, total: int) -> None:
+        if total == 0:
+            failpoint(f"heard.{stage}")
         tenth = done * 10 // total if total else 0
         if last.get(stage) != tenth:
             last[stage] = tenth

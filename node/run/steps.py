@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from node.database import deliveries, insert_if_new, jobs
 from node.errors import NodeError
+from node.failpoints import failpoint
 from node.run.boundary import ACTIVE, STOP, Next, Run, TakenOver, ours, recorded
 from node.run.delivering import Delivering
 from node.run.results import PREDECESSOR_RUNNING, ResultSets, Services
@@ -72,6 +73,7 @@ class Steps:
             may_begin = self._results.is_made(run) or self._wait_for_triton(run)
             if not may_begin or not self._change(run, begun):
                 return STOP
+            failpoint("job.running")
             if job.started_at is None:
                 waited = started - job.created_at
                 self._services.metrics.queue_wait_seconds.labels(job.pipeline).observe(waited)
@@ -82,6 +84,7 @@ class Steps:
                 return self._execution_failed(run, error, attempt, failures)
             if not self._begin_delivering(run):
                 return STOP
+            failpoint("job.delivering")
         except TakenOver:
             # the workflow engine drops this answer when the workflow is another's, too; else it is done again
             log.warning("run_taken_over", job_id=job_id, attempt=attempt)
@@ -158,8 +161,11 @@ class Steps:
                     "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
                 )
             return STOP
-        limit = MAX_WAIT_FOR_TRITON_SECONDS if error.code in BLAMELESS else config.step_timeout_seconds
-        delay = min(config.retry_seconds * 2 ** min(attempt - 1, 20), limit)
+        # what wasn't the job's fault doesn't make it wait longer for what is
+        times, limit = failures, config.step_timeout_seconds
+        if error.code in BLAMELESS:
+            times, limit = attempt, MAX_WAIT_FOR_TRITON_SECONDS
+        delay = min(config.retry_seconds * 2 ** min(times - 1, 20), limit)
         if not self._change(run, {"state": "queued", "reason_code": error.code, "reason": str(error)}):
             return STOP
         log.warning(

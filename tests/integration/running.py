@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,18 @@ class RunningNode:
     """``pacsnode run`` with one C-STORE destination ``pacs``; may be killed and started again."""
 
     def __init__(
-        self, folder: Path, *, triton_url: str | None, pacs_port: int, role: str = "all", **sections: Any
+        self,
+        folder: Path,
+        *,
+        triton_url: str | None,
+        pacs_port: int,
+        role: str = "all",
+        environment: Mapping[str, str] | None = None,
+        **sections: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.role = role
+        self._environment = {**os.environ, **(environment or {})}
         self.data_dir = Path(sections.get("data_dir", folder / "var"))
         self.log_path = folder / "node.log"
         self.config_path = folder / "node.yaml"
@@ -132,6 +141,7 @@ class RunningNode:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "node", "run", "--config", str(self.config_path), "--role", self.role],
                 stderr=log,
+                env=self._environment,
             )
 
     def _web_answers(self) -> bool:

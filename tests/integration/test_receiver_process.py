@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import generate_uid
 
-from node.config import load_config
+from node.config import DatabaseConfig, NodeConfig, load_config
 from node.triton_server import free_port
 from tests.integration.raw_scu import RawScu, store_message
 from tests.integration.receiving import ct_slice, encoded, wait_for
@@ -146,3 +147,22 @@ def test_a_running_node_gets_other_ports_when_one_is_taken(
         node = RunningNode(tmp_path, triton_url="127.0.0.1:1", pacs_port=1, routes=[]).start()
         assert ports == []
         assert node.stop() == 0
+
+
+def test_one_that_finds_no_database_says_so_and_ends_with_its_movers(tmp_path: Path) -> None:
+    """PostgreSQL is being restarted: the node starts the receiver again, if it ends."""
+    config = NodeConfig(
+        data_dir=tmp_path, database=DatabaseConfig(url=f"postgresql://nobody@127.0.0.1:{free_port()}/none")
+    )
+    assert config.receive.movers
+    with subprocess.Popen(
+        [sys.executable, "-m", "node.receive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(config.model_dump_json() + "\n")
+        process.stdin.flush()
+        try:
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
+        assert json.loads(process.stdout.readline())["event"] == "failed"

@@ -12,7 +12,7 @@ from sqlalchemy import inspect
 
 from node import database
 from node.database import SCHEMA_VERSION, metadata, open_database
-from node.errors import ConfigError
+from node.errors import ConfigError, NodeError
 from tests.unit.node.receive.conftest import Bench
 
 #: as written by the first version that received: tables by their columns
@@ -106,6 +106,14 @@ def test_one_of_newer_software_is_named_and_not_touched(tmp_path: Path) -> None:
         open_database(tmp_path)
     assert "another data_dir" in raised.value.hint
     assert version(tmp_path) == SCHEMA_VERSION + 1
+
+
+def test_a_disk_that_fails_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "node.sqlite").mkdir()  # SQLite can open no file
+    with pytest.raises(NodeError, match=f"data_dir: {tmp_path}: the database can't be opened") as raised:
+        open_database(tmp_path)
+    assert raised.value.retryable
+    assert "full" in raised.value.hint
 
 
 def test_a_step_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

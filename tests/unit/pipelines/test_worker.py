@@ -39,6 +39,8 @@ def process(request, client, report):
         os.write(1, b"from a native library\\n")
     if request.pipeline == "broken":
         raise ValueError("PatientName Doe^Jane is odd")
+    if request.pipeline == "full":
+        raise OSError(28, "No space left on device", "/results/Doe")
     if request.pipeline == "crash":
         os.abort()
     return {"findings": [], "note": "größer"}
@@ -170,6 +172,13 @@ def test_an_unexpected_error_is_told_without_its_message(scripted: Worker) -> No
     _, said = scripted.close()
     assert "in process" in said, "the frames"
     assert "Doe" not in said
+
+
+def test_a_full_disk_may_pass_and_is_told_without_names(scripted: Worker) -> None:
+    failed = scripted.ask("full")[-1]
+    assert (failed["code"], failed["retryable"]) == ("io_error", True)
+    assert "No space left on device" in failed["message"]
+    assert "Doe" not in str(failed) + scripted.close()[1]
 
 
 def test_closing_stdin_ends_it_in_the_middle_of_a_run(worker: Worker) -> None:

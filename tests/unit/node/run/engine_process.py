@@ -4,8 +4,9 @@
 jobs it knows to ``DATA_DIR/known``, enqueues them all and runs until its stdin closes. Every call of a step
 is a line of ``DATA_DIR/calls``, with ``--node-id`` before it. What the steps answer is in the job's id:
 ``retry``, ``hang`` (until ``DATA_DIR/go`` is there), ``refuse`` (the first delivery to ``b``), ``locked``
-(the database can't be written when it is first run and first delivered to ``b``). At a line on stdin it
-forgets what has ended; ``DATA_DIR/forgotten`` says how much that was.
+(the database can't be written when it is first run and first delivered to ``b``), ``unnoted`` (what its first
+generation's step answers can't be noted). At a line on stdin it forgets what has ended;
+``DATA_DIR/forgotten`` says how much that was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import dbos
 from dbos._dbos import _get_dbos_instance
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
@@ -28,10 +30,12 @@ from node.postgres import SessionLock, postgres_engine
 from node.run import membership
 from node.run.boundary import STOP, Next
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
+from node.run.left import LeftWatch
 from node.run.membership import Membership, Takeover
 
 RETRY_SECONDS = 0.5
 GRACE_SECONDS = 2.0
+LEFT_SECONDS = 1.0
 
 
 class RecordedSteps:
@@ -51,6 +55,8 @@ class RecordedSteps:
         if "retry" in job_id and attempt < 3:
             return Next(destinations=[], retry_in_seconds=RETRY_SECONDS, failures=failures + 1)
         self._fail_once("locked", job_id)
+        if "unnoted" in job_id and generation == 0:
+            raise RuntimeError("ends the workflow")
         while "hang" in job_id and not (self._data_dir / "go").exists():
             time.sleep(0.02)
         return Next(destinations={"a": 2, "b": 2}, retry_in_seconds=None, failures=failures)
@@ -115,10 +121,16 @@ def main(arguments: Namespace) -> None:
             sharing=sharing,
             version=arguments.version,
         )
+        if arguments.recovers_nothing:  # as when the database can't be written at that moment
+            dbos._dbos.startup_recovery_thread = lambda *_: None
         engine.start()
         if arguments.overclaim:  # as if the threads of what was begun never got to run
             begun = _get_dbos_instance()._active_workflows_set
             begun.count_for_queue = lambda _name: 0
+        left_watch = LeftWatch(
+            engine, lambda job, generation: engine.enqueue(job, 100, generation + 1, "chest"), LEFT_SECONDS
+        )
+        left_watch.start()
 
         def begin_again(alive: Collection[str]) -> None:
             for job_id in engine.abandon_old(alive):
@@ -143,6 +155,7 @@ def main(arguments: Namespace) -> None:
         for _line in sys.stdin:
             forgotten = engine.forget(time.time(), 1000)
             (arguments.data_dir / "forgotten").write_text(str(forgotten))
+        left_watch.stop()
         engine.stop()
 
 
@@ -153,6 +166,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--database")
     parser.add_argument("--password-file", type=Path)
     parser.add_argument("--node-id", default="")
+    parser.add_argument("--recovers-nothing", action="store_true")
     parser.add_argument("--version", default=WORKFLOW_VERSION)
     parser.add_argument("--overclaim", action="store_true", help="The engine thinks that nothing runs.")
     return parser.parse_args()

@@ -15,7 +15,7 @@ import pytest
 
 from node.run.forgetting import AT_ONCE, KEPT_SECONDS, ForgetWatch
 from tests.integration.receiving import wait_for
-from tests.unit.node.run.engine_process import RETRY_SECONDS
+from tests.unit.node.run.engine_process import LEFT_SECONDS, RETRY_SECONDS
 
 ROOT = Path(__file__).parents[4]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -111,6 +111,29 @@ def test_kill_9_in_the_middle_of_a_step(tmp_path: Path, start: Start) -> None:
     time.sleep(0.5)
     assert [calls(tmp_path).count(f"execute {job} 0 1 0") for job in ("plain", "hang")] == [1, 2]
     assert [calls(tmp_path).count(f"deliver hang 0 {name} 1") for name in "ab"] == [1, 1]
+
+
+def test_what_was_not_taken_up_at_the_start_is_taken_up_later_and_nothing_that_runs(
+    tmp_path: Path, start: Start
+) -> None:
+    process = start("hang")
+    wait_for_calls(tmp_path, "execute hang 0 1 0")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    start("--recovers-nothing")
+    wait_for(lambda: calls(tmp_path).count("execute hang 0 1 0") == 2, seconds=60, what="it to be taken up")
+    time.sleep(4 * LEFT_SECONDS)  # it is running: nobody begins it a third time
+    assert calls(tmp_path).count("execute hang 0 1 0") == 2
+    (tmp_path / "go").touch()
+    wait_for_calls(tmp_path, "deliver hang 0 a 1", "deliver hang 0 b 1")
+
+
+def test_a_job_whose_workflow_broke_begins_again_once(tmp_path: Path, start: Start) -> None:
+    start("unnoted")
+    wait_for_calls(tmp_path, "execute unnoted 0 1 0", "deliver unnoted 1 a 1", "deliver unnoted 1 b 1")
+    time.sleep(3 * LEFT_SECONDS)
+    assert calls(tmp_path).count("execute unnoted 1 1 0") == 1
+    assert not [call for call in calls(tmp_path) if " unnoted 2 " in call]
 
 
 def test_kill_9_while_a_retry_waits(tmp_path: Path, start: Start) -> None:

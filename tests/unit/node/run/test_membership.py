@@ -130,13 +130,14 @@ def test_an_id_belongs_to_one_node(engine: Engine, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_a_node_that_is_gone_for_long_enough_is_taken_over(engine: Engine) -> None:
-    now, handed_on, alive = [1000.0], [], []
+    now, handed_on, alive, swept = [1000.0], [], [], []
     gone, lives = join(engine, "gone"), join(engine, "lives")
     watch = Takeover(
         engine,
         "lives",
         lambda node_id: handed_on.append(node_id) or 1,
         on_versions=alive.append,
+        on_gone=lambda: swept.append(now[0]),
         clock=lambda: now[0],
     )
     assert watch.look() == []
@@ -150,9 +151,12 @@ def test_only_a_node_that_is_gone_for_long_enough_is_taken_over(engine: Engine) 
     now[0] += GRACE_SECONDS - 0.1
     assert watch.look() == []
     assert alive[-1] == {"1"}
+    assert swept == []
     now[0] += 0.2
     assert watch.look() == ["gone"]
     assert handed_on == ["gone"]
+    watch.look()
+    assert len(swept) == 1, "jobs that it wrote down and didn't enqueue are looked for once"
     with engine.connect() as connection:
         epochs = {row.node_id: row.epoch for row in connection.execute(select(nodes))}
     assert epochs["gone"] > back.epoch

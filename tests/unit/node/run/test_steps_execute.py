@@ -79,8 +79,11 @@ def test_a_retryable_failure_requeues_with_a_growing_delay_and_counts(bench: Ben
 
 
 def test_the_delay_is_bounded(bench: Bench) -> None:
+    config = bench.steps._services.config
+    run = config.run.model_copy(update={"max_attempts": 50})
+    patient = Steps(replace(bench.steps._services, config=config.model_copy(update={"run": run})))
     bench.pool.script = [WorkerCrashed("x"), unavailable()]
-    assert bench.steps.execute(JOB, 0, 500, 0)["retry_in_seconds"] == 30.0
+    assert patient.execute(JOB, 0, 20, 19)["retry_in_seconds"] == 30.0
     assert bench.steps.execute(JOB, 0, 500, 0)["retry_in_seconds"] == MAX_WAIT_FOR_TRITON_SECONDS
 
 
@@ -192,6 +195,13 @@ def test_the_run_that_ends_first_is_kept(bench: Bench) -> None:
     assert bench.steps.execute(JOB, 0, 1, 0)["destinations"] == ["a", "b"]
     assert json.loads((bench.result_dir / "summary.json").read_text())["case_type"] == "consolidation"
     assert [path.name for path in bench.result_dir.parent.iterdir()] == [JOB]
+
+
+def test_what_was_not_its_fault_makes_a_job_wait_no_longer_for_what_is(bench: Bench) -> None:
+    """Its tenth attempt, of which Triton's absence ended eight."""
+    bench.pool.script = [WorkerCrashed("worker 1 ended with code -9")]
+    again = bench.steps.execute(JOB, 0, 10, 1)
+    assert (again["failures"], again["retry_in_seconds"]) == (2, 10.0)
 
 
 def test_a_file_system_error_is_recorded_and_tried_again(bench: Bench) -> None:
