@@ -168,6 +168,7 @@ class NewUser:
         config = yaml.safe_load((checkout / "node.yaml").read_text())
         config["receive"] |= {"allowed_calling_ae_titles": ["MODALITY"], "port": self.port}
         config["web"]["port"] = free_port()
+        config["routes"][0]["pipeline"] = "chest_ct_triage"  # the quicker one; test_compose.py has the other
         config["destinations"]["pacs"] |= {"port": pacs.port, "ae_title": AE_TITLE}
         (checkout / "node.yaml").write_text(yaml.safe_dump(config))
 
@@ -194,7 +195,7 @@ def user(checkout: Path, pacs: Pacs) -> Iterator[NewUser]:
 
 def test_from_the_readme_to_results_in_the_archive(user: NewUser, pacs: Pacs, phantom_series: Path) -> None:
     log = user.checkout / "log"
-    wait_for(lambda: "node_ready" in log.read_text(), seconds=120, what=f"the node; see {log}")
+    wait_for(lambda: "node_ready" in log.read_text(), seconds=300, what=f"the node; see {log}")
     said = user.says(".venv/bin/pacsnode check --config node.yaml")
     assert "destination pacs: reachable" in said
     assert "chest_ct" in user.says(".venv/bin/pacsnode explain PATH --config node.yaml", path=phantom_series)
@@ -206,7 +207,7 @@ def test_from_the_readme_to_results_in_the_archive(user: NewUser, pacs: Pacs, ph
         seconds=240,
         what=f"the job; see {log}",
     )
-    assert "SEG" in {tags["Modality"] for tags in pacs.instances().values()}
+    assert "SR" in {tags["Modality"] for tags in pacs.instances().values()}
     assert "lungs" in user.says(".venv/bin/pacsnode models list")
     token = user.says(".venv/bin/pacsnode users token prometheus --file users.yaml").strip()
     assert read_users(user.checkout / "users.yaml").of_token(token) is not None
@@ -223,7 +224,7 @@ def test_the_embedded_triton_alone(checkout: Path) -> None:
         server = subprocess.Popen(line.split(), cwd=checkout, stdout=out, stderr=out)
     try:
         wait_for(
-            lambda: "Triton is ready: gRPC 127.0.0.1:8001" in log.read_text(), seconds=120, what=str(log)
+            lambda: "Triton is ready: gRPC 127.0.0.1:8001" in log.read_text(), seconds=300, what=str(log)
         )
     finally:
         server.send_signal(signal.SIGTERM)
