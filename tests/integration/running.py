@@ -127,7 +127,7 @@ class RunningNode:
             tries_left -= 1
             self.begin()
             try:
-                wait_for(self._web_answers, seconds=60, what=f"the node to start; see {self.log_path}")
+                wait_for(self._web_answers, seconds=180, what=f"the node to start; see {self.log_path}")
             except AssertionError:
                 if not tries_left or "Address already in use" not in self.log_path.read_text():
                     raise
