@@ -181,6 +181,7 @@ class EmbeddedTriton:
             for left in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):  # by one that was killed
                 left.unlink(missing_ok=True)
         if self._folder is not None:
+            _kill_programs_below(Path(self._folder.name))
             self._folder.cleanup()
             self._folder = None
 
@@ -247,6 +248,17 @@ def _children(parent: int) -> int:
             continue
         count += state != "Z" and int(parent_of_it) == parent
     return count
+
+
+def _kill_programs_below(folder: Path) -> None:
+    """Backends whose server was killed while they computed: they wait for ever, and keep their memory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            program = path.read_bytes().partition(b"\0")[0].decode(errors="replace")
+            if program.startswith(f"{folder}/"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+        except OSError:  # it ended meanwhile
+            continue
 
 
 def _assemble(folder: Path) -> tuple[Path, Path]:

@@ -101,13 +101,28 @@ def away(node: RunningNode, triton: EmbeddedTriton, series: list[Path]) -> None:
     wait_for(lambda: len(node.jobs()) == 1 + len(series), seconds=120, what="all jobs to be queued")
     assert node.get("/readyz")["failing"].keys() == {"triton"}
     time.sleep(max(0.0, STOPPED_SECONDS / 2 - (time.monotonic() - began)))
+    assert triton._folder is not None
+    backends = f"{triton._folder.name}/backends/"
     triton._process.kill()
     triton.stop()
+    wait_for(lambda: not running(backends), seconds=60, what="backends to end with their server")
     time.sleep(max(0.0, STOPPED_SECONDS - (time.monotonic() - began)))
     waiting = [(job["state"], job["reason_code"]) for job in node.jobs()]
     assert {state for state, _ in waiting} == {"queued"}
     assert waiting.count(("queued", "triton_unavailable")) == 1, "one of them is in its place"
     assert not node.events("delivered")
+
+
+def running(folder: str) -> list[str]:
+    """Programs below a folder."""
+    return [program for program in map(program_of, Path("/proc").glob("[0-9]*")) if folder in program]
+
+
+def program_of(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def all_done(node: RunningNode) -> list[dict[str, Any]] | None:
