@@ -32,7 +32,7 @@ ELSEWHERE: Mapping[str, str] = {
     "receive.reconcile._mark_missing:": "only a disk that loses files: tests/unit/node/receive/test_spool.py",
     "retention.": _RETENTION,
     "run.shadowing.": "no candidate is configured: tests/integration/test_shadow.py",
-    "run.operations.begin_again:": "a change of version, a broken workflow: unit/node/run/test_engine.py",
+    "run.operations.begin_again:": "versions, broken workflows: tests/unit/node/run/test_engine.py",
     "run.operations.cancel_job:": _OPS,
     "run.operations.retry_job:": _OPS,
     "stage.fusion": "the model isn't shipped",

@@ -36,8 +36,8 @@ class Plan:
     """kills: at random moments; beside them each of ``boundaries``.  seconds_between: these, at most.
 
     full_disks: how many times.  backlog: senders wait while so many series aren't through.
-    max_seconds: until all faults are through.  settle_seconds: after the last one, until nothing more gets
-        through for so long.
+    max_seconds: until all faults are through.  settle_seconds: after the last one, that nothing more gets
+        through.
     """
 
     setup: Setup

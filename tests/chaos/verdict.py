@@ -134,17 +134,16 @@ def _is_refusal(code: str | None) -> bool:
 
 
 def _judge_archive(world: World, expected: dict[str, tuple[str, Path]], verdict: Verdict) -> None:
-    held = world.orthanc.pacs.instances()
-    verdict.objects = len(held)
-    verdict.missing_objects = sorted(set(expected) - set(held))
-    verdict.extra_objects = sorted(set(held) - set(expected))
-    verdict.duplicate_result_sets = len({held[uid]["SeriesInstanceUID"] for uid in verdict.extra_objects})
-    for uid, (_job, path) in expected.items():
-        try:
-            content = world.orthanc.pacs.fetch(uid)
-        except httpx.HTTPError:
-            content = b""
-        verdict.invalid_objects += content is not None and not _same(content, path)
+    with httpx.Client(base_url=world.orthanc.pacs.url, timeout=120.0) as archive:
+        listed = archive.get("/instances", params={"expand": ""}).json()
+        held = {one["MainDicomTags"]["SOPInstanceUID"]: one for one in listed}
+        verdict.objects = len(listed)
+        verdict.missing_objects = sorted(set(expected) - set(held))
+        verdict.extra_objects = sorted(set(held) - set(expected))
+        verdict.duplicate_result_sets = len({held[uid]["ParentSeries"] for uid in verdict.extra_objects})
+        for uid in set(expected) & set(held):
+            answer = archive.get(f"/instances/{held[uid]['ID']}/file")
+            verdict.invalid_objects += not _same(answer.content, expected[uid][1])
 
 
 def _same(content: bytes, path: Path) -> bool:
