@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -71,6 +72,11 @@ class Volume:
     source_frames: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
     source_slices: tuple[int, ...] = ()
+
+    @cached_property
+    def instance_uids(self) -> tuple[str, ...]:
+        """SOP Instance UIDs of the sources, sorted: every UID of a result is made of them."""
+        return tuple(sorted(str(source.SOPInstanceUID) for source in self.sources))
 
     def on_source_planes(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """(slices, rows, columns) -> (acquired planes, rows, columns), for results on the source images."""

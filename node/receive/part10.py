@@ -48,7 +48,7 @@ _PIXEL_DATA = 0x7FE00008  # float, double and integer pixel data are (7FE0,0008)
 #: of a value that should have 64 at most: enough to see that it has more
 _MAX_UID_VALUE_BYTES = 256
 #: transfer syntaxes whose data set as a whole is deflated; the others are those of JPIP
-_DEFLATED = frozenset((DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
+DEFLATED = frozenset((DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_filing_uids(
 def _plain(transfer_syntax_uid: str) -> Literal["explicit", "implicit"] | None:
     """The VRs of a data set in little endian that isn't deflated; its pixel data may be compressed."""
     syntax = UID(transfer_syntax_uid)
-    if not syntax.is_little_endian or syntax in _DEFLATED:
+    if not syntax.is_little_endian or syntax in DEFLATED:
         return None
     return "implicit" if syntax.is_implicit_VR else "explicit"
 
@@ -173,7 +173,7 @@ def _walk(beginning: BinaryIO, syntax: UID) -> dict[str, str]:
 
 def inflated(stream: BinaryIO, syntax: UID) -> BinaryIO:
     """PS3.5 A.5: raw deflate (RFC 1951); only the beginning is inflated. Raises UnreadableDataset."""
-    if syntax not in _DEFLATED:
+    if syntax not in DEFLATED:
         return stream
     deflated = stream.read(_INFLATE_LIMIT_BYTES)
     try:

@@ -19,8 +19,10 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID
+
+from node.header import read_header as header_of
 
 FactValue = str | float | int | bool | tuple[str, ...]
 FactType = Literal["text", "list", "number", "integer", "boolean"]
@@ -222,7 +224,7 @@ def read_header(path: Path) -> tuple[Dataset, str]:
 
     Raises OSError, or whatever pydicom raises for a file that isn't DICOM or is damaged.
     """
-    header = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+    header = header_of(path, _TAGS)
     return header, str(header.file_meta.get("TransferSyntaxUID", ""))
 
 

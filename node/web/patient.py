@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from sqlalchemy import Engine, select
 
 from node.database import instances, series
+from node.header import read_header
 
 _SHOWN = {
     "PatientName": "Name",
@@ -36,7 +36,7 @@ def patient_of(engine: Engine, data_dir: Path, study_instance_uid: str) -> dict[
         paths = connection.execute(query).scalars().all()
     for path in paths:
         try:
-            header = dcmread(data_dir / path, stop_before_pixels=True, specific_tags=list(_SHOWN))
+            header = read_header(data_dir / path, list(_SHOWN))
             return {label: str(header.get(keyword) or "") for keyword, label in _SHOWN.items()}
         except (OSError, InvalidDicomError, ValueError, LookupError):
             continue  # a header that can't be decoded; the others may be better

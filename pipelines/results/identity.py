@@ -103,8 +103,7 @@ _EQUIPMENT = (
 
 def result_uid(volume: Volume, context: ResultContext, role: str) -> UID:
     """The UID of one thing that a job makes; ``role`` names it (``seg/instance``, ``region/3/tracking``)."""
-    inputs = sorted(str(source.SOPInstanceUID) for source in volume.sources)
-    return _derived_uid(["inputs", inputs, *_maker(context), role], context.uid_root)
+    return _derived_uid(["inputs", volume.instance_uids, *_maker(context), role], context.uid_root)
 
 
 def report_series_uid(volume: Volume, context: ResultContext) -> UID:

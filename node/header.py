@@ -1,0 +1,54 @@
+"""The header of a Part 10 file as pydicom decodes it, for whoever asks of a file that anybody may have sent.
+
+In: a file and the attributes that are wanted.  Out: them, and the File Meta Information. Pixel data isn't
+read, and of a deflated data set only a beginning is inflated: a few kilobytes of it can stand for gigabytes.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.tag import Tag
+from pydicom.uid import UID
+
+from node.receive.part10 import DEFLATED, header_length
+
+#: more than the header of an enhanced CT with thousands of frames
+INFLATED_BYTES = 32 * 1024 * 1024
+_PIXEL_DATA = 0x7FE00008
+
+
+def read_header(path: Path, wanted: Sequence[str | int]) -> Dataset:
+    """The wanted attributes, as keywords or tags; ``file_meta`` holds the meta information.
+
+    Raises OSError, or whatever pydicom raises for a file that isn't DICOM or is damaged; ValueError for a
+    header that is longer than is inflated.
+    """
+    meta = read_file_meta_info(path)
+    if UID(str(meta.get("TransferSyntaxUID", ""))) not in DEFLATED:
+        return dcmread(path, stop_before_pixels=True, specific_tags=list(wanted))
+    with path.open("rb") as file:
+        file.seek(header_length(file))
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            beginning = inflating.decompress(file.read(INFLATED_BYTES), INFLATED_BYTES)
+        except zlib.error as error:
+            raise ValueError(f"{path.name}: it can't be inflated: {error}") from error
+    seen_pixels = False
+
+    def at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
+        nonlocal seen_pixels
+        seen_pixels = tag >= _PIXEL_DATA
+        return seen_pixels
+
+    tags = [Tag(each) for each in wanted]
+    header = read_dataset(io.BytesIO(beginning), False, True, stop_when=at_pixels, specific_tags=tags)
+    if not seen_pixels and not inflating.eof:
+        raise ValueError(f"{path.name}: its header takes more than {INFLATED_BYTES} bytes")
+    header.file_meta = meta
+    return header
