@@ -33,6 +33,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, literal, select,
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
+from node import __version__
 from node.config import WebConfig
 from node.database import IS_QUARANTINED, instances, jobs, series, write_transaction
 from node.errors import NodeError, SpoolError
@@ -100,7 +101,7 @@ def create_app(
     config = config or WebConfig()
     users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
-    app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, version=__version__)
     app.include_router(_health(engine, metrics, all_checks, more_metrics))
     app.include_router(_overview(engine, all_checks, sources))
     app.include_router(static_routes())
