@@ -110,7 +110,7 @@ def create_app(
     app.include_router(job_routes(engine))
     app.include_router(study_list_routes(engine))
     app.include_router(destination_routes(engine, sources.gates))
-    app.include_router(model_routes(sources.models))
+    app.include_router(model_routes(engine, sources.models))
     for error in (BadBody, SpoolError):
         app.add_exception_handler(error, refused)
     gate = IntakeGate(sources)

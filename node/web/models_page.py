@@ -1,4 +1,5 @@
-"""GET /models and /api/models: what Triton serves of what the configured routes' pipelines need."""
+"""GET /models and /api/models: what Triton serves of what the configured routes' pipelines need, and how far
+candidates (section ``shadow``) agree with what is live."""
 
 from __future__ import annotations
 
@@ -8,13 +9,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from sqlalchemy import Engine
 
+from node.run.operations import shadow_summary
 from node.web.pages import render
 from node.web.sources import Models
 from pipelines.errors import PipelineError
 
+#: so many of a candidate's runs are compared
+NEWEST = 1000
 
-def model_routes(models: Callable[[], Models]) -> APIRouter:
+
+def model_routes(engine: Engine, models: Callable[[], Models]) -> APIRouter:
     """The routes of models. Each asks Triton anew."""
     router = APIRouter()
 
@@ -26,11 +32,18 @@ def model_routes(models: Callable[[], Models]) -> APIRouter:
 
     @router.get("/api/models")
     def as_json() -> dict[str, Any]:
-        return asdict(asked())
+        return asdict(asked()) | {"candidates": shadow_summary(engine, limit=NEWEST)}
 
     @router.get("/models")
     def page(request: Request) -> Response:
         found = asked()
-        return render("models.html", request, models=found.states, url=found.url, why=found.why)
+        candidates = shadow_summary(engine, limit=NEWEST)
+        shown: dict[str, Any] = {
+            "models": found.states,
+            "url": found.url,
+            "why": found.why,
+            "candidates": candidates,
+        }
+        return render("models.html", request, **shown)
 
     return router

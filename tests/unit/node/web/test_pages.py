@@ -18,7 +18,7 @@ from sqlalchemy import Engine, insert
 
 from node.checks import ModelState
 from node.config import FolderDestination, RouteConfig
-from node.database import instances, jobs, open_database, series
+from node.database import instances, jobs, open_database, series, shadows
 from node.deliver.folder import FolderDeliverer
 from node.deliver.gate import Gate, Postponed
 from node.deliver.pauses import Pauses
@@ -219,3 +219,27 @@ async def test_result_pictures_are_shown(engine: Engine, tmp_path: Path) -> None
         assert np.array_equal(np.asarray(Image.open(BytesIO(shown.content))), pixels)
         for other in (f"{address}/0", f"{address}/2", f"{address}/-1", "/studies/9.9/jobs/j1/pictures/1"):
             assert (await client.get(other)).status_code == 404
+
+
+@pytest.mark.anyio
+async def test_candidates_show_how_far_they_agree(engine: Engine, tmp_path: Path) -> None:
+    agreement = {
+        "dice": {"Region": 0.875},
+        "case_type": {"live": "covid19", "candidate": "covid19", "equal": True},
+        "noisy_or": {"covid19": {"live": 0.5, "candidate": 0.75, "difference": 0.25}},
+    }
+    rows = [
+        {"job_id": "a1" * 32, "candidate": "next", "state": "done", "created_at": 1.0, "finished_at": 2.0}
+        | {"agreement": agreement},
+        {"job_id": "a1" * 32, "candidate": "other", "state": "waiting", "created_at": 1.0}
+        | {"finished_at": None, "agreement": None},
+    ]
+    with engine.begin() as connection:
+        connection.execute(insert(jobs), [job_row(job_id="a1" * 32)])
+        connection.execute(insert(shadows), rows)
+    async with asking(engine, tmp_path, "viewer") as client:
+        page = (await client.get("/models")).text
+        assert "100.0 % of 1" in page and "Region: 0.875, 0.875" in page and "covid19: 0.250, 0.250" in page
+        assert "waiting 1" in page and "nothing to compare yet" in page
+        found = (await client.get("/api/models")).json()["candidates"]
+        assert [one["candidate"] for one in found] == ["next", "other"]
