@@ -60,6 +60,7 @@ class CStoreDestination(DeliveryOptions):
     calling_ae_title: AETitle | None = None
     tls: ClientTls | None = None
     timeout_seconds: Seconds = 60.0
+    deflate: bool = False
     commitment: CommitmentOptions | None = None
 
 

@@ -4,7 +4,8 @@ In: the files of a result set.  Out: them stored at the peer, over TLS where tha
 sent in the audit trail.
 
 Every object goes in the transfer syntax that it has, if the peer takes that; if not, uncompressed, which
-loses nothing (a picture that was compressed with loss stays what it is).
+loses nothing (a picture that was compressed with loss stays what it is). With ``deflate``, what isn't
+compressed goes deflated to a peer that takes that: a binary segmentation is a hundredth then.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from pathlib import Path
 
 import structlog
 from pydicom import Dataset, dcmread
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 from pynetdicom import AE, Association, build_context
 from pynetdicom.sop_class import Verification
 
@@ -50,7 +56,7 @@ class CStoreDeliverer:
         with self._association(instances) as association:
             accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
             for instance in instances:
-                if not _ways(instance) & accepted:
+                if not self._ways(instance) & accepted:
                     raise self._not_accepted(instance)
             judged = Judged(str(self.peer), "C-STORE", code="c_store_failed")
             with audited(self.peer.audit, self.peer.address, instances) as sent:
@@ -80,7 +86,7 @@ class CStoreDeliverer:
     @contextmanager
     def _association(self, instances: Sequence[Instance]) -> Iterator[Association]:
         """Each SOP class in each transfer syntax in a context of its own: the peer picks one of a context."""
-        ways = sorted({way for instance in instances for way in _ways(instance)})
+        ways = sorted({way for instance in instances for way in self._ways(instance)})
         ae = AE()
         ae.requested_contexts = [build_context(sop_class, syntax) for sop_class, syntax in ways]
         with self.peer.associated(ae, lambda: self._not_accepted(instances[0])) as association:
@@ -97,7 +103,7 @@ class CStoreDeliverer:
         uid = instance.sop_instance_uid
         if not association.is_established:
             raise DeliveryError(f"{self.peer}: the association ended before {uid}")
-        dataset = _as_accepted(dcmread(instance.path), instance, accepted)
+        dataset = _as_accepted(dcmread(instance.path), instance, accepted, self._deflates(instance))
         status = association.send_c_store(dataset, msg_id=number).get("Status")
         if status is None:
             raise DeliveryError(f"{self.peer}: no answer to C-STORE of {uid}")
@@ -107,6 +113,16 @@ class CStoreDeliverer:
                 "c_store_warning", destination=self.name, sop_instance_uid=uid, status=f"{status:#06x}"
             )
         return outcome
+
+    def _deflates(self, instance: Instance) -> bool:
+        return self.peer.config.deflate and instance.transfer_syntax_uid == ExplicitVRLittleEndian
+
+    def _ways(self, instance: Instance) -> set[Kind]:
+        """The presentation contexts in which an instance can be sent."""
+        syntaxes = {instance.transfer_syntax_uid, str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)}
+        if self._deflates(instance):
+            syntaxes.add(str(DeflatedExplicitVRLittleEndian))
+        return {(instance.sop_class_uid, syntax) for syntax in syntaxes}
 
     def _no_echo(self) -> DeliveryError:
         return DeliveryError(f"{self.peer}: C-ECHO was not answered with success")
@@ -121,19 +137,15 @@ class CStoreDeliverer:
         )
 
 
-def _ways(instance: Instance) -> set[Kind]:
-    """The presentation contexts in which an instance can be sent."""
-    syntaxes = (instance.transfer_syntax_uid, str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-    return {(instance.sop_class_uid, syntax) for syntax in syntaxes}
-
-
-def _as_accepted(dataset: Dataset, instance: Instance, accepted: set[Kind]) -> Dataset:
+def _as_accepted(dataset: Dataset, instance: Instance, accepted: set[Kind], deflate: bool) -> Dataset:
     """The data set, uncompressed if the peer doesn't take it as it is. Explicit and implicit VR are left to
-    pynetdicom, which encodes for the context."""
+    pynetdicom, which encodes for the context; so is deflating."""
     syntax = UID(instance.transfer_syntax_uid)
-    if (instance.sop_class_uid, instance.transfer_syntax_uid) in accepted:
+    if deflate and (instance.sop_class_uid, str(DeflatedExplicitVRLittleEndian)) in accepted:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    elif (instance.sop_class_uid, instance.transfer_syntax_uid) in accepted:
         return dataset
-    if syntax.is_encapsulated:
+    elif syntax.is_encapsulated:
         dataset.decompress(generate_instance_uid=False)
     elif syntax.is_deflated:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
+from node.deliver.cstore import CStoreDeliverer
 from node.errors import DeliveryError
 from tests.contract.destinations import storescp
 from tests.contract.test_destinations import files
@@ -67,6 +69,25 @@ def test_compressed_if_it_is_accepted_and_uncompressed_if_not(
     assert image.file_meta.TransferSyntaxUID == (syntax if takes_it else ExplicitVRLittleEndian)
     assert np.array_equal(image.pixel_array, dcmread(source).pixel_array)
     assert set(found) == {each.sop_instance_uid for each in stored}
+
+
+@pytest.mark.parametrize("takes_it", [True, False])
+def test_deflated_where_that_is_wanted_and_accepted(
+    tmp_path: Path, files: list[Path], takes_it: bool
+) -> None:
+    it = storescp(tmp_path, *(["+xa"] if takes_it else []))
+    peer = it.destination.peer  # type: ignore[attr-defined]  # it is one for C-STORE
+    config = peer.config.model_copy(update={"deflate": True})
+    CStoreDeliverer(replace(peer, config=config)).deliver([*files, compressed(tmp_path, 9, RLELossless)])
+    it.end()
+    found = {str(image.SOPInstanceUID): image for image in map(dcmread, received(tmp_path))}
+    assert len(found) == len(files) + 1
+    for file in files:
+        sent = dcmread(file)
+        image = found[str(sent.SOPInstanceUID)]
+        syntax = DeflatedExplicitVRLittleEndian if takes_it else ExplicitVRLittleEndian
+        assert image.file_meta.TransferSyntaxUID == syntax
+        assert image == sent
 
 
 def test_implicit_vr_where_nothing_else_is_taken(tmp_path: Path) -> None:
