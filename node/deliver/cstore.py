@@ -5,7 +5,7 @@ sent in the audit trail.
 
 Every object goes in the transfer syntax that it has, if the peer takes that; if not, uncompressed, which
 loses nothing (a picture that was compressed with loss stays what it is). With ``deflate``, what isn't
-compressed goes deflated to a peer that takes that: a binary segmentation is a hundredth then.
+compressed goes deflated to a peer that takes that: a binary segmentation is a fortieth then.
 """
 
 from __future__ import annotations
