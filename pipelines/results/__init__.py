@@ -8,7 +8,8 @@ The same inputs give the same bytes.
     sources.py       the input series as results refer to it
     codes.py         every coded concept
     segmentation.py  SEG          report.py   TID 1500 SR          capture.py   secondary captures
-    document.py      what all reports share
+    frames.py        the segmentation's frames      document.py  what all reports share
+    sequences.py     sequences encoded ahead of pydicom
     narrative.py     the case in words            outlines.py  regions as polygons on their key images
     superseding.py   what a set supersedes, and the note that rejects it
     no_result.py     why there is no result
