@@ -30,10 +30,14 @@ def test_only_a_server_on_this_host_is_offered_memory(url: str, local: bool) -> 
     [
         (f"pacsnode-tensors-{NAMESPACE}-999999999-0", True),
         (f"pacsnode-tensors-{NAMESPACE}-{os.getpid()}-0", False),
+        (f"pacsnode-tensors-{NAMESPACE}-{os.getpid()}-1", True),  # ours, and refused when it was given back
         (f"pacsnode-tensors-{NAMESPACE + 1}-999999999-0", False),  # another container's process
         (f"pacsnode-tensors-{NAMESPACE}", False),
         ("somebody-elses", False),
     ],
 )
-def test_only_regions_of_our_dead_are_given_back(name: str, orphaned: bool) -> None:
+def test_only_regions_that_nobody_uses_are_given_back(
+    name: str, orphaned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "_in_use", {f"pacsnode-tensors-{NAMESPACE}-{os.getpid()}-0"})
     assert shared_memory._orphaned(name) is orphaned
