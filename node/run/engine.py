@@ -44,7 +44,7 @@ WORKFLOW_VERSION = "1"
 EXECUTOR_ID = "node"
 #: of a queue of deliveries, and of one of runs: a job waits for half of it until the queue looks again
 POLLING_SECONDS = 0.1
-RUN_POLLING_SECONDS = 0.03
+RUN_POLLING_SECONDS = 0.05
 RUN_QUEUE = "run"
 
 
