@@ -7,7 +7,6 @@ read, and of a deflated data set only a beginning is inflated: a few kilobytes o
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from node.receive.part10 import DEFLATED, header_length
+from node.receive.dataset import UnreadableDataset
+from node.receive.part10 import DEFLATED, header_length, inflate_beginning
 
 #: more than the header of an enhanced CT with thousands of frames
 INFLATED_BYTES = 32 * 1024 * 1024
@@ -34,11 +34,10 @@ def read_header(path: Path, wanted: Sequence[str | int]) -> Dataset:
         return dcmread(path, stop_before_pixels=True, specific_tags=list(wanted))
     with path.open("rb") as file:
         file.seek(header_length(file))
-        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            beginning = inflating.decompress(file.read(INFLATED_BYTES), INFLATED_BYTES)
-        except zlib.error as error:
-            raise ValueError(f"{path.name}: it can't be inflated: {error}") from error
+            beginning, is_all = inflate_beginning(file, INFLATED_BYTES)
+        except UnreadableDataset as error:
+            raise ValueError(f"{path.name}: {error}") from error
     seen_pixels = False
 
     def at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
@@ -48,7 +47,7 @@ def read_header(path: Path, wanted: Sequence[str | int]) -> Dataset:
 
     tags = [Tag(each) for each in wanted]
     header = read_dataset(io.BytesIO(beginning), False, True, stop_when=at_pixels, specific_tags=tags)
-    if not seen_pixels and not inflating.eof:
+    if not seen_pixels and not is_all:
         raise ValueError(f"{path.name}: its header takes more than {INFLATED_BYTES} bytes")
     header.file_meta = meta
     return header

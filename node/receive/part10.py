@@ -175,12 +175,20 @@ def inflated(stream: BinaryIO, syntax: UID) -> BinaryIO:
     """PS3.5 A.5: raw deflate (RFC 1951); only the beginning is inflated. Raises UnreadableDataset."""
     if syntax not in DEFLATED:
         return stream
-    deflated = stream.read(_INFLATE_LIMIT_BYTES)
+    return io.BytesIO(inflate_beginning(stream, _INFLATE_LIMIT_BYTES)[0])
+
+
+def inflate_beginning(stream: BinaryIO, limit_bytes: int) -> tuple[bytes, bool]:
+    """At most so many bytes of what a raw deflate stream holds, read from as many, and whether that is all.
+
+    Raises UnreadableDataset.
+    """
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        beginning = zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _INFLATE_LIMIT_BYTES)
+        beginning = inflating.decompress(stream.read(limit_bytes), limit_bytes)
     except zlib.error as error:
         raise UnreadableDataset("it can't be inflated") from error
-    return io.BytesIO(beginning)
+    return beginning, inflating.eof
 
 
 def encode_header(

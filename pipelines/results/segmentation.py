@@ -86,7 +86,8 @@ def build_segmentation(
         pixels, headers = volume.on_source_planes(labels), clean_headers(volume, context)
     else:  # one plane of each; ``frames`` makes the others
         pixels = np.ones((1, *volume.hu.shape[1:], len(segments)), np.uint8)
-        headers = [first_plane_header(volume, context)]
+        geometry = slice_geometry(volume)
+        headers = [first_plane_header(volume, context, geometry)]
     series = SERIES_TYPES["segmentation"]
     made = hd.seg.Segmentation(
         source_images=headers,
@@ -121,7 +122,7 @@ def build_segmentation(
         segmentation.ReferencedSeriesSequence = referenced_series_sequence(volume)
         masks = _fractions if encoding.segmentation == "fractional" else _masks
         add_frames(
-            *(segmentation, volume, slice_geometry(volume), masks(volume, findings, segments)),
+            *(segmentation, volume, geometry, masks(volume, findings, segments)),
             omit_empty=encoding.empty_frames == "omit",
         )
     dimension_uid = result_uid(volume, context, f"seg/dimension-organization{encoding.suffix}")

@@ -153,9 +153,8 @@ def clean_headers(volume: Volume, context: ResultContext) -> list[Dataset]:
     ]
 
 
-def first_plane_header(volume: Volume, context: ResultContext) -> Dataset:
+def first_plane_header(volume: Volume, context: ResultContext, geometry: SliceGeometry) -> Dataset:
     """A header like ``clean_headers`` as if the first plane were the only one."""
-    geometry = slice_geometry(volume)
     return _header(volume, context, 0, geometry, geometry.positions[:1])
 
 
