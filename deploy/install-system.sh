@@ -8,7 +8,7 @@ set -euo pipefail
 demo=(python3.11-venv libpython3.11 libegl1 libgl1-mesa-dri)
 # The real counterparts that the tests talk to, and the validators.
 test=("${demo[@]}" orthanc orthanc-dicomweb dcmtk dicom3tools libpixelmed-java default-jre-headless postgresql prometheus
-  chromium systemd)
+  chromium systemd rsyslog rsyslog-gnutls)
 # Fetches OHIF for the browser test; Node.js that isn't Debian's has an npm of its own.
 command -v npm >/dev/null || test+=(npm)
 

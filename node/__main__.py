@@ -81,9 +81,16 @@ def run(
 
 @app.command()
 def check(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Check the configuration, certificates, every destination (C-ECHO) and Triton's models."""
+    """Check configuration, certificates, every destination (C-ECHO), the audit collector, Triton's models."""
     from node.app import routes_of
-    from node.checks import Finding, check_configuration, check_destinations, check_models, check_shadows
+    from node.checks import (
+        Finding,
+        check_audit,
+        check_configuration,
+        check_destinations,
+        check_models,
+        check_shadows,
+    )
     from node.run.shadowing import check_candidates
 
     loaded = load_config(config)
@@ -102,6 +109,7 @@ def check(config: ConfigOption, as_json: JsonOption = False) -> None:
         _tell(findings[0])
     found(check_configuration(loaded))
     found(check_destinations(loaded))
+    found(check_audit(loaded))
     with _triton(loaded) as url:
         found(check_models(loaded, url))
         found(check_shadows(loaded, url))

@@ -126,7 +126,7 @@ class Node:
             config.audit,
             config.own_dir / "audit",
             Source(config.receive.ae_title, "node", config.audit.enterprise_site_id),
-            metrics.audit_messages,
+            metrics.audit,
         )
         self._audit.start()
         stack.callback(self._audit.stop)

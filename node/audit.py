@@ -1,7 +1,7 @@
 """The audit trail (PS3.15 A.5): who was refused, what was transferred, when the node ran.
 
 In: what the listener and the destinations report.  Out: files apart from the log, a message a line
-(``audit_message``).
+(``audit_message``); from them, where there is one, a collector (``audit_syslog``).
 
 One thread writes. What is written outlives the process at once, and a power cut after a second. Files rotate
 at a size, and a flood of alerts is counted instead of written, so the trail can't fill the disk.
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import structlog
-from prometheus_client import Counter as Metric
 
 from node.audit_message import (
     MINOR_FAILURE,
@@ -35,8 +34,10 @@ from node.audit_message import (
     node_authentication,
     user_authentication,
 )
+from node.audit_syslog import SyslogForwarder
 from node.config import AuditConfig
 from node.files import fsync_folder
+from node.metrics import AuditMetrics
 
 log = structlog.get_logger("node.audit")
 
@@ -83,23 +84,33 @@ class AlertLimit:
 class AuditTrail:
     """The trail of one process. Only ``start`` and ``stop`` raise or wait for the disk."""
 
-    def __init__(self, config: AuditConfig, folder: Path, source: Source, messages: Metric) -> None:
-        """folder: where the files go when ``config`` names none.  messages: counts them by ``outcome``."""
+    def __init__(self, config: AuditConfig, folder: Path, source: Source, metrics: AuditMetrics) -> None:
+        """folder: where the files go when ``config`` names none.
+
+        Raises ConfigError for TLS files that can't be used.
+        """
         self._enabled = config.enabled
         self._source = source
-        self._messages = messages
+        self._messages = metrics.messages
         path = (config.folder or folder) / f"audit-{source.process}.log"
         self._file = RotatingFile(path, config.max_file_bytes, config.max_files)
         self._limit = AlertLimit()
         self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE_LENGTH)
         self._failing = False
         self._thread = threading.Thread(target=self._write, name="audit", daemon=True)
+        self._forwarder = (
+            SyslogForwarder(config.syslog, path, config.max_files, source.process, metrics)
+            if config.enabled and config.syslog is not None
+            else None
+        )
 
     def start(self) -> None:
         """Raises OSError when the file can't be written."""
         if self._enabled:
             self._file.open()
             self._thread.start()
+            if self._forwarder is not None:
+                self._forwarder.start()
             self._put(application_activity(self._source, started=True))
 
     def stop(self) -> None:
@@ -109,6 +120,8 @@ class AuditTrail:
             self._put(application_activity(self._source, started=False))
             self._queue.put(None)
             self._thread.join()
+            if self._forwarder is not None:
+                self._forwarder.stop()
 
     def refused(self, peer: Peer, kind: str, why: str, *, outcome: int = SERIOUS_FAILURE) -> bool:
         """A node may not connect. kind: one of few.
@@ -163,6 +176,8 @@ class AuditTrail:
                 line = b""
             if line:
                 self._try(self._file.append, line)
+                if self._forwarder is not None and self._queue.empty():
+                    self._forwarder.wake()
             if line is None or time.monotonic() >= next_sync:
                 self._put_suppressed(time.monotonic())
                 self._try(self._file.sync)

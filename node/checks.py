@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from node.audit_syslog import check_collector
 from node.config import NodeConfig
 from node.deliver import check_commitment, make_destination
 from node.errors import NodeError
@@ -25,7 +26,7 @@ from pipelines.triton import InferenceClient, ModelSpec
 class Finding:
     """level: warning for what works, and should be looked at."""
 
-    kind: Literal["configuration", "destination", "model", "candidate"]
+    kind: Literal["configuration", "destination", "collector", "model", "candidate"]
     name: str
     level: Literal["ok", "warning", "error"]
     said: str
@@ -62,6 +63,20 @@ def check_destinations(config: NodeConfig) -> Iterator[Finding]:
             yield Finding("destination", name, "error", str(error), error.hint)
         else:
             yield Finding("destination", name, "ok", "reachable")
+
+
+def check_audit(config: NodeConfig) -> Iterator[Finding]:
+    """Whether the collector of audit messages takes a connection."""
+    syslog = config.audit.syslog
+    if not config.audit.enabled or syslog is None:
+        return
+    name = f"{syslog.host}:{syslog.port}"
+    try:
+        check_collector(syslog)
+    except NodeError as error:
+        yield Finding("collector", name, "error", str(error), error.hint)
+    else:
+        yield Finding("collector", name, "ok", "reachable")
 
 
 def model_states(

@@ -274,6 +274,15 @@ class LogConfig(Model):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class SyslogConfig(Model):
+    """A collector of audit messages: syslog over TLS (PS3.15 A.6)."""
+
+    host: str = Field(min_length=1)
+    port: PeerPort = 6514
+    tls: ClientTls
+    timeout_seconds: Seconds = 10.0
+
+
 class AuditConfig(Model):
     """The audit trail (PS3.15 A.5): who connected, who was refused, what was transferred."""
 
@@ -282,6 +291,7 @@ class AuditConfig(Model):
     max_file_bytes: int = Field(default=16_777_216, ge=65_536)
     max_files: int = Field(default=10, ge=2, le=1000)
     enterprise_site_id: str | None = Field(default=None, min_length=1, max_length=64)
+    syslog: SyslogConfig | None = None
 
 
 class RouteConfig(Model):

@@ -31,6 +31,40 @@ class TlsMetrics:
     reload_failed: Callable[[], None]
 
 
+class AuditMetrics:
+    """Of one process's audit trail."""
+
+    def __init__(self, prefix: str, registry: CollectorRegistry) -> None:
+        self.messages = Counter(
+            f"{prefix}_messages_total",
+            "Messages of the audit trail. outcome: written, suppressed (of a flood; counted in the trail), "
+            "lost, sent (to the collector; some more than once).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.unsent_bytes = Gauge(
+            f"{prefix}_unsent_bytes", "Of messages that the collector doesn't have yet.", registry=registry
+        )
+        self._not_after = Gauge(
+            f"{prefix}_certificate_not_after_timestamp_seconds",
+            "When the first certificate of a file of audit.syslog.tls ends, since the epoch. "
+            "file: certificate, ca.",
+            ["file"],
+            registry=registry,
+        )
+        self._reload_failures = Counter(
+            f"{prefix}_tls_reload_failures_total",
+            "Changed files of audit.syslog.tls that couldn't be used; the ones before stay in use.",
+            registry=registry,
+        )
+
+    def tls(self) -> TlsMetrics:
+        """For the certificates towards the collector."""
+        return TlsMetrics(
+            lambda file, read: self._not_after.labels(file=file).set_function(read), self._reload_failures.inc
+        )
+
+
 class ReceiveMetrics:
     """What the receiver's process counts, on a registry of its own."""
 
@@ -69,7 +103,7 @@ class ReceiveMetrics:
             "Changed TLS files of the listener that couldn't be used; the ones before stay in use.",
             registry=registry,
         )
-        self.audit_messages = _audit_messages("pacsnode_receive_audit_messages_total", registry)
+        self.audit = AuditMetrics("pacsnode_receive_audit", registry)
         self.associations_ended = Counter(
             "pacsnode_associations_ended_total",
             "Accepted associations that ended. how: released, aborted (also: connection lost, timed out).",
@@ -360,7 +394,7 @@ class Metrics:
             ["destination"],
             registry=registry,
         )
-        self.audit_messages = _audit_messages("pacsnode_audit_messages_total", registry)
+        self.audit = AuditMetrics("pacsnode_audit", registry)
         self.shadow = ShadowMetrics(registry)
 
     def tls(self, destination: str) -> TlsMetrics:
@@ -378,12 +412,3 @@ class Metrics:
     def expose(self) -> bytes:
         """The current values in Prometheus' text format."""
         return generate_latest(self.registry)
-
-
-def _audit_messages(name: str, registry: CollectorRegistry) -> Counter:
-    return Counter(
-        name,
-        "Messages of the audit trail. outcome: written, suppressed (of a flood; counted in the trail), lost.",
-        ["outcome"],
-        registry=registry,
-    )

@@ -169,6 +169,8 @@ def check_tls(config: NodeConfig) -> list[str]:
     contexts += commitment_contexts(config.receive.commitment).values()
     queries = [query_context(name, peer) for name, peer in config.query.items()]
     contexts += [context for context in queries if context is not None]
+    if config.audit.enabled and config.audit.syslog is not None:
+        contexts.append(client_context("syslog", config.audit.syslog.tls, section="audit"))
     return [warning for context in contexts for warning in context.warnings()]
 
 

@@ -108,7 +108,7 @@ class Receiver:
             config.audit,
             config.own_dir / "audit",
             Source(receive.ae_title, "receive", config.audit.enterprise_site_id),
-            metrics.audit_messages,
+            metrics.audit,
         )
         audit.start()
         stack.callback(audit.stop)

@@ -71,7 +71,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         config.data_dir.mkdir()
         engine = open_database(config.data_dir)
         metrics = Metrics("bench")
-        audit = AuditTrail(config.audit, config.data_dir, Source("BENCH", "node"), metrics.audit_messages)
+        audit = AuditTrail(config.audit, config.data_dir, Source("BENCH", "node"), metrics.audit)
         gates = make_gates(config, engine, audit, metrics)
         steps = Steps(Services(config, engine, None, gates, metrics, lambda: ""))  # type: ignore[arg-type]
         at_once = {name: gate.options.concurrency for name, gate in gates.items()}

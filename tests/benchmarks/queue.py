@@ -37,7 +37,7 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import LogConfig, NodeConfig, parse_config
 from node.database import deliveries, jobs, open_database, series
-from node.deliver import conditions, make_gates
+from node.deliver import make_gates
 from node.log import configure_logging
 from node.metrics import Metrics
 from node.route.router import Router
@@ -48,6 +48,7 @@ from node.run.results import Services
 from node.run.steps import Steps
 from node.run.worker_pool import OnProgress
 from node.web.app import WebServer, create_app
+from node.web.sources import Sources
 from pipelines.registry import PIPELINES
 from pipelines.request import SUMMARY, Request
 from tests.integration.receiving import wait_for
@@ -160,7 +161,7 @@ def measure(data_dir: Path, backlog: int, finished: int, rounds: int) -> dict[st
     seed(engine, finished, backlog)
     sys.stderr.write(f"seeded in {time.perf_counter() - began:.0f} s\n")
     metrics = Metrics("bench")
-    audit = AuditTrail(config.audit, data_dir, Source("BENCH", "node"), metrics.audit_messages)
+    audit = AuditTrail(config.audit, data_dir, Source("BENCH", "node"), metrics.audit)
     gates = make_gates(config, engine, audit, metrics)
     steps = Timed(Services(config, engine, Written(), gates, metrics, lambda: ""))  # type: ignore[arg-type]
     job_engine = JobEngine(data_dir, steps, Limits(1, {APART: 1}), destinations={"folder": 2})
@@ -187,7 +188,7 @@ def measure(data_dir: Path, backlog: int, finished: int, rounds: int) -> dict[st
     multiply_workflows(data_dir / "workflows.sqlite", finished)
     found["handover_after_finished"] = measure_handover(bench, enqueue, rounds, "late")
     use_labels(metrics, finished)
-    app = create_app(engine, metrics, {}, destinations=lambda: conditions(gates), data_dir=data_dir)
+    app = create_app(engine, metrics, {}, sources=Sources(gates=lambda: gates, data_dir=data_dir))
     web = WebServer(config.web, app)
     web.start()
     found["web"] = measure_web(bench, f"http://127.0.0.1:{web.port}", max(5, rounds // 5), finished)

@@ -134,7 +134,7 @@ class DeliveringNode:
     def __init__(self, config: NodeConfig, engine: Engine) -> None:
         self.config, self.engine = config, engine
         self.metrics = Metrics("test")
-        audit = AuditTrail(config.audit, config.data_dir, Source("T", "node"), self.metrics.audit_messages)
+        audit = AuditTrail(config.audit, config.data_dir, Source("T", "node"), self.metrics.audit)
         self.gates = make_gates(config, engine, audit, self.metrics)
         services = Services(config, engine, WorkerPool(0), self.gates, self.metrics, lambda: "")
         self._delivering = Delivering(ResultSets(services), engine, self.gates, self.metrics)

@@ -182,7 +182,7 @@ def test_what_is_sent_and_what_fails_is_in_the_audit_trail(
     storescp: Callable[..., int], authority: Authority, sender: Signed, stranger: Signed, tmp_path: Path
 ) -> None:
     metrics = Metrics("1")
-    audit = AuditTrail(AuditConfig(), tmp_path / "audit", Source("PACSNODE", "node"), metrics.audit_messages)
+    audit = AuditTrail(AuditConfig(), tmp_path / "audit", Source("PACSNODE", "node"), metrics.audit)
     audit.start()
     files = [write_object(tmp_path, number) for number in (1, 2)]
     port = storescp(authority.sign("pacs"))

@@ -31,7 +31,7 @@ class Trail:
             AuditConfig.model_validate(config),
             folder,
             Source("PACSNODE", "receive", "site"),
-            self.metrics.audit_messages,
+            self.metrics.audit,
         )
         self.trail.start()
 

@@ -41,7 +41,7 @@ class Running:
         self.config = load_config(self.path)
         self.metrics = Metrics("1")
         source = Source("PACSNODE", "node", None)
-        self._audit = AuditTrail(self.config.audit, folder, source, self.metrics.audit_messages)
+        self._audit = AuditTrail(self.config.audit, folder, source, self.metrics.audit)
         self._engine = engine
         self.gates = Gates(self._gates(self.config))
         self.router = Router(engine, folder, routes_of(self.config), lambda _: None, self.metrics)

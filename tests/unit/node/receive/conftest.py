@@ -80,7 +80,7 @@ class Bench:
             AuditConfig(enabled=False),
             self.data_dir,
             Source("PACSNODE", "receive"),
-            self.metrics.audit_messages,
+            self.metrics.audit,
         )
         storage = StorageService(self.spool, self.metrics, audit, accept_unknown=True)
         self.inquiries.target = FetchTarget(storage, self.tracker)
