@@ -324,7 +324,9 @@ def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> 
 
 
 #: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above
-#: needs a step here, unless the table is new; steps that were released don't change.
+#: needs a step here, unless the table is new; steps that were released don't change. A step whose database
+#: the released software could go on with (new tables, columns with defaults) also makes the table
+#: ``schema_usable_from`` with that software's version, so that one can go back to it.
 _STEPS = (_number_1, _number_2, _number_3)
 SCHEMA_VERSION = len(_STEPS)
 
@@ -349,7 +351,8 @@ def open_database(
     try:
         with _reachable(data_dir, database), engine.connect() as connection:
             version = _version(connection)
-        if version > SCHEMA_VERSION:
+            usable_from = _usable_from(connection, version)
+        if usable_from > SCHEMA_VERSION:
             where = f"data_dir: {data_dir}" if database.url is None else f"database.url: {database.url}"
             raise ConfigError(
                 f"{where} is of newer software (database version {version}; allowed are "
@@ -403,6 +406,14 @@ def _version(connection: Connection) -> int:
     if not inspect(connection).has_table("schema_version"):
         return 0
     return int(connection.exec_driver_sql("SELECT version FROM schema_version").scalar_one())
+
+
+def _usable_from(connection: Connection, version: int) -> int:
+    """The oldest version whose software may use this database, and leaves it as it is: newer software whose
+    steps only added what older one needn't know says so in a table."""
+    if version <= SCHEMA_VERSION or not inspect(connection).has_table("schema_usable_from"):
+        return version
+    return int(connection.exec_driver_sql("SELECT version FROM schema_usable_from").scalar_one())
 
 
 def _set_version(connection: Connection) -> None:

@@ -166,6 +166,12 @@ class EmbeddedTriton:
             return False
         return _children(self._process.pid) >= self._backends
 
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None  # noqa: S101 - it was started
+        return self._process.pid
+
     def stop(self) -> None:
         """Stop the server; kills it if it doesn't end by itself."""
         if self._process is not None:

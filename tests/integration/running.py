@@ -84,11 +84,14 @@ class RunningNode:
         triton_url: str | None,
         pacs_port: int,
         role: str = "all",
+        tree: Path | None = None,
         environment: Mapping[str, str] | None = None,
         **sections: Any,
     ) -> None:
+        """tree: whose code to run, instead of this checkout's."""
         folder.mkdir(parents=True, exist_ok=True)
         self.role = role
+        self.tree = tree
         self._environment = {**os.environ, **(environment or {})}
         self.data_dir = Path(sections.get("data_dir", folder / "var"))
         self.log_path = folder / "node.log"
@@ -142,6 +145,7 @@ class RunningNode:
                 [sys.executable, "-m", "node", "run", "--config", str(self.config_path), "--role", self.role],
                 stderr=log,
                 env=self._environment,
+                cwd=self.tree,
             )
 
     def _web_answers(self) -> bool:

@@ -34,7 +34,7 @@ def test_it_loads_quickly_and_is_small() -> None:
     with EmbeddedTriton() as server:
         assert time.monotonic() - started <= LOAD_SECONDS
         assert server._process is not None
-        assert _proportional_bytes(server._process.pid) <= LOADED_BYTES
+        assert _proportional_bytes(server.pid) <= LOADED_BYTES
         client = InferenceServerClient(server.url)
         loaded = {
             model.name for model in client.get_model_repository_index().models if model.state == "READY"

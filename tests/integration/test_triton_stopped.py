@@ -93,8 +93,7 @@ def has_begun(node: RunningNode, stage: str) -> bool:
 def away(node: RunningNode, triton: EmbeddedTriton, series: list[Path]) -> None:
     """Triton hangs for half of the time, then it is gone. Series arrive in the first half."""
     began = time.monotonic()
-    assert triton._process is not None
-    triton._process.send_signal(signal.SIGSTOP)
+    os.kill(triton.pid, signal.SIGSTOP)
     wait_for(lambda: node.events("job_waits_for_triton"), seconds=120, what="the job to wait for Triton")
     for folder in series:
         assert storescu(node.port, folder).returncode == 0
