@@ -110,14 +110,11 @@ def test_one_of_newer_software_is_named_and_not_touched(tmp_path: Path) -> None:
 
 def test_one_of_newer_software_that_only_added_to_it_is_used_and_left_as_it_is(tmp_path: Path) -> None:
     open_database(tmp_path).dispose()
-    write(
-        tmp_path,
-        f"PRAGMA user_version = {SCHEMA_VERSION + 2}; CREATE TABLE schema_usable_from (version INTEGER);",
-    )
-    write(tmp_path, f"INSERT INTO schema_usable_from VALUES ({SCHEMA_VERSION})")
+    write(tmp_path, f"PRAGMA user_version = {SCHEMA_VERSION + 2}")
+    write(tmp_path, f"CREATE TABLE schema_usable_from AS SELECT {SCHEMA_VERSION} AS version")
     open_database(tmp_path).dispose()
     assert version(tmp_path) == SCHEMA_VERSION + 2
-    write(tmp_path, f"UPDATE schema_usable_from SET version = {SCHEMA_VERSION + 1}")
+    write(tmp_path, "UPDATE schema_usable_from SET version = version + 1")
     with pytest.raises(ConfigError, match="is of newer software"):
         open_database(tmp_path)
 
