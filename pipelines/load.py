@@ -20,6 +20,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
+from pipelines import jpeg
 from pipelines.errors import SeriesRefused
 from pipelines.geometry import Grid, Plane, gate, plane_normal, tilt_degrees
 from pipelines.resampling import fill_grid
@@ -34,6 +35,7 @@ MALFORMED = (
 SUPPORTED_SOP_CLASSES = {str(CTImageStorage): "CT Image", str(EnhancedCTImageStorage): "Enhanced CT Image"}
 #: decoders release the interpreter lock; more threads than this only cost memory
 DECODE_THREADS = 4
+jpeg.make_known()
 
 Progress = Callable[[int, int], None]
 

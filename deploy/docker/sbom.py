@@ -57,9 +57,7 @@ what they were trained on are in their cards (`triton_models/repository/*/README
 libraries with licences of their own, which their `*.dist-info/licenses` list. Debian's packages
 (`deploy/install-system.sh`) bring theirs in `/usr/share/doc/*/copyright`.
 
-All but two are permissive or LGPL. `pylibjpeg-libjpeg`, which decodes JPEG and JPEG-LS, carries Thomas
-Richter's libjpeg under the **GPL, version 3**: who passes on an image or a disk with the node and it
-together must fulfil the GPL for the whole. `certifi` is MPL-2.0, file by file.
+All are permissive or LGPL, but `certifi`, which is MPL-2.0, file by file. None is under the GPL: a test says so.
 
 | distribution | licence |
 |---|---|

@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20261129)
     parser.add_argument("--kills", type=int, default=70, help="in each setup, beside those at boundaries")
     parser.add_argument("--full-disks", type=int, default=6, help="in each setup")
-    parser.add_argument("--seconds", type=float, default=840.0, help="for the faults of each setup")
+    parser.add_argument("--seconds", type=float, default=1200.0, help="for the faults of each setup")
     parser.add_argument("--setup", choices=sorted(SETUPS), action="append")
     parser.add_argument("--all", action="store_true", help="every boundary in each setup")
     parser.add_argument("--keep", type=Path, help="leave everything here")

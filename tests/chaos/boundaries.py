@@ -26,6 +26,7 @@ _OTHERS = "needs several nodes"
 
 #: name, or its beginning -> why no run reaches it
 ELSEWHERE: Mapping[str, str] = {
+    "deliver.pauses.": _OPS,
     "database._bring_up_to_date:": "once, before there is anything to lose: tests/unit/node/test_database.py",
     "receive.commitment_ledger.": _ASKED,
     "receive.inquiry.": "no query AE is configured: tests/integration/test_completeness.py",

@@ -174,3 +174,5 @@ def test_the_table_of_licences_is_that_of_what_is_pinned() -> None:
         if one.version == held[name][0]:
             assert said == sbom.licence(one), name
     assert "not stated" not in table.values()
+    strong = {name: said for name, said in table.items() if re.search(r"(?<!L)GPL", said)}
+    assert not strong, "who passes the node on with these passes it on under the GPL"
