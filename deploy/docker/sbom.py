@@ -57,7 +57,8 @@ what they were trained on are in their cards (`triton_models/repository/*/README
 libraries with licences of their own, which their `*.dist-info/licenses` list. Debian's packages
 (`deploy/install-system.sh`) bring theirs in `/usr/share/doc/*/copyright`.
 
-All are permissive or LGPL, but `certifi`, which is MPL-2.0, file by file. None is under the GPL: a test says so.
+All are permissive or LGPL, but `certifi`, which is MPL-2.0, file by file. None is under the GPL: a test says
+so.
 
 | distribution | licence |
 |---|---|
