@@ -3,8 +3,8 @@
 In: the files of a result set.  Out: them stored at the peer, over TLS where that is configured, and what was
 sent in the audit trail.
 
-Every object goes in the transfer syntax that it has, if the peer takes that; if not, uncompressed, which
-loses nothing (a picture that was compressed with loss stays what it is). With ``deflate``, what isn't
+Every object goes in the transfer syntax that it has, byte for byte as the file holds it, if the peer takes
+that; if not, uncompressed, which loses nothing (a picture that was compressed with loss stays what it is). With ``deflate``, what isn't
 compressed goes deflated to a peer that takes that: a binary segmentation is a fortieth then.
 """
 
@@ -22,7 +22,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from pynetdicom import AE, Association, build_context
+from pynetdicom import AE, Association, _config, build_context
 from pynetdicom.sop_class import Verification
 
 from node.deliver.auditing import audited
@@ -33,6 +33,9 @@ from node.errors import DeliveryError
 from node.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
+
+#: a file is sent as it is, piece by piece, instead of being read and encoded again
+_config.STORE_SEND_CHUNKED_DATASET = True
 
 #: (SOP Class UID, Transfer Syntax UID)
 Kind = tuple[str, str]
@@ -103,8 +106,8 @@ class CStoreDeliverer:
         uid = instance.sop_instance_uid
         if not association.is_established:
             raise DeliveryError(f"{self.peer}: the association ended before {uid}")
-        dataset = _as_accepted(dcmread(instance.path), instance, accepted, self._deflates(instance))
-        status = association.send_c_store(dataset, msg_id=number).get("Status")
+        sent = _as_accepted(instance, accepted, self._deflates(instance))
+        status = association.send_c_store(sent, msg_id=number).get("Status")
         if status is None:
             raise DeliveryError(f"{self.peer}: no answer to C-STORE of {uid}")
         outcome = judged.add(instance, status)
@@ -137,14 +140,16 @@ class CStoreDeliverer:
         )
 
 
-def _as_accepted(dataset: Dataset, instance: Instance, accepted: set[Kind], deflate: bool) -> Dataset:
-    """The data set, uncompressed if the peer doesn't take it as it is. Explicit and implicit VR are left to
-    pynetdicom, which encodes for the context; so is deflating."""
+def _as_accepted(instance: Instance, accepted: set[Kind], deflate: bool) -> Dataset | Path:
+    """The file, if the peer takes it as it is; or its data set, uncompressed if need be. Explicit and implicit
+    VR are left to pynetdicom, which encodes for the context; so is deflating."""
     syntax = UID(instance.transfer_syntax_uid)
-    if deflate and (instance.sop_class_uid, str(DeflatedExplicitVRLittleEndian)) in accepted:
+    deflate = deflate and (instance.sop_class_uid, str(DeflatedExplicitVRLittleEndian)) in accepted
+    if (instance.sop_class_uid, instance.transfer_syntax_uid) in accepted and not deflate:
+        return instance.path
+    dataset = dcmread(instance.path)
+    if deflate:
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    elif (instance.sop_class_uid, instance.transfer_syntax_uid) in accepted:
-        return dataset
     elif syntax.is_encapsulated:
         dataset.decompress(generate_instance_uid=False)
     elif syntax.is_deflated:
