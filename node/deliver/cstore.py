@@ -4,8 +4,9 @@ In: the files of a result set.  Out: them stored at the peer, over TLS where tha
 sent in the audit trail.
 
 Every object goes in the transfer syntax that it has, byte for byte as the file holds it, if the peer takes
-that; if not, uncompressed, which loses nothing (a picture that was compressed with loss stays what it is). With ``deflate``, what isn't
-compressed goes deflated to a peer that takes that: a binary segmentation is a fortieth then.
+that; if not, uncompressed, which loses nothing (a picture that was compressed with loss stays what it is).
+With ``deflate``, what isn't compressed goes deflated to a peer that takes that: a binary segmentation is a
+fortieth then.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ class CStoreDeliverer:
 
 
 def _as_accepted(instance: Instance, accepted: set[Kind], deflate: bool) -> Dataset | Path:
-    """The file, if the peer takes it as it is; or its data set, uncompressed if need be. Explicit and implicit
-    VR are left to pynetdicom, which encodes for the context; so is deflating."""
+    """The file, if the peer takes it as it is; or its data set, uncompressed if need be. Explicit and
+    implicit VR are left to pynetdicom, which encodes for the context; so is deflating."""
     syntax = UID(instance.transfer_syntax_uid)
     deflate = deflate and (instance.sop_class_uid, str(DeflatedExplicitVRLittleEndian)) in accepted
     if (instance.sop_class_uid, instance.transfer_syntax_uid) in accepted and not deflate:
