@@ -29,7 +29,7 @@ pytestmark = pytest.mark.integration
 
 CHECKOUT = Path(__file__).parents[2]
 #: what was released last: its version and commit
-RELEASED = ("0.1.0", "b0fd4c02c9bd595d21dfff0095d318d4cabc5fcd")
+RELEASED = ("0.1.0", "5c0892ac3f16c6088738e00111c24c50c2aaccaf")
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,12 @@ def states(node: RunningNode) -> dict[str, str]:
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_work_in_flight_is_done_by_the_other_version(
-    tmp_path: Path, triton: EmbeddedTriton, pacs: Pacs, released: Path, direction: str
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    triton: EmbeddedTriton,
+    pacs: Pacs,
+    released: Path,
+    direction: str,
 ) -> None:
     before, after = (released, CHECKOUT) if direction == "up" else (CHECKOUT, released)
     series = Series(tmp_path, 7)
@@ -85,6 +90,7 @@ def test_work_in_flight_is_done_by_the_other_version(
         tree=before,
         series={"quiet_seconds": 30.0, "released_quiet_seconds": 0.3},
     ).start()
+    request.addfinalizer(node.stop)
     with frozen(pacs.pid):
         assert storescu(node.port, *made.files.values()).returncode == 0
         wait_for(lambda: states(node).get(made.uid) == "delivering", seconds=120, what="results")
@@ -108,7 +114,7 @@ def test_work_in_flight_is_done_by_the_other_version(
     def all_done() -> bool:
         return [job["state"] for job in node.jobs()] == ["done"] * 4
 
-    wait_for(all_done, seconds=180, what="all to be done by the other version")
+    wait_for(all_done, seconds=300, what="all to be done by the other version")
     jobs = {job["series_instance_uid"]: job for job in node.jobs()}
     node.stop()
     expected = {
