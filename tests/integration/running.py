@@ -84,14 +84,12 @@ class RunningNode:
         triton_url: str | None,
         pacs_port: int,
         role: str = "all",
-        tree: Path | None = None,
         environment: Mapping[str, str] | None = None,
         **sections: Any,
     ) -> None:
-        """tree: whose code to run, instead of this checkout's."""
         folder.mkdir(parents=True, exist_ok=True)
         self.role = role
-        self.tree = tree
+        self.tree: Path | None = None  # whose code to run, instead of this checkout's
         self._environment = {**os.environ, **(environment or {})}
         self.data_dir = Path(sections.get("data_dir", folder / "var"))
         self.log_path = folder / "node.log"

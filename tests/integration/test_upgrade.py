@@ -71,26 +71,24 @@ def states(node: RunningNode) -> dict[str, str]:
     return {job["series_instance_uid"]: job["state"] for job in node.jobs()}
 
 
+@pytest.fixture
+def node(tmp_path: Path, triton: EmbeddedTriton, pacs: Pacs) -> Iterator[RunningNode]:
+    """Not started yet, and of no version."""
+    quiet = {"quiet_seconds": 30.0, "released_quiet_seconds": 0.3}
+    found = RunningNode(tmp_path / "node", triton_url=triton.url, pacs_port=pacs.port, series=quiet)
+    yield found
+    found.stop()
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_work_in_flight_is_done_by_the_other_version(
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    triton: EmbeddedTriton,
-    pacs: Pacs,
-    released: Path,
-    direction: str,
+    node: RunningNode, triton: EmbeddedTriton, pacs: Pacs, released: Path, direction: str
 ) -> None:
     before, after = (released, CHECKOUT) if direction == "up" else (CHECKOUT, released)
-    series = Series(tmp_path, 7)
+    series = Series(node.data_dir.parent, 7)
     made, computing, queued, receiving = (series.make(number) for number in (1, 2, 3, 4))
-    node = RunningNode(
-        tmp_path / "node",
-        triton_url=triton.url,
-        pacs_port=pacs.port,
-        tree=before,
-        series={"quiet_seconds": 30.0, "released_quiet_seconds": 0.3},
-    ).start()
-    request.addfinalizer(node.stop)
+    node.tree = before
+    node.start()
     with frozen(pacs.pid):
         assert storescu(node.port, *made.files.values()).returncode == 0
         wait_for(lambda: states(node).get(made.uid) == "delivering", seconds=120, what="results")
