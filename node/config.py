@@ -295,12 +295,12 @@ class AuditConfig(Model):
 
 
 class RouteConfig(Model):
-    """A rule -> a pipeline -> destinations. The rule's language is in ``node/route/rules.py``."""
+    """A rule -> a pipeline -> destinations, or none. The rule's language is in ``node/route/rules.py``."""
 
     name: Name
     pipeline: str
     when: dict[str, Any]
-    destinations: tuple[Name, ...] = Field(min_length=1)
+    destinations: tuple[Name, ...]
     priority: int = Field(default=100, ge=1, le=1000)
     retention_seconds: float | None = Field(default=None, ge=0)
 
