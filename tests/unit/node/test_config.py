@@ -29,6 +29,7 @@ from node.config import (
     load_config,
     parse_config,
 )
+from node.config_oidc import OidcConfig
 from node.errors import ConfigError
 from node.route.defaults import default_routes
 from node.route.facts import FACTS
@@ -53,6 +54,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "receive.commitment.peers.ORTHANC.tls": ClientTls,
     "query.archive": QueryPeer,
     "triton.tls": TritonTls,
+    "web.oidc": OidcConfig,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
     "destinations.pacs.commitment": CommitmentOptions,
