@@ -21,6 +21,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 from sqlalchemy import Engine
 
+from node.checks import check_login
 from node.config import NodeConfig, WebConfig, parse_config
 from node.config_oidc import OidcConfig
 from node.database import open_database
@@ -43,6 +44,7 @@ PEOPLE = {
     "otto": {"preferred_username": "otto", "groups": ["kitchen"]},
     "nora": {"preferred_username": "nora"},
 }
+# the environment variable that a test puts the secret into
 NAMED = "OIDC_SECRET"
 ROLES = {"radiology": "viewer", "radiology-it": "operator", "pacs-admins": "admin"}
 AUDITED: list[tuple[str, str, str, bool]] = []
@@ -430,6 +432,16 @@ async def test_links_lead_nowhere_else(engine: Engine, tmp_path: Path, wrong: Wr
         wrong.nonce = query["nonce"][0]
         page = await browser.get("/login/sso/callback", params={"state": query["state"][0], "code": "c"})
         assert "attacker" not in page.text and 'url=/"' in page.text
+
+
+def test_check_says_whether_the_provider_answers(tmp_path: Path, wrong: Wrong) -> None:
+    config = NodeConfig(web=config_of(wrong.issuer, tmp_path))
+    (found,) = check_login(config)
+    assert (found.level, found.name) == ("ok", wrong.issuer)
+    wrong.metadata = {"issuer": "https://elsewhere.example.org"}
+    (found,) = check_login(config)
+    assert found.level == "warning" and "calls itself otherwise" in found.said
+    assert not list(check_login(NodeConfig()))
 
 
 def test_logins_under_way_end_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
