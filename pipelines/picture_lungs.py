@@ -9,6 +9,8 @@ like one: a head in a lung window passes. Figures: triton_models/repository/pneu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -32,14 +34,45 @@ SMALLEST_PART = 0.1
 _RING = (2, 8)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What may be lungs. share: of the picture.  contrast, balance: as their limits above."""
+
+    mask: NDArray[np.bool_]
+    share: float
+    contrast: float
+    balance: float
+
+    @property
+    def are_lungs(self) -> bool:
+        return (
+            LEAST_SHARE <= self.share <= MOST_SHARE
+            and self.contrast >= LEAST_CONTRAST
+            and self.balance >= LEAST_BALANCE
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.share:.0f} % of it could be lung, by {self.contrast:.0f} of 255 darker than around "
+            f"it, {100 * self.balance:.0f} % on one side"
+        )
+
+
 def find_lungs(picture: CtPicture, inference: Inference, model: ServedModel) -> NDArray[np.bool_]:
     """bool (rows, columns) of the picture. Raises SeriesRefused (no_lungs_found) with what was seen."""
     grey = _asked(picture.grey)
-    answer = inference.run(model, {"HU": guessed_hu(grey)[None]})["LUNGS"][0]
-    mask = _large_parts(np.asarray(answer > 0))
-    _check(picture, grey, mask)
+    answer = inference.run(model, {"HU": guessed_hu(grey)[None]})["LUNGS"][0] > 0
+    # the air around the patient touches the edges, and so do the lungs where a picture is cut narrowly
+    within, whole = (_seen(grey, _large_parts(mask)) for mask in (_without_edge(answer), answer))
+    found = within if within.are_lungs else whole
+    if not found.are_lungs:
+        raise SeriesRefused(
+            f"no lungs as a lung window shows them on picture {picture.instance_uids[0]}: {found}",
+            code="no_lungs_found",
+            hint="an axial slice of a chest CT in a lung window, upright, without much around it?",
+        )
     rows, columns = picture.grey.shape
-    return np.asarray(Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(found.mask).resize((columns, rows), Image.Resampling.NEAREST))
 
 
 def _asked(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -60,19 +93,17 @@ def _large_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return large
 
 
-def _check(picture: CtPicture, grey: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
-    share = float(mask.mean())
+def _without_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without parts that touch the picture's edge."""
+    parts, _ = ndimage.label(mask)
+    edge = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    within: NDArray[np.bool_] = mask & ~np.isin(parts, edge[edge > 0])
+    return within
+
+
+def _seen(grey: NDArray[np.uint8], mask: NDArray[np.bool_]) -> _Seen:
     near, far = (ndimage.binary_dilation(mask, iterations=n) for n in _RING)
     around = grey[far & ~near]
     contrast = float(np.median(around) - np.median(grey[mask])) if mask.any() and around.size else 0.0
-    left = np.count_nonzero(mask[:, : mask.shape[1] // 2])
-    total = max(1, np.count_nonzero(mask))
-    balance = min(left, total - left) / total
-    if not (LEAST_SHARE <= share <= MOST_SHARE and contrast >= LEAST_CONTRAST and balance >= LEAST_BALANCE):
-        raise SeriesRefused(
-            f"no lungs as a lung window shows them on picture {picture.instance_uids[0]}: "
-            f"{100 * share:.0f} % of it could be lung, by {contrast:.0f} of 255 darker than around it, "
-            f"{100 * balance:.0f} % on one side",
-            code="no_lungs_found",
-            hint="an axial slice of a chest CT in a lung window, upright, without much around it?",
-        )
+    left, total = np.count_nonzero(mask[:, : mask.shape[1] // 2]), max(1, np.count_nonzero(mask))
+    return _Seen(mask, float(mask.mean()), contrast, min(left, total - left) / total)

@@ -13,6 +13,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from pipelines import lungs
 from pipelines.chest_ct_picture import PIPELINE
 from pipelines.classify import FUSION_SPEC, SPEC
 from pipelines.ct_picture import GREY_HU, NOTES, CtPicture, load_ct_picture
@@ -20,10 +21,12 @@ from pipelines.drawing import palette
 from pipelines.errors import SeriesRefused
 from pipelines.estimates import Estimate
 from pipelines.picture_estimates import PictureEstimates, conclusion, summarise
+from pipelines.picture_lungs import find_lungs
 from pipelines.results import codes
 from pipelines.results.picture_estimates import build_picture_results
 from pipelines.results.result_set import write_result_set
 from tests.unit.pipelines.estimates import FUSION, PNEUMONIA_CLASS, RANDOM_FUSION
+from tests.unit.pipelines.examples import ByRule
 from tests.unit.pipelines.results.synthetic import context
 from tests.unit.pipelines.results.test_report import groups, items
 from tests.unit.pipelines.test_picture import written
@@ -116,6 +119,43 @@ def test_one_picture_and_no_other_file(tmp_path: Path) -> None:
         with pytest.raises(SeriesRefused) as caught:
             load(*paths)
         assert caught.value.code == code
+
+
+def found(grey: NDArray[np.uint8], marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The lungs, where the model marks so much of the picture."""
+    header = Dataset()
+    header.SOPInstanceUID = "1.2.3"
+
+    def answer(_inputs: Any) -> dict[str, NDArray[Any]]:
+        return {"LUNGS": marked[None].astype(np.uint8)}
+
+    inference = ByRule(answer)
+    return find_lungs(CtPicture(grey, header), inference, inference.check(lungs.SPEC))
+
+
+def test_lungs_are_told_from_the_air_around_the_patient() -> None:
+    grey, mask = chest()
+    outside = np.zeros_like(mask)
+    outside[:30, :40] = True
+    np.testing.assert_array_equal(found(grey, mask | outside), mask)
+    narrow = grey[50:110, 30:170], mask[50:110, 30:170]  # the lungs themselves touch the edges
+    np.testing.assert_array_equal(found(*narrow), narrow[1])
+
+
+def test_what_is_marked_has_to_look_like_lungs() -> None:
+    grey, mask = chest()
+    one_side = mask.copy()
+    one_side[:, 100:] = False
+    for pixels, marked in (
+        (grey, np.zeros_like(mask)),
+        (grey, np.ones_like(mask)),
+        (grey, one_side),
+        (255 - grey, mask),
+        (np.full_like(grey, 42), mask),
+    ):
+        with pytest.raises(SeriesRefused, match="no lungs as a lung window shows them") as caught:
+            found(pixels, marked)
+        assert caught.value.code == "no_lungs_found"
 
 
 def made(folder: Path, *, random: bool = False, **changes: Any) -> tuple[CtPicture, PictureEstimates]:
