@@ -17,7 +17,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -39,6 +40,8 @@ STATE_COOKIE = "pacsnode_login"
 UNDER_WAY_SECONDS = 600.0
 #: logins under way, of everybody and of one address; the oldest go
 MOST, MOST_OF_ONE = 5000, 50
+#: requests that wait for the provider; one that is slow must not keep all threads of the pages
+AT_ONCE = 8
 
 Clock = Callable[[], float]
 
@@ -88,6 +91,7 @@ class SingleSignOn:
         self._limit = limit
         self._audited = audited
         self._under_way = LoginsUnderWay()
+        self._places = threading.BoundedSemaphore(AT_ONCE)
         self.router = APIRouter(prefix=SINGLE_SIGN_ON)
         self.router.add_api_route("", self.start, methods=["GET"])
         self.router.add_api_route("/callback", self.callback, methods=["GET"])
@@ -102,7 +106,8 @@ class SingleSignOn:
             )
         asked = self._under_way.begin(local_path(request.query_params.get("next", "")), address)
         try:
-            answer = RedirectResponse(self._provider.authorization_url(asked), 303)
+            with self._place():
+                answer = RedirectResponse(self._provider.authorization_url(asked), 303)
         except SignOnFailed as failed:
             return self._failed(request, failed)
         answer.set_cookie(
@@ -120,7 +125,8 @@ class SingleSignOn:
         address = _address(request)
         try:
             asked, after = self._of_this_browser(request)
-            identity = self._provider.identify(request.query_params.get("code", ""), asked)
+            with self._place():
+                identity = self._provider.identify(request.query_params.get("code", ""), asked)
         except SignOnFailed as failed:
             if failed.status != 503:  # the provider's fault is nobody's guess
                 self._limit.failed(address)
@@ -143,9 +149,20 @@ class SingleSignOn:
 
     def out(self, request: Request) -> Response:
         try:
-            return RedirectResponse(self._provider.logout_url(f"{self._public_url}/login"), 303)
+            with self._place():
+                return RedirectResponse(self._provider.logout_url(f"{self._public_url}/login"), 303)
         except SignOnFailed as failed:
             return self._failed(request, failed)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Among those that ask the provider. Raises SignOnFailed when there is none."""
+        if not self._places.acquire(blocking=False):
+            raise SignOnFailed(503, "busy", "Many are logging in just now. Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     @property
     def _is_secure(self) -> bool:

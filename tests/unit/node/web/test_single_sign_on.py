@@ -424,6 +424,16 @@ async def test_who_fails_too_often_has_to_wait(engine: Engine, tmp_path: Path, w
 
 
 @pytest.mark.anyio
+async def test_a_slow_provider_keeps_so_many_threads_only(
+    engine: Engine, tmp_path: Path, wrong: Wrong, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.web.single_sign_on.AT_ONCE", 0)
+    page = await tried(engine, tmp_path, wrong)
+    assert page.status_code == 503 and "Many are logging in just now" in page.text
+    assert AUDITED == []
+
+
+@pytest.mark.anyio
 async def test_links_lead_nowhere_else(engine: Engine, tmp_path: Path, wrong: Wrong) -> None:
     async with asking(engine, config_of(wrong.issuer, tmp_path)) as browser:
         begun = await browser.get("/login/sso", params={"next": "https://attacker.example.org/"})
