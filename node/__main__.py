@@ -81,13 +81,14 @@ def run(
 
 @app.command()
 def check(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Check configuration, certificates, every destination (C-ECHO), the audit collector, Triton's models."""
+    """Check configuration, certificates, destinations (C-ECHO), collector, identity provider, models."""
     from node.app import routes_of
     from node.checks import (
         Finding,
         check_audit,
         check_configuration,
         check_destinations,
+        check_login,
         check_models,
         check_shadows,
     )
@@ -110,6 +111,7 @@ def check(config: ConfigOption, as_json: JsonOption = False) -> None:
     found(check_configuration(loaded))
     found(check_destinations(loaded))
     found(check_audit(loaded))
+    found(check_login(loaded))
     with _triton(loaded) as url:
         found(check_models(loaded, url))
         found(check_shadows(loaded, url))

@@ -153,6 +153,7 @@ class Node:
             handing=self._handing,
             reloading=self._reloading,
             accessed=self._audit.accessed,
+            uid_root=config.results.uid_root,
         )
         pages = create_app(
             engine,

@@ -15,6 +15,7 @@ from node.config import NodeConfig
 from node.deliver import check_commitment, make_destination
 from node.errors import NodeError
 from node.tls import check_tls
+from node.web.oidc import Provider, SignOnFailed
 from pipelines.errors import ModelNotServed, PipelineError
 from pipelines.registry import find_pipeline
 from pipelines.request import Access
@@ -26,7 +27,7 @@ from pipelines.triton import InferenceClient, ModelSpec
 class Finding:
     """level: warning for what works, and should be looked at."""
 
-    kind: Literal["configuration", "destination", "collector", "model", "candidate"]
+    kind: Literal["configuration", "destination", "collector", "login", "model", "candidate"]
     name: str
     level: Literal["ok", "warning", "error"]
     said: str
@@ -77,6 +78,18 @@ def check_audit(config: NodeConfig) -> Iterator[Finding]:
         yield Finding("collector", name, "error", str(error), error.hint)
     else:
         yield Finding("collector", name, "ok", "reachable")
+
+
+def check_login(config: NodeConfig) -> Iterator[Finding]:
+    """Whether the identity provider answers; raises ConfigError for a secret or CA that can't be used."""
+    if config.web.oidc is None:
+        return
+    try:
+        Provider(config.web.oidc, config.web.redirect_uri).check()
+    except SignOnFailed as failed:  # a warning: the node runs without it
+        yield Finding("login", config.web.oidc.issuer, "warning", f"{config.web.oidc.issuer}: {failed}")
+    else:
+        yield Finding("login", config.web.oidc.issuer, "ok", "reachable")
 
 
 def model_states(

@@ -35,6 +35,7 @@ from node.config_fields import (
     Seconds,
     TritonUrl,
 )
+from node.config_oidc import OidcConfig
 from node.config_shadow import ShadowConfig, ShadowModel
 from node.errors import ConfigError
 from pipelines.request import Access
@@ -254,11 +255,26 @@ class WebConfig(Model):
     host: str = "127.0.0.1"
     port: Port = 8042
     users: Path | None = None
+    password_login: bool = True
+    oidc: OidcConfig | None = None
     open_loopback: bool = True
     session_hours: float = Field(default=12.0, gt=0, le=168)
     public_url: str | None = Field(default=None, pattern=r"^https?://[^/\s?#@]+$")
     upload_minutes: float = Field(default=30.0, gt=0, le=1440)
     max_upload_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
+
+    @property
+    def redirect_uri(self) -> str:
+        """Where an identity provider sends browsers back to."""
+        return f"{self.public_url}/login/sso/callback"
+
+    @model_validator(mode="after")
+    def _somebody_can_log_in(self) -> WebConfig:
+        if self.oidc is not None and self.public_url is None:
+            raise ValueError("oidc needs public_url, to which the identity provider sends browsers back")
+        if self.oidc is None and not self.password_login:
+            raise ValueError("password_login: false leaves no way to log in without oidc")
+        return self
 
 
 class ResultsConfig(Model):
@@ -295,12 +311,12 @@ class AuditConfig(Model):
 
 
 class RouteConfig(Model):
-    """A rule -> a pipeline -> destinations. The rule's language is in ``node/route/rules.py``."""
+    """A rule -> a pipeline -> destinations, or none. The rule's language is in ``node/route/rules.py``."""
 
     name: Name
     pipeline: str
     when: dict[str, Any]
-    destinations: tuple[Name, ...] = Field(min_length=1)
+    destinations: tuple[Name, ...]
     priority: int = Field(default=100, ge=1, le=1000)
     retention_seconds: float | None = Field(default=None, ge=0)
 

@@ -112,7 +112,7 @@ def add_probabilities(volume: Volume, findings: Findings, inference: Inference, 
     return replace(findings, lesion_probabilities=found)
 
 
-def _pipeline(name: str, source: CandidateSource) -> Pipeline[Findings]:
+def _pipeline(name: str, source: CandidateSource) -> Pipeline[Volume, Findings]:
     specs = (lungs.SPEC, lesions.SPEC, source.spec, infection.SPEC, inpaint.SPEC)
     return Pipeline(
         name=name,

@@ -33,12 +33,7 @@ def analyse(
         key_slices=key_slices,
         by_model=tuple(answers),
         lung_volume_ml=volume.by_lung_ml(lung_labels),
-        notes=tuple(
-            f"The weights of model {answer.model.name} are random ({answer.model.weights}): "
-            "its estimates mean nothing."
-            for answer in answers
-            if answer.model.is_random
-        ),
+        notes=classify.random_notes(answers),
     )
 
 

@@ -6,6 +6,8 @@ backbones' features; negative or positive for COVID-19 pneumonia) see axial slic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,5 +84,22 @@ def classify(
 ) -> Estimate:
     """Ask a classifier about the key slices: int16 HU in the axial view, probabilities out."""
     slices = AxialView.of(volume.affine).view(volume.hu)[[key.index for key in key_slices]]
+    return ask(slices, inference, model, progress=progress)
+
+
+def ask(
+    slices: NDArray[np.int16], inference: Inference, model: ServedModel, *, progress: Progress | None = None
+) -> Estimate:
+    """The same of int16 HU (n, rows, columns)."""
     answer = inference.run(model, {"HU": slices}, progress=progress)["PROBABILITIES"]
     return Estimate(model.identity, model.spec.classes, answer.astype(np.float64))
+
+
+def random_notes(answers: Sequence[Estimate]) -> tuple[str, ...]:
+    """A note on each model that was never trained."""
+    return tuple(
+        f"The weights of model {answer.model.name} are random ({answer.model.weights}): "
+        "its estimates mean nothing."
+        for answer in answers
+        if answer.model.is_random
+    )

@@ -1,21 +1,22 @@
 """What a pipeline is: a name, the models it needs, and what makes an outcome and results of a volume.
 
-volume -> ``analyse`` -> outcome -> ``build_results`` -> DICOM objects
-                                 -> ``summarise``     -> its part of summary.json
+series -> ``load`` -> volume -> ``analyse`` -> outcome -> ``build_results`` -> DICOM objects
+                                                       -> ``summarise``     -> its part of summary.json
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pipelines.errors import ModelNotServed
 from pipelines.failpoints import failpoint
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel
-from pipelines.volume import ResultContext, Volume
+from pipelines.volume import ResultContext, SourceImages, Volume
 
 if TYPE_CHECKING:  # results load what they encode and draw with; knowing a pipeline's type needs none of it
     from pipelines.results.result_set import ResultSet
@@ -62,11 +63,19 @@ class Outcome(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
 
+SomeInput = TypeVar("SomeInput", bound=SourceImages)
 SomeOutcome = TypeVar("SomeOutcome", bound=Outcome)
 
 
+def load_volume(paths: Sequence[Path], progress: Progress) -> Volume:
+    """A CT series. Raises SeriesRefused (``pipelines.load``)."""
+    from pipelines.load import load_series  # noqa: PLC0415 - knowing a pipeline needs none of it
+
+    return load_series(paths, progress=progress)
+
+
 @dataclass(frozen=True)
-class Pipeline(Generic[SomeOutcome]):
+class Pipeline(Generic[SomeInput, SomeOutcome]):
     """One entry of the registry.
 
     version: changes whenever results may; result UIDs depend on it.
@@ -74,6 +83,7 @@ class Pipeline(Generic[SomeOutcome]):
     analyse: HU int16 (slices, rows, columns) in patient space (``Volume``), the inference service, name ->
         model of those that are served, and the stages' clock -> the outcome. Arrays in it are on the
         volume's grid, unless its type says otherwise.
+    load: what reads the files of a series, where ``analyse`` is given something else than a ``Volume``.
     build_results: encodes an outcome as DICOM objects, the same bytes for the same arguments.
     add_probabilities: completes an outcome with what FRACTIONAL segmentations need, where a destination wants
         them.
@@ -85,11 +95,12 @@ class Pipeline(Generic[SomeOutcome]):
     version: str
     title: str
     models: tuple[ModelSpec, ...]
-    analyse: Callable[[Volume, Inference, Mapping[str, ServedModel], Stages], SomeOutcome]
-    build_results: Callable[[Volume, SomeOutcome, ResultContext], ResultSet]
+    analyse: Callable[[SomeInput, Inference, Mapping[str, ServedModel], Stages], SomeOutcome]
+    build_results: Callable[[SomeInput, SomeOutcome, ResultContext], ResultSet]
     summarise: Callable[[SomeOutcome], Mapping[str, Any]]
     optional_models: tuple[ModelSpec, ...] = ()
-    add_probabilities: Callable[[Volume, SomeOutcome, Inference, Stages], SomeOutcome] | None = None
+    add_probabilities: Callable[[SomeInput, SomeOutcome, Inference, Stages], SomeOutcome] | None = None
+    load: Callable[[Sequence[Path], Progress], Any] = load_volume
 
     def check(self, inference: Inference) -> tuple[dict[str, ServedModel], tuple[str, ...]]:
         """Compare what is served with what is wanted: name -> model, and a note on each one left out.

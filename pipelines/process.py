@@ -15,7 +15,6 @@ from typing import Any
 from pipelines.agreement import compare
 from pipelines.encoding import DEFAULT, Encoding
 from pipelines.failpoints import failpoint
-from pipelines.load import load_series
 from pipelines.pipeline import StageProgress, Stages
 from pipelines.registry import find_pipeline
 from pipelines.request import SUMMARY, NoResult, Request
@@ -24,7 +23,7 @@ from pipelines.results.result_set import ResultEntry, write_all, write_object
 from pipelines.results.superseding import build_rejection, by_encoding, read_superseded, reports_of
 from pipelines.shadow import Instead
 from pipelines.triton import Inference
-from pipelines.volume import ResultContext, Volume
+from pipelines.volume import ResultContext, SourceImages
 
 
 def process(request: Request, inference: Inference, report: StageProgress | None = None) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def process(request: Request, inference: Inference, report: StageProgress | None
     with stages("check"):
         models, missing = pipeline.check(inference)
     with stages("load") as progress:
-        volume = load_series(request.paths, progress=progress)
+        volume = pipeline.load(request.paths, progress)
     outcome = pipeline.analyse(volume, inference, models, stages)
     encodings = [Encoding.named(name) for name in request.encodings]
     if any(one.segmentation == "fractional" for one in encodings) and pipeline.add_probabilities:
@@ -124,7 +123,7 @@ def _entry(one: ResultEntry) -> dict[str, str]:
 
 
 def _provenance(
-    volume: Volume, context: ResultContext, written: Mapping[Encoding, Sequence[ResultEntry]]
+    volume: SourceImages, context: ResultContext, written: Mapping[Encoding, Sequence[ResultEntry]]
 ) -> dict[str, Any]:
     return {
         "series_instance_uid": volume.series_instance_uid,

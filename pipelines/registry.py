@@ -20,11 +20,12 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
         "chest_ct_pneumonia_slice_boxes": "pipelines.chest_ct_pneumonia:SLICE_BOXES_PIPELINE",
         "chest_ct_pneumonia_components": "pipelines.chest_ct_pneumonia:COMPONENTS_PIPELINE",
         "chest_ct_triage": "pipelines.chest_ct_triage",
+        "chest_ct_picture": "pipelines.chest_ct_picture",
     }
 )
 
 
-def find_pipeline(name: str) -> Pipeline[Any]:
+def find_pipeline(name: str) -> Pipeline[Any, Any]:
     """The registered pipeline. Raises PipelineError (unknown_pipeline) naming those there are."""
     if name not in PIPELINES:
         raise PipelineError(
@@ -32,5 +33,5 @@ def find_pipeline(name: str) -> Pipeline[Any]:
             code="unknown_pipeline",
         )
     module, _, attribute = PIPELINES[name].partition(":")
-    pipeline: Pipeline[Any] = getattr(import_module(module), attribute or "PIPELINE")
+    pipeline: Pipeline[Any, Any] = getattr(import_module(module), attribute or "PIPELINE")
     return pipeline

@@ -21,7 +21,7 @@ class Instead:
     """
 
     def __init__(
-        self, inference: Inference, models: Mapping[str, tuple[str, str]], pipeline: Pipeline[Any]
+        self, inference: Inference, models: Mapping[str, tuple[str, str]], pipeline: Pipeline[Any, Any]
     ) -> None:
         known = {spec.name for spec in (*pipeline.models, *pipeline.optional_models)}
         if unknown := sorted(set(models) - known):

@@ -42,16 +42,24 @@ def triage_picture(volume: Volume, estimates: Estimates, context: ResultContext)
     page = Page(height=3600)
     page.header("Chest CT triage", "AI estimates by slice classifiers", clinical_use=context.clinical_use)
     for number, estimate in enumerate(estimates.by_model):
-        _case(page, estimate, main=number == 0)
+        slices = len(estimate.by_slice)
+        counted = {
+            name: f"{votes} of {slices}" + (" slices" if slices != 1 else " slice")
+            for name, votes in estimate.votes.items()
+        }
+        meaning = f"mean of {slices} key slices" if slices != 1 else "1 key slice"
+        case_panel(page, estimate, meaning, counted, main=number == 0)
     _key_slices(page, volume, estimates)
     method = f"Estimates of the case: {AGGREGATION}. Each slice is judged by itself, without the others."
     page.footer([method], volume, context, estimates.notes)
     return page.cropped()
 
 
-def _case(page: Page, estimate: Estimate, *, main: bool) -> None:
-    """A model's predicted class in words; for each class a bar, and how many slices are most likely of it."""
-    slices = len(estimate.by_slice)
+def case_panel(
+    page: Page, estimate: Estimate, meaning: str, counted: Mapping[str, str], *, main: bool
+) -> None:
+    """A model's predicted class in words, and of what it is the mean; for each class a bar, and what is said
+    of it beside its name, if anything (how many slices are most likely of it)."""
     heading = 88 if main else 80
     height = heading + 22 + 74 * len(estimate.classes) + 8
     page.panel(MARGIN, INNER, height)
@@ -60,17 +68,14 @@ def _case(page: Page, estimate: Estimate, *, main: bool) -> None:
         words, color = "Means nothing: random weights", palette.WARNING
     page.draw.rounded_rectangle([MARGIN, page.y, MARGIN + 10, page.y + height], 5, fill=color)
     left, right, top = MARGIN + 28, WIDTH - MARGIN - 28, page.y + 22
-    meaning = f"mean of {slices} key slices" if slices != 1 else "1 key slice"
     page.text(left, top, words, 52 if main else 38, fill=color, width=INNER - 400)
     page.text(right, top, estimate.model.name, 26, anchor="ra", width=340)
     page.text(right, top + 34, meaning, 24, fill=palette.MUTED, anchor="ra")
-    votes = estimate.votes
     y = page.y + 22 + heading
     for name, p in estimate.case.items():
         bar_words, bar_color = CLASSES[name]
         used = page.text(left, y, bar_words, 28)
-        count = f"{votes[name]} of {slices}" + (" slices" if slices != 1 else " slice")
-        page.text(left + used + 18, y + 4, count, 24, fill=palette.MUTED)
+        page.text(left + used + 18, y + 4, counted.get(name, ""), 24, fill=palette.MUTED)
         page.text(right, y - 2, _probability(p), 32, anchor="ra")
         bar = (left, y + 42, right, y + 54)
         page.draw.rounded_rectangle(bar, 6, fill=palette.LINE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,29 @@ INFECTION_TYPES = ("covid19", "iavp")
 #: the type of a candidate that is neither, and isn't a region then
 IRRELEVANT = "irrelevant"
 NO_FINDING = "no_infection_found"
+
+
+class SourceImages(Protocol):
+    """What results say of their input, whatever it was: a ``Volume``, or a picture (``ct_picture``)."""
+
+    @property
+    def sources(self) -> tuple[Dataset, ...]:
+        """The instances' headers without pixel data."""
+
+    @property
+    def source_frames(self) -> tuple[tuple[int, int], ...]:
+        """Of each frame used: (index into ``sources``, 1-based frame number)."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results should know of the input."""
+
+    @property
+    def instance_uids(self) -> tuple[str, ...]:
+        """SOP Instance UIDs of the sources, sorted: every UID of a result is made of them."""
+
+    @property
+    def series_instance_uid(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ class Delivering:
         self._finish_if_settled(job)
         return STOP
 
+    def finish(self, job_id: str) -> None:
+        """End a job whose results go nowhere."""
+        job = self._job(job_id)
+        if job is not None and job.state == "delivering":
+            self._finish_if_settled(job)
+
     def _advance(self, job: Row[Any], row: Row[Any]) -> None:
         """Store what isn't stored; then, where it is configured, see to it that it is committed."""
         gate = self._gates.get(row.destination)

@@ -85,6 +85,8 @@ class Steps:
             if not self._begin_delivering(run):
                 return STOP
             failpoint("job.delivering")
+            if not job.destinations:  # the results are kept here, and that is all
+                self._delivering.finish(job_id)
         except TakenOver:
             # the workflow engine drops this answer when the workflow is another's, too; else it is done again
             log.warning("run_taken_over", job_id=job_id, attempt=attempt)

@@ -25,8 +25,11 @@ from node.web.users import Role, UsersFile
 
 COOKIE = "pacsnode_session"
 LOGIN, LOGOUT = "/login", "/logout"
+SINGLE_SIGN_ON = "/login/sso"
 #: answered without knowing who asks: they say nothing of any study
-OPEN = frozenset({"/healthz", "/readyz", LOGIN})
+OPEN = frozenset(
+    {"/healthz", "/readyz", LOGIN, SINGLE_SIGN_ON, f"{SINGLE_SIGN_ON}/callback", f"{SINGLE_SIGN_ON}/out"}
+)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOOPBACK_USER = "loopback"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -112,7 +115,7 @@ class Access:
             return Principal(*found, by_token=True) if found is not None else None
         session = self._sessions.find(request.cookies.get(COOKIE, ""))
         if session is not None:
-            role = self._users.current().role_of(session.user)
+            role = session.role or self._users.current().role_of(session.user)
             if role is not None:  # else taken out of the file since
                 return Principal(session.user, role, session)
         if self._open_loopback and _is_local(request):

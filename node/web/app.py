@@ -12,7 +12,7 @@ In: the database, the metrics, named readiness checks, and what else runs here. 
     /events       tells pages when to look again (``events``)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000; one of them: ``job_api``
-    /login        and /logout (``login``); who may ask for what else: ``access``
+    /login        and /logout (``login``, ``single_sign_on``); who may ask for what else: ``access``
 
 UIDs and coded values only, no patient data, except where ``study_page`` says so.
 """
@@ -47,9 +47,11 @@ from node.web.job_api import job_routes
 from node.web.login import Audited, Login
 from node.web.models_page import model_routes
 from node.web.multipart import BadBody
+from node.web.oidc import Provider
 from node.web.pages import CONTENT_SECURITY_POLICY, render, static_routes
 from node.web.routes_page import route_routes
-from node.web.sessions import Sessions
+from node.web.sessions import LoginLimit, Sessions
+from node.web.single_sign_on import SingleSignOn
 from node.web.sources import Sources
 from node.web.stow_page import stow_routes
 from node.web.studies import JOB_STATES, SERIES_STATES, count_states
@@ -96,17 +98,21 @@ def create_app(
 
     checks: readiness checks by name, besides the database's own.  more_metrics: another process's, as text.
     audited: logins and logouts.
-    Raises ConfigError for a users file that can't be used.
+    Raises ConfigError for a users file, or files of ``oidc``, that can't be used.
     """
     config = config or WebConfig()
     users, sessions = UsersFile(config.users), Sessions(config.session_hours * 3600)
+    limit = LoginLimit()
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
     app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, version=__version__)
     app.include_router(_health(engine, metrics, all_checks, more_metrics))
     app.include_router(_overview(engine, all_checks, sources))
     app.include_router(static_routes())
     app.include_router(event_routes(_pulse(engine, all_checks, sources), sources.stopping))
-    app.include_router(Login(users, sessions, audited).router)
+    app.include_router(Login(users, sessions, limit, audited, config).router)
+    if config.oidc is not None:
+        provider = Provider(config.oidc, config.redirect_uri)
+        app.include_router(SingleSignOn(provider, config, sessions, limit, audited).router)
     app.include_router(job_routes(engine))
     app.include_router(study_list_routes(engine))
     app.include_router(destination_routes(engine, sources.gates))

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from node.web.users import token_sha256
+from node.web.users import Role, token_sha256
 
 #: what is kept of sessions and of guesses; the oldest go
 MOST_SESSIONS = 10_000
@@ -29,10 +29,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Session:
-    """ends_at: by the clock of ``Sessions``."""
+    """ends_at: by the clock of ``Sessions``.  role: as an identity provider said at the login; None: as the
+    users' file says now."""
 
     user: str
     ends_at: float
+    role: Role | None = None
 
 
 class Sessions:
@@ -44,10 +46,10 @@ class Sessions:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, user: str) -> str:
+    def begin(self, user: str, role: Role | None = None) -> str:
         """The new session's secret, for the cookie."""
         secret = secrets.token_urlsafe(32)
-        session = Session(user, self._clock() + self.seconds)
+        session = Session(user, self._clock() + self.seconds, role)
         with self._lock:
             self._sessions[token_sha256(secret)] = session
             while len(self._sessions) > MOST_SESSIONS:

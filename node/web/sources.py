@@ -31,7 +31,8 @@ class Sources:
     """gates: of destinations, by name.  models: asks Triton, and may take its time.  data_dir: where results
     are.  uploads: a folder for what is being uploaded, on the spool's file system.  handing: into the
     receiver, where this process has one.  accessed: told (user, address, study) of who saw a patient's name.
-    stopping: set before the server stops; answers that would go on end then.
+    stopping: set before the server stops; answers that would go on end then.  uid_root: of what is made here
+    (``wrapping``).
     """
 
     gates: Callable[[], Mapping[str, Gate]] = dict
@@ -44,3 +45,4 @@ class Sources:
     reloading: Reloading | None = None
     accessed: Callable[[str, str, str], None] = lambda *_: None
     stopping: threading.Event = field(default_factory=threading.Event)
+    uid_root: str | None = None

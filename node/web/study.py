@@ -29,6 +29,7 @@ PICTURE_CLASSES = (SecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCap
 _TITLES = {
     "picture": "Result picture",
     "triage_picture": "Result picture",
+    "estimates_picture": "Result picture",
     "rotation": "3D view (first frame)",
     "inpainted": "As if without the lesions",
     "montage": "Slices with findings",
@@ -251,7 +252,9 @@ def verdict(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) -
         reason = f": {job['reason']}" if job["reason"] else ""
         match job["state"]:
             case "done":
-                said.append(f"The results of {job['pipeline']} are at {where}.")
+                said.append(
+                    f"The results of {job['pipeline']} are {f'at {where}' if where else 'kept here'}."
+                )
                 tones.append("good")
             case "failed":
                 kept = f"The results of {job['pipeline']} are at {where} only" if where else "No result"

@@ -27,9 +27,8 @@ SMALL_BYTES = 50_000_000
 _COPY_BYTES = 1024 * 1024
 _PREFIX_AT = 128
 
-PICTURE_REFUSED = (
-    "a picture has no CT numbers and no positions, which the triage needs: upload the DICOM series instead"
-)
+#: a disc's zip has pictures of its viewer's buttons, and none of the patient's CT
+PICTURE_SKIPPED = "a picture: the upload page takes those by themselves, not in a zip"
 _NO_DICOM = "not a DICOM file (no DICM after 128 bytes)"
 
 
@@ -68,14 +67,18 @@ def unpack(parts: list[Part], folder: Path, limit_bytes: int) -> Unpacked:
         elif kind == "zip":
             for entry in _entries(part, folder, min(left, max(SMALL_BYTES, MOST_TIMES * part.size))):
                 left -= entry.size
-                if kind_of(entry.path) == "dicom":
+                if (inside := kind_of(entry.path)) == "dicom":
                     found.dicom.append(entry)
                 else:
-                    found.skipped.append((entry.name, _NO_DICOM))
+                    found.skipped.append((entry.name, _why(inside)))
                     entry.path.unlink()
         else:
-            found.skipped.append((part.name, PICTURE_REFUSED if kind == "picture" else _NO_DICOM))
+            found.skipped.append((part.name, _why(kind)))
     return found
+
+
+def _why(kind: Kind) -> str:
+    return PICTURE_SKIPPED if kind == "picture" else _NO_DICOM
 
 
 def _entries(part: Part, folder: Path, limit_bytes: int) -> Iterator[Part]:

@@ -2,7 +2,7 @@
 
 GET  /upload                            a new link as a QR code: for operators
 GET  /upload/{token}                    the phone's page; the first phone that opens it has the link
-POST /upload/{token}/files              one file as the body: DICOM, or a zip of it
+POST /upload/{token}/files              one file as the body: DICOM, a zip of it, or a picture (``wrapping``)
 POST /upload/{token}/done               that was all for now
 GET  /upload/{token}/state              what became of it
 GET  /upload/{token}/pictures/{job}/{n} a result picture of it
@@ -32,12 +32,15 @@ from node.web.pages import problem, render
 from node.web.pictures import picture
 from node.web.sources import Sources
 from node.web.study import Series, find_study
-from node.web.unpack import PICTURE_REFUSED, kind_of, unpack
+from node.web.unpack import PICTURE_SKIPPED, kind_of, unpack
 from node.web.uploads import Upload, UploadLinks
+from node.web.wrapping import Wrapping
 
 log = structlog.get_logger("node.web")
 
 COOKIE = "pacsnode_upload"
+_NOTHING = "it is neither a DICOM file, nor a zip with one, nor a JPEG or PNG picture"
+_PICTURES_IN_ZIP = "the zip has pictures and no DICOM file; choose the pictures themselves"
 _OVER = "This link is over, or another device uses it. Make a new one on the upload page of the node."
 
 
@@ -46,6 +49,7 @@ def upload_routes(
 ) -> APIRouter:
     """The routes of uploads."""
     router = APIRouter(prefix="/upload")
+    wrapping = Wrapping(sources.uid_root)
 
     @router.get("")
     def code(request: Request) -> Response:
@@ -102,7 +106,7 @@ def upload_routes(
             size = await save_body(request, path, config.max_upload_bytes)
             address = request.client.host if request.client else ""
             part, limit = Part(path, "", "", size), min(config.max_upload_bytes, room.free_bytes)
-            said = await run_in_threadpool(_take, upload, part, room.folder, limit, address)
+            said = await run_in_threadpool(_take, upload, part, room.folder, limit, address, wrapping)
         log.info(
             "upload_taken", stored=said["stored"], refused=sum(said["refused"].values()), user=upload.user
         )
@@ -132,18 +136,25 @@ def upload_routes(
     return router
 
 
-def _take(upload: Upload, part: Part, folder: Path, limit_bytes: int, address: str) -> dict[str, Any]:
-    """What became of one file or zip. Raises BadBody and SpoolError."""
+def _take(  # noqa: PLR0917 - run by a thread pool, which passes them on in order
+    upload: Upload, part: Part, folder: Path, limit_bytes: int, address: str, wrapping: Wrapping
+) -> dict[str, Any]:
+    """What became of one file, zip or picture. Raises BadBody and SpoolError."""
     if kind_of(part.path) == "picture":
-        raise BadBody(415, f"not taken: {PICTURE_REFUSED}")
-    found = unpack([part], folder, limit_bytes)
-    if not found.dicom:
-        raise BadBody(415, "not taken: it is neither a DICOM file nor a zip with one")
-    taken = upload.take([one.path for one in found.dicom], address)
+        if not upload.admit_picture():
+            raise BadBody(429, "too many pictures came over this link; make a new one")
+        files, skipped = [wrapping.wrap(part, folder)], 0
+    else:
+        found = unpack([part], folder, limit_bytes)
+        if not found.dicom:
+            pictures = any(why == PICTURE_SKIPPED for _, why in found.skipped)
+            raise BadBody(415, f"not taken: {_PICTURES_IN_ZIP if pictures else _NOTHING}")
+        files, skipped = [one.path for one in found.dicom], len(found.skipped)
+    taken = upload.take(files, address)
     return {
         "stored": sum(one.status == STATUS_STORED for one in taken),
         "refused": dict(Counter(_why(one) for one in taken if one.status != STATUS_STORED)),
-        "skipped": len(found.skipped),
+        "skipped": skipped,
     }
 
 

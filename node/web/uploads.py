@@ -27,8 +27,9 @@ log = structlog.get_logger("node.web")
 AE_TITLE = "UPLOAD"
 #: links that are good at the same time, of everybody and of one user; the oldest go
 MOST_LINKS, MOST_OF_ONE = 500, 20
-#: requests with files by one link
+#: requests with files by one link, and pictures among them, each of which is a job
 MOST_REQUESTS = 10_000
+MOST_PICTURES = 100
 #: a phone that says nothing for so long has gone: its series need not wait for more
 IDLE_SECONDS = 60.0
 
@@ -48,6 +49,7 @@ class Upload:
         self._association: Association | None = None
         self._idle: threading.Timer | None = None
         self._requests = 0
+        self._pictures = 0
         #: (study, series) of what was stored, in the order of its coming
         self._series: dict[tuple[str, str], None] = {}
 
@@ -62,6 +64,12 @@ class Upload:
         with self._lock:
             self._requests += 1
             return self._requests <= MOST_REQUESTS
+
+    def admit_picture(self) -> bool:
+        """Count a picture; False when there were too many."""
+        with self._lock:
+            self._pictures += 1
+            return self._pictures <= MOST_PICTURES
 
     def take(self, files: Sequence[Path], address: str) -> list[Taken]:
         """Durable when it is said to be stored. Raises SpoolError."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipelines.drawing import palette, text
-from pipelines.volume import ResultContext, Volume
+from pipelines.volume import ResultContext, SourceImages
 
 WIDTH = 1080
 MARGIN = 36
@@ -76,7 +76,7 @@ class Page:
         self.y += 52 + 26 + 28
 
     def footer(
-        self, method: Sequence[str], volume: Volume, context: ResultContext, notes: Sequence[str]
+        self, method: Sequence[str], volume: SourceImages, context: ResultContext, notes: Sequence[str]
     ) -> None:
         """How the numbers were made, by which models and software, from what, and what to know of it."""
         lines = [
@@ -84,7 +84,8 @@ class Page:
             *(f"Model {m.name}, version {m.version}, sha256 {m.sha256[:12]}" for m in context.models),
             f"{context.pipeline} {context.pipeline_version}, software {context.software_version}, "
             f"{context.content_datetime:%Y-%m-%d %H:%M}",
-            f"Input: series {volume.sources[0].get('SeriesNumber', '-')}, {len(volume.source_frames)} slices",
+            f"Input: series {volume.sources[0].get('SeriesNumber', '-')}, "
+            + _counted(len(volume.source_frames)),
             *(f"Note: {note}" for note in notes),
         ]
         self.draw.line([(MARGIN, self.y), (WIDTH - MARGIN, self.y)], fill=palette.LINE)
@@ -93,3 +94,7 @@ class Page:
         for words in (line for paragraph in lines for line in text.wrap(paragraph, face, INNER)):
             self.text(MARGIN, self.y, words, 21, fill=palette.MUTED)
             self.y += 31
+
+
+def _counted(frames: int) -> str:
+    return f"{frames} slices" if frames != 1 else "1 image"

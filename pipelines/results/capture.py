@@ -1,7 +1,7 @@
 """Pictures -> Secondary Capture objects: one image (PS3.3 A.8.1) or a multi-frame true colour loop (A.8.5).
 
-In: RGB arrays, the Volume that they show and a ResultContext.  Out: a pydicom Dataset, Explicit VR Little
-Endian, not compressed: every viewer shows it.
+In: RGB arrays, the Volume or picture that they show and a ResultContext.  Out: a pydicom Dataset, Explicit VR
+Little Endian, not compressed: every viewer shows it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, Seconda
 from pipelines.results import codes
 from pipelines.results.identity import SERIES_TYPES, result_uid, stamp
 from pipelines.results.sources import referenced_series_sequence, source_image_sequence
-from pipelines.volume import ResultContext, Volume
+from pipelines.volume import ResultContext, SourceImages
 
 #: role -> (how the picture was derived, in words; the same coded, CID 7203)
 _DERIVATION = {
@@ -31,11 +31,14 @@ _DERIVATION = {
     "montage": ("Slices with AI findings drawn on them", (codes.MULTIPLANAR_REFORMATTING,)),
     "no_result_picture": ("Why there is no AI result", ()),
     "triage_picture": ("AI class estimates, key slices with their own", (codes.MULTIPLANAR_REFORMATTING,)),
+    "estimates_picture": ("AI class estimates of a picture, cut to the lungs found on it", ()),
 }
 FRAME_TIME_MS = 125.0
 
 
-def build_capture(images: NDArray[np.uint8], volume: Volume, context: ResultContext, *, role: str) -> Dataset:
+def build_capture(
+    images: NDArray[np.uint8], volume: SourceImages, context: ResultContext, *, role: str
+) -> Dataset:
     """Wrap pictures in DICOM.
 
     images: uint8 RGB, (rows, columns, 3) for one image or (frames, rows, columns, 3) for a loop.
@@ -66,7 +69,7 @@ def build_capture(images: NDArray[np.uint8], volume: Volume, context: ResultCont
     return dataset
 
 
-def _describe(dataset: Dataset, volume: Volume, role: str) -> None:
+def _describe(dataset: Dataset, volume: SourceImages, role: str) -> None:
     description, derivations = _DERIVATION[role]
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.PatientOrientation = None  # Type 2C: pictures have several, and say so in the image

@@ -111,6 +111,11 @@ SLICE_CLASS: Mapping[str, Code] = {
     "negative": NEGATIVE,
     "positive": POSITIVE,
 }
+#: the same where the only slice is a picture
+PICTURE_CLASS: Mapping[str, Code] = {
+    **SLICE_CLASS,
+    "normal": _private("class-normal-pic", "Normal, as a picture of one slice looks"),
+}
 CLASS_PROBABILITY: Mapping[str, Code] = {
     "normal": _private("p-normal", "Probability of a normal lung"),
     "bacterial": _private("p-bacterial", "Probability of bacterial pneumonia"),
@@ -143,6 +148,7 @@ MILLIMETRE = _code("mm", "UCUM", "millimeter")  # pydicom
 
 # Procedure, used only where the input names none
 CT_UNSPECIFIED = _code("25045-6", "LN", "CT unspecified body region")  # CID 100; pydicom
+IMAGING_PROCEDURE = _code("363679005", "SCT", "Imaging procedure")  # pydicom; of a picture that says nothing
 
 # Provenance
 ARTIFICIAL_INTELLIGENCE = _code("123110", "DCM", "Artificial Intelligence")  # CID 7162; pydicom

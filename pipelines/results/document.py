@@ -1,7 +1,7 @@
 """What every report of ours has in common: a Comprehensive 3D SR with root TID 1500 (PS3.16), IHE AI Results.
 
-In: the groups of measurements that a pipeline made, its conclusion, a Volume and a ResultContext.  Out: a
-Dataset with observer context, image library, procedure, order, evidence, predecessors and
+In: the groups of measurements that a pipeline made, its conclusion, a Volume or picture and a ResultContext.
+Out: a Dataset with observer context, image library, procedure, order, evidence, predecessors and
 the identification of the algorithms.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import highdicom as hd
 from pydicom import DataElement, Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import Comprehensive3DSRStorage
+from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 
 from pipelines.encoding import DEFAULT, Encoding
 from pipelines.results import codes
@@ -27,11 +27,11 @@ from pipelines.results.identity import (
     stamp,
 )
 from pipelines.results.sources import bare_header, slice_geometry
-from pipelines.volume import Lung, ModelIdentity, ResultContext, Volume
+from pipelines.volume import Lung, ModelIdentity, ResultContext, SourceImages, Volume
 
 
 def build_document(
-    volume: Volume,
+    volume: SourceImages,
     context: ResultContext,
     groups: Sequence[Dataset],
     *,
@@ -65,7 +65,7 @@ def build_document(
 
 
 def begin_content(
-    volume: Volume, context: ResultContext, groups: Sequence[Dataset]
+    volume: SourceImages, context: ResultContext, groups: Sequence[Dataset]
 ) -> hd.sr.MeasurementReport:
     """TID 1500 with language, observer, procedure and the groups."""
     return hd.sr.MeasurementReport(
@@ -77,7 +77,7 @@ def begin_content(
 
 
 def finish_document(
-    volume: Volume,
+    volume: SourceImages,
     context: ResultContext,
     content: hd.sr.MeasurementReport,
     *,
@@ -173,7 +173,12 @@ def _procedures(source: Dataset) -> list[Code]:
             code = Code(item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning)
             if code not in found:
                 found.append(code)
-    return found or [codes.CT_UNSPECIFIED]
+    return found or [codes.IMAGING_PROCEDURE if _is_capture(source) else codes.CT_UNSPECIFIED]
+
+
+def _is_capture(source: Dataset) -> bool:
+    """Whether it is a picture, of which nothing tells how it came about."""
+    return bool(source.SOPClassUID == SecondaryCaptureImageStorage)
 
 
 def requests(source: Dataset) -> list[Dataset] | None:
@@ -196,7 +201,7 @@ def requests(source: Dataset) -> list[Dataset] | None:
     return items
 
 
-def evidence_item(instance: Dataset, volume: Volume) -> Dataset:
+def evidence_item(instance: Dataset, volume: SourceImages) -> Dataset:
     """An item of the evidence for an instance of the volume's study, an image or a result of the same job."""
     item = Dataset()
     item.StudyInstanceUID = volume.sources[0].StudyInstanceUID
@@ -205,7 +210,7 @@ def evidence_item(instance: Dataset, volume: Volume) -> Dataset:
     return item
 
 
-def _predecessors(volume: Volume, context: ResultContext) -> list[Dataset]:
+def _predecessors(volume: SourceImages, context: ResultContext) -> list[Dataset]:
     items = []
     for uid in context.predecessors:
         item = Dataset()
@@ -267,28 +272,34 @@ def _image_items(sources: Sequence[Dataset]) -> list[Dataset]:
     return items
 
 
-def _image_library(volume: Volume) -> hd.sr.ContainerContentItem:
+def _image_library(volume: SourceImages) -> hd.sr.ContainerContentItem:
     """TID 1600: the source images, with what they share (TID 1602, 1604) said once for the group.
 
     highdicom repeats 15 descriptors for every image, and needs attributes that enhanced CT keeps elsewhere.
     """
-    geometry = slice_geometry(volume)
     source = volume.sources[0]
     acquired = hd.sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
     contains = hd.sr.RelationshipTypeValues.CONTAINS
     group = hd.sr.ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=contains)
-    items = [hd.sr.CodeContentItem(codes.MODALITY, codes.COMPUTED_TOMOGRAPHY, acquired)]
+    items: list[Dataset] = []
+    if not _is_capture(source):
+        items.append(hd.sr.CodeContentItem(codes.MODALITY, codes.COMPUTED_TOMOGRAPHY, acquired))
     if source.get("FrameOfReferenceUID"):
         items.append(
             hd.sr.UIDRefContentItem(codes.FRAME_OF_REFERENCE_UID, str(source.FrameOfReferenceUID), acquired)
         )
-    for name, value, unit in (
+    numbers: list[tuple[Code, float, Code]] = [
         (codes.PIXEL_DATA_ROWS, int(source.Rows), codes.PIXELS),
         (codes.PIXEL_DATA_COLUMNS, int(source.Columns), codes.PIXELS),
-        (codes.HORIZONTAL_PIXEL_SPACING, geometry.pixel_spacing[1], codes.MILLIMETRE),
-        (codes.VERTICAL_PIXEL_SPACING, geometry.pixel_spacing[0], codes.MILLIMETRE),
-        (codes.SPACING_BETWEEN_SLICES, geometry.slice_spacing, codes.MILLIMETRE),
-    ):
+    ]
+    if isinstance(volume, Volume):  # a picture has no millimetres
+        geometry = slice_geometry(volume)
+        numbers += [
+            (codes.HORIZONTAL_PIXEL_SPACING, geometry.pixel_spacing[1], codes.MILLIMETRE),
+            (codes.VERTICAL_PIXEL_SPACING, geometry.pixel_spacing[0], codes.MILLIMETRE),
+            (codes.SPACING_BETWEEN_SLICES, geometry.slice_spacing, codes.MILLIMETRE),
+        ]
+    for name, value, unit in numbers:
         items.append(hd.sr.NumContentItem(name, value, unit, relationship_type=acquired))
     # as elements: highdicom checks each item at every step up the tree
     group.add(DataElement("ContentSequence", "SQ", [*items, *_image_items(volume.sources)]))

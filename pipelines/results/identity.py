@@ -1,7 +1,7 @@
 """Who a result object is: its UIDs, series, study, equipment and dates.
 
-In: a Volume (source headers) and a ResultContext.  Out: UIDs, and ``stamp``, which every result object
-passes through last, so that all of them say the same about patient, study, equipment and time.
+In: a Volume or picture (source headers) and a ResultContext.  Out: UIDs, and ``stamp``, which every result
+object passes through last, so that all of them say the same about patient, study, equipment and time.
 
 UIDs are a function of (input SOP Instance UIDs, pipeline, pipeline version, models, role): a job that runs
 twice makes the same set, and a PACS keeps one. Patient and study attributes are copied, never made up: a
@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import highdicom
@@ -22,11 +22,11 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from pipelines.results import codes
-from pipelines.volume import ResultContext, Volume
+from pipelines.uids import derived_uid
+from pipelines.volume import ResultContext, SourceImages
 
 MANUFACTURER = "PACS inference node"
 IMPLEMENTATION_CLASS_UID = UID("2.25.319485236209146105216937093047180371842")
-MAX_UID_LENGTH = 64  # PS3.5 9.1
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ SERIES_TYPES: Mapping[str, SeriesType] = {
         SeriesType("no_result_picture", "OT", 9909, "AI not performed"),
         SeriesType("triage_picture", "OT", 9911, "AI triage picture"),
         SeriesType("triage_report", "SR", 9912, "AI triage report"),
+        SeriesType("estimates_picture", "OT", 9913, "AI estimates of a picture"),
+        SeriesType("estimates_report", "SR", 9914, "AI report of a picture"),
     )
 }
 
@@ -101,24 +103,24 @@ _EQUIPMENT = (
 )
 
 
-def result_uid(volume: Volume, context: ResultContext, role: str) -> UID:
+def result_uid(volume: SourceImages, context: ResultContext, role: str) -> UID:
     """The UID of one thing that a job makes; ``role`` names it (``seg/instance``, ``region/3/tracking``)."""
-    return _derived_uid(["inputs", volume.instance_uids, *_maker(context), role], context.uid_root)
+    return derived_uid(["inputs", volume.instance_uids, *_maker(context), role], context.uid_root)
 
 
-def report_series_uid(volume: Volume, context: ResultContext) -> UID:
+def report_series_uid(volume: SourceImages, context: ResultContext) -> UID:
     """The Series Instance UID of the report: one series for every version of the input series.
 
     A superseding report must name its predecessor's series (PS3.3 C.17.2.1, Type 1), and only SOP Instance
     UIDs come down in ``ResultContext.predecessors``. So this UID leaves out what changes between versions:
     the list of instances and the models.
     """
-    return _derived_uid(["report-series", volume.series_instance_uid, context.pipeline], context.uid_root)
+    return derived_uid(["report-series", volume.series_instance_uid, context.pipeline], context.uid_root)
 
 
 def device_uid(context: ResultContext) -> UID:
     """The Device Observer UID: this pipeline with these models, wherever it runs."""
-    return _derived_uid(["device", *_maker(context)], context.uid_root)
+    return derived_uid(["device", *_maker(context)], context.uid_root)
 
 
 def _maker(context: ResultContext) -> list[object]:
@@ -126,18 +128,7 @@ def _maker(context: ResultContext) -> list[object]:
     return [context.pipeline, context.pipeline_version, models]
 
 
-def _derived_uid(facts: Sequence[object], uid_root: str | None) -> UID:
-    canonical = json.dumps(facts, separators=(",", ":"), ensure_ascii=True)
-    number = int.from_bytes(hashlib.sha256(canonical.encode("ascii")).digest()[:16], "big")
-    if uid_root is None:
-        # PS3.5 B.2 wants a UUID below 2.25: RFC 9562 version 8 (custom hash), variant 10
-        number = number & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62
-        return UID(f"2.25.{number}")
-    digits = MAX_UID_LENGTH - len(uid_root) - 1
-    return UID(f"{uid_root}.{number % 10**digits}")
-
-
-def series_description(volume: Volume, series: SeriesType) -> str:
+def series_description(volume: SourceImages, series: SeriesType) -> str:
     """Series Description (LO, at most 64 characters), with the source series' number if it has one."""
     number = volume.sources[0].get("SeriesNumber")
     return series.description if number is None else f"{series.description}, series {number}"[:64]
@@ -148,7 +139,7 @@ def device_serial_number(context: ResultContext) -> str:
     return hashlib.sha256(json.dumps(_maker(context)).encode("utf-8")).hexdigest()[:16]
 
 
-def stamp(dataset: Dataset, volume: Volume, context: ResultContext, series: SeriesType) -> None:
+def stamp(dataset: Dataset, volume: SourceImages, context: ResultContext, series: SeriesType) -> None:
     """Set everything that all results share, overwriting what a library put there.
 
     Expects SOPClassUID, SOPInstanceUID and SeriesInstanceUID to be set. Dates are ``content_datetime`` as

@@ -16,7 +16,7 @@ from scipy.spatial import ConvexHull
 
 from pipelines.geometry import AxialView
 from pipelines.results.sources import is_multiframe
-from pipelines.volume import Region, Volume
+from pipelines.volume import Region, SourceImages, Volume
 
 #: the steps along pixel edges, clockwise on the screen: right, down, left, up, as (row, column)
 _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
@@ -56,22 +56,26 @@ def around_lungs(volume: Volume, lungs: NDArray[np.uint8]) -> Outline:
     """
     planes = volume.on_source_planes(lungs)
     plane = int(np.argmax([np.count_nonzero(labels) for labels in planes]))
-    inside = planes[plane] > 0
-    rows = np.flatnonzero(inside.any(axis=1))
+    source, frame = volume.source_frames[plane]
+    return Outline(source, frame, hull(planes[plane] > 0))
+
+
+def hull(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The convex hull of a mask (rows, columns), as ``Outline.points``. Raises ValueError for no mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
     if not rows.size:
         raise ValueError("there is no lung to draw an outline around")
-    left = inside[rows].argmax(axis=1)
-    right = inside.shape[1] - inside[rows, ::-1].argmax(axis=1)
+    left = mask[rows].argmax(axis=1)
+    right = mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     ends = [np.stack([column, row], axis=1) for column in (left, right) for row in (rows, rows + 1)]
     corners = np.concatenate(ends)
     around = corners[ConvexHull(corners).vertices]
     if len(around) == 4:  # OHIF takes five closed points for a rectangle of its own
         around = np.insert(around, 1, around[:2].mean(axis=0), axis=0)
-    source, frame = volume.source_frames[plane]
-    return Outline(source, frame, np.append(around, around[:1], axis=0).astype(np.float32))
+    return np.append(around, around[:1], axis=0).astype(np.float32)
 
 
-def image_region(volume: Volume, drawn: Outline) -> hd.sr.ImageRegion:
+def image_region(volume: SourceImages, drawn: Outline) -> hd.sr.ImageRegion:
     """The outline as a content item (TID 1410 row 5)."""
     source = volume.sources[drawn.source]
     image = hd.sr.SourceImageForRegion(

@@ -18,7 +18,7 @@ from pipelines.errors import SeriesRefused
 from pipelines.geometry import SPACING_TOLERANCE_MM
 from pipelines.results import codes
 from pipelines.results.identity import result_uid
-from pipelines.volume import ResultContext, Volume
+from pipelines.volume import ResultContext, SourceImages, Volume
 
 # of the slice spacing, or half as much again as the geometry gate lets a plane be off its slice: more than
 # rounding and jitter, less than any mix-up
@@ -42,7 +42,7 @@ class SliceGeometry:
     slice_thickness: float
 
 
-def is_multiframe(volume: Volume) -> bool:
+def is_multiframe(volume: SourceImages) -> bool:
     """Whether the input is enhanced multi-frame (one instance holds the slices)."""
     return "SharedFunctionalGroupsSequence" in volume.sources[0]
 
@@ -117,13 +117,13 @@ def _plane_value(
     return default
 
 
-def frame_of_reference_uid(volume: Volume, context: ResultContext) -> UID:
+def frame_of_reference_uid(volume: SourceImages, context: ResultContext) -> UID:
     """The input's Frame of Reference UID; where de-identification removed it, one for this input alone."""
     value = volume.sources[0].get("FrameOfReferenceUID")
     return UID(value) if value else result_uid(volume, context, "frame-of-reference")
 
 
-def bare_header(source: Dataset, volume: Volume, context: ResultContext) -> Dataset:
+def bare_header(source: Dataset, volume: SourceImages, context: ResultContext) -> Dataset:
     """What highdicom wants to know of an object that is evidence, without its geometry."""
     header = Dataset()
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"):
@@ -205,7 +205,7 @@ def _add_frames(
     header.PerFrameFunctionalGroupsSequence = frames
 
 
-def source_image_sequence(volume: Volume) -> list[Dataset]:
+def source_image_sequence(volume: SourceImages) -> list[Dataset]:
     """Items of Source Image Sequence (0008,2112): every source instance, with its frames if multi-frame."""
     items = []
     for index, source in enumerate(volume.sources):
@@ -219,7 +219,7 @@ def source_image_sequence(volume: Volume) -> list[Dataset]:
     return items
 
 
-def referenced_series_sequence(volume: Volume) -> list[Dataset]:
+def referenced_series_sequence(volume: SourceImages) -> list[Dataset]:
     """The item of Referenced Series Sequence (PS3.3 C.12.2) that lists the source instances."""
     series = Dataset()
     series.SeriesInstanceUID = volume.series_instance_uid
@@ -227,7 +227,7 @@ def referenced_series_sequence(volume: Volume) -> list[Dataset]:
     return [series]
 
 
-def instance_references(volume: Volume) -> list[Dataset]:
+def instance_references(volume: SourceImages) -> list[Dataset]:
     """An item with class and instance UID (PS3.3 Table 10-11) for every source instance."""
     items = []
     for source in volume.sources:

@@ -23,10 +23,10 @@ from pipelines.results.document import device_observer, requests
 from pipelines.results.identity import MANUFACTURER, SERIES_TYPES, result_uid, stamp
 from pipelines.results.sources import bare_header
 from pipelines.summary import objects_for
-from pipelines.volume import ResultContext, Volume
+from pipelines.volume import ResultContext, SourceImages
 
 #: roles whose series is the same in every version (``identity.report_series_uid``)
-_REPORTS = ("report", "triage_report")
+_REPORTS = ("report", "triage_report", "estimates_report")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def reports_of(objects: Sequence[Superseded]) -> tuple[str, ...]:
 
 
 def build_rejection(
-    volume: Volume, context: ResultContext, objects: Sequence[Superseded], encoding: Encoding
+    volume: SourceImages, context: ResultContext, objects: Sequence[Superseded], encoding: Encoding
 ) -> hd.ko.KeyObjectSelectionDocument:
     """The note that rejects ``objects``, of a destination that got them in ``encoding``."""
     series = SERIES_TYPES["rejection"]
@@ -93,7 +93,7 @@ def _superseded(path: Path) -> Superseded:
     return Superseded(path.name.partition(".")[0], *(str(header[name].value) for name in names))
 
 
-def _evidence(one: Superseded, volume: Volume, context: ResultContext) -> Dataset:
+def _evidence(one: Superseded, volume: SourceImages, context: ResultContext) -> Dataset:
     item = bare_header(volume.sources[0], volume, context)
     item.SOPClassUID, item.SOPInstanceUID = one.sop_class_uid, one.sop_instance_uid
     item.SeriesInstanceUID, item.Modality = one.series_instance_uid, one.modality

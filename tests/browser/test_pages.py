@@ -25,6 +25,7 @@ from tests.browser.axe import Axe
 from tests.browser.conftest import BUILD
 from tests.integration.receiving import wait_for
 from tests.integration.running import Pacs, RunningNode, orthanc_program, storescu
+from tests.integration.test_picture import slice_picture
 from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import chest_phantom
 
@@ -38,6 +39,18 @@ ROUTE = {
     "pipeline": "chest_ct_triage",
     "when": {"fact": "modality", "equals": "CT"},
     "destinations": ["pacs"],
+}
+PICTURES = {
+    "name": "pictures",
+    "pipeline": "chest_ct_picture",
+    "when": {
+        "all": [
+            {"fact": "calling_ae_title", "equals": "UPLOAD"},
+            {"fact": "sop_class", "equals": "SecondaryCaptureImageStorage"},
+            {"fact": "model", "equals": "picture upload"},
+        ]
+    },
+    "destinations": [],
 }
 
 
@@ -57,7 +70,7 @@ class Story:
         self.ct = write(folder / "ct", 21)
         self.study = str(dcmread(next(self.ct.glob("*.dcm"))).StudyInstanceUID)
         self.node = RunningNode(
-            folder / "node", triton_url=triton.url, pacs_port=self.pacs_port, routes=[ROUTE]
+            folder / "node", triton_url=triton.url, pacs_port=self.pacs_port, routes=[ROUTE, PICTURES]
         )
         self.edit(lambda config: config["destinations"]["pacs"].update(max_attempts=1))
         self.node.start()
@@ -186,7 +199,7 @@ def test_the_configuration_is_read_again(story: Story, page: Page) -> None:
     story.edit(add)
     page.goto(f"{story.url}/routes")
     page.get_by_role("button", name="Read the configuration again").click()
-    expect(page.get_by_role("status")).to_contain_text("In use: 1 route(s) and 2 destination(s)")
+    expect(page.get_by_role("status")).to_contain_text("In use: 2 route(s) and 2 destination(s)")
     expect(page.get_by_role("heading", name="triage → chest_ct_triage → pacs, outbox")).to_be_visible()
     name = "pacsnode_configuration_loaded_timestamp_seconds{version="
     was, now = (
@@ -211,7 +224,7 @@ def test_a_phone_uploads_and_sees_the_result(story: Story, page: Page, browser: 
     phone.goto(link)
     phone.get_by_label("Files").set_input_files([photo, packed])
     rows = phone.locator("#list li")
-    expect(rows.nth(0)).to_contain_text("a picture has no CT numbers", timeout=WAIT)
+    expect(rows.nth(0)).to_contain_text("its header can't be read", timeout=WAIT)
     expect(rows.nth(1)).to_contain_text("24 stored", timeout=WAIT)
     result = phone.locator("#result")
     expect(result.locator(".said")).to_have_text(
@@ -224,6 +237,19 @@ def test_a_phone_uploads_and_sees_the_result(story: Story, page: Page, browser: 
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert phone.evaluate(wide) <= 0
     assert axe.violations(phone) == []
+    stored = story.pacs.count() if story.pacs is not None else 0
+    snapshot = story.folder / "slice.jpg"
+    slice_picture(23).convert("RGB").save(snapshot, quality=90)
+    phone.get_by_label("Files").set_input_files(snapshot)
+    expect(rows.nth(2)).to_contain_text("1 stored", timeout=WAIT)
+    expect(result.get_by_text("The results of chest_ct_picture are kept here.")).to_be_visible(timeout=WAIT)
+    expect(result.get_by_text("From a picture, not from CT: grey values are guessed HU")).to_be_visible()
+    expect(result.get_by_role("row", name="viral")).to_have_count(2)
+    picture = result.get_by_role("img", name="From a picture")
+    wait_for(lambda: picture.evaluate("one => one.naturalWidth") > 300, seconds=60, what="the picture")
+    assert phone.evaluate(wide) <= 0
+    assert axe.violations(phone) == []
+    assert story.pacs is not None and story.pacs.count() == stored, "whose it is nobody knows"
     stranger = browser.new_context(**PHONE)
     answer = stranger.new_page().goto(link)
     assert answer is not None and answer.status == 404

@@ -28,6 +28,7 @@ from node.web.app import WebServer, create_app
 from node.web.sources import Sources
 from node.web.users import Users, write_users
 from tests.integration.receiving import wait_for
+from tests.unit.node.web.test_wrapping import encoded, gradient
 
 pytestmark = pytest.mark.integration
 FAILED, REFERENCED, OTHER = "00081198", "00081199", "0008119A"
@@ -168,6 +169,22 @@ def test_each_instance_has_its_own_reason(node: Node) -> None:
     unstorable = node.post(part10(ct(SOPClassUID="1.2.840.10008.1.1")))
     assert unstorable.status_code == 409 and set(reasons(unstorable).values()) == {0x0122}
     assert not list((node.folder / "uploads").iterdir())
+
+
+def test_the_same_picture_by_phone_is_the_same_instance_after_kill_9(node: Node) -> None:
+    before = set(node.states())
+    page = httpx.get(f"{node.url}/upload", headers={"Authorization": f"Bearer {node.token}"}).text
+    link = page.partition('id="link" href="')[2].partition('"')[0]
+    with httpx.Client(headers={"Origin": node.url}, timeout=60) as phone:
+        assert phone.get(link).status_code == 200
+        for status in (200, 503, 200):  # what was on its way is asked for again, as the page does
+            sent = phone.post(f"{link}/files", content=encoded(gradient(), "JPEG"))
+            assert sent.status_code == status, sent.text
+            if status == 200:
+                assert sent.json() == {"stored": 1, "refused": {}, "skipped": 0}
+                node.kill()
+    (made,) = set(node.states()) - before
+    assert node.states()[made] == "stored"
 
 
 def test_our_own_stow_client_is_understood(

@@ -261,7 +261,7 @@ def test_process_says_what_failed(cli: Cli, tmp_path: Path, configure: Callable[
     arguments = ("process", tmp_path, "--out", out, "--config", configure())
     ended = cli(*arguments, "--pipeline", "nonsense")
     assert ended.code == 1
-    assert "pipeline 'nonsense' isn't known; known are chest_ct_pneumonia" in ended.err
+    assert "pipeline 'nonsense' isn't known; known are chest_ct_picture, chest_ct_pneumonia" in ended.err
     assert not out.exists()
     ended = cli(*arguments)
     assert ended.code == 1

@@ -29,6 +29,7 @@ from node.config import (
     load_config,
     parse_config,
 )
+from node.config_oidc import OidcConfig
 from node.errors import ConfigError
 from node.route.defaults import default_routes
 from node.route.facts import FACTS
@@ -53,6 +54,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "receive.commitment.peers.ORTHANC.tls": ClientTls,
     "query.archive": QueryPeer,
     "triton.tls": TritonTls,
+    "web.oidc": OidcConfig,
     "destinations.pacs": CStoreDestination,
     "destinations.pacs.tls": ClientTls,
     "destinations.pacs.commitment": CommitmentOptions,
@@ -169,13 +171,16 @@ def test_the_shipped_route_is_the_examples() -> None:
     assert default_routes(["pacs"]) == load_config(EXAMPLE).routes
 
 
-def test_the_second_route_of_the_example_works() -> None:
-    before, route = TEXT.split("  #- name: chest_ct_triage")
-    text = before + "  - name: chest_ct_triage" + route.replace("\n  #", "\n  ")
-    config = parse_config(yaml.safe_load(text), source="both", base=Path("/srv"))
-    assert len(routes_of(config)) == 2
-    assert [r.pipeline for r in config.routes] == ["chest_ct_pneumonia", "chest_ct_triage"]
+def test_the_further_routes_of_the_example_work() -> None:
+    before, routes = TEXT.split("  #- name: chest_ct_triage")
+    text = before + "  - name: chest_ct_triage" + re.sub(r"\n  #(?! )|\n  #(?=  )", "\n  ", routes)
+    config = parse_config(yaml.safe_load(text), source="all", base=Path("/srv"))
+    assert len(routes_of(config)) == 3
+    assert [r.pipeline for r in config.routes] == [
+        *("chest_ct_pneumonia", "chest_ct_triage", "chest_ct_picture")
+    ]
     assert config.routes[0].when == config.routes[1].when
+    assert config.routes[2].destinations == (), "whose they are nobody knows"
 
 
 def test_every_fact_and_operator_is_explained() -> None:

@@ -46,6 +46,24 @@ def test_success_keeps_the_result_set_and_asks_for_its_deliveries(bench: Bench) 
     assert bench.metric("stage_duration_seconds_sum", pipeline="chest", stage="lungs") == 1.5
 
 
+def test_without_destinations_the_results_stay_and_the_job_is_done(bench: Bench) -> None:
+    bench.set_job(destinations=[])
+    for _ in range(2):  # a step that is done again after kill -9 changes nothing
+        said = bench.steps.execute(JOB, 0, 1, 0)
+        assert (said["destinations"], said["retry_in_seconds"]) == ([], None)
+        job = bench.job()
+        assert (job["state"], job["result_dir"], job["reason_code"]) == ("done", f"results/{JOB}", None)
+    assert bench.deliveries() == {} and len(bench.pool.requests) == 1
+    assert bench.metric(FINISHED, pipeline="chest", state="done", code="none") == 1
+
+
+def test_without_destinations_a_job_that_died_before_its_end_is_done(bench: Bench) -> None:
+    bench.set_job(destinations=[], state="delivering", result_dir=f"results/{JOB}", started_at=1.0)
+    write_result_set(bench.result_dir)
+    bench.steps.execute(JOB, 0, 1, 0)
+    assert bench.job()["state"] == "done" and not bench.pool.requests
+
+
 def test_the_pool_is_asked_for_what_the_job_and_the_configuration_say(bench: Bench) -> None:
     bench.steps.execute(JOB, 0, 1, 0)
     (request,) = bench.pool.requests

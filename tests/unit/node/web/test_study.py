@@ -101,6 +101,11 @@ FAILED = {"destination": "gone", "state": "failed", "attempts": 2, "last_error":
             "The results of chest_ct_pneumonia are at pacs.",
             "good",
         ),
+        (
+            {**ROUTED, "job": {"state": "done"}},
+            "The results of chest_ct_pneumonia are kept here.",
+            "good",
+        ),
     ],
 )
 def test_one_sentence_says_why(

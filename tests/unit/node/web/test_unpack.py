@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from node.web import unpack as unpacking
 from node.web.multipart import BadBody, Limits, Part, removed, save_body, save_parts
-from node.web.unpack import PICTURE_REFUSED, unpack
+from node.web.unpack import PICTURE_SKIPPED, unpack
 
 DICOM = bytes(128) + b"DICM" + b"rest"
 LIMITS = Limits(body_bytes=10_000, parts=3)
@@ -132,7 +132,7 @@ def test_kinds_are_told_by_content(tmp_path: Path) -> None:
     sent = [part(tmp_path, content, "x.dcm") for content in (DICOM, *pictures, b"MZ", b"")]
     found = unpack(sent, tmp_path, 10**6)
     assert [one.path for one in found.dicom] == [sent[0].path]
-    assert [why for _, why in found.skipped][:2] == [PICTURE_REFUSED] * 2
+    assert [why for _, why in found.skipped][:2] == [PICTURE_SKIPPED] * 2
 
 
 def encrypted() -> bytes:

@@ -24,6 +24,7 @@ from node.web.uploads import UploadLinks
 from tests.unit.node.rows import job_row, series_row
 from tests.unit.node.web.test_pages import dicom, zipped
 from tests.unit.node.web.test_sessions import Clock
+from tests.unit.node.web.test_wrapping import encoded, gradient
 
 ORIGIN = {"Origin": "http://localhost"}
 
@@ -127,14 +128,36 @@ async def test_files_go_to_the_receiver_as_one_association(
 
 
 @pytest.mark.anyio
+async def test_a_picture_goes_to_the_receiver_wrapped(
+    engine: Engine, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "MOST_PICTURES", 2)
+    async with client(engine, tmp_path, receiver) as phone:
+        address = await link(phone)
+        await phone.get(address)
+        for kind in ("PNG", "JPEG"):
+            sent = await phone.post(f"{address}/files", content=encoded(gradient(), kind))
+            assert (sent.status_code, sent.json()) == (200, {"stored": 1, "refused": {}, "skipped": 0})
+        too_many = await phone.post(f"{address}/files", content=encoded(gradient()))
+        assert too_many.status_code == 429
+        mixed = zipped(**{"a.dcm": dicom(), "logo.png": encoded(gradient())})
+        assert (await phone.post(f"{address}/files", content=mixed)).json()["skipped"] == 1
+    assert receiver.names() == ["open", "take", "take", "take"]
+    assert all(path.endswith(".dcm") for order in receiver.orders[1:3] for path in order["paths"])
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("content", "status", "message"),
     [
-        (b"\xff\xd8\xff\xe0 a photo", 415, "a picture has no CT numbers and no positions"),
-        (b"\x89PNG\r\n\x1a\n", 415, "upload the DICOM series instead"),
-        (b"MZ", 415, "neither a DICOM file nor a zip with one"),
-        (b"", 415, "neither a DICOM file nor a zip with one"),
-        (zipped(readme=b"hello"), 415, "neither a DICOM file nor a zip with one"),
+        (b"\xff\xd8\xff\xe0 a photo", 422, "the picture is broken"),
+        (encoded(gradient())[:-40], 422, "the picture is cut short or broken"),
+        (b"MZ", 415, "neither a DICOM file, nor a zip with one, nor a JPEG or PNG picture"),
+        (b"GIF89a", 415, "nor a JPEG or PNG picture"),
+        (b"", 415, "neither a DICOM file"),
+        (zipped(readme=b"hello"), 415, "neither a DICOM file"),
+        (zipped(a=encoded(gradient())), 415, "choose the pictures themselves"),
         (zipped(zeros=bytes(60_000_000)), 413, "unpacks to more than"),
         (b"PK\x03\x04", 400, "the zip is broken"),
         (bytes(2_000_001), 413, "at most 2 MB"),
