@@ -161,7 +161,7 @@ jobs = Table(
 #: One row a (job, destination). ``state``: pending -> delivered, or failed; where commitment is configured,
 #: pending -> stored -> delivered, and back from stored to pending when some has to be sent again.
 #: ``begun_at``: its first turn; ``attempts``: that ended; ``warnings``: what the destination said of objects
-#: that it stored.
+#: that it stored. ``reason_code``: of ``last_error``.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -170,6 +170,7 @@ deliveries = Table(
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("last_error", String),
+    Column("reason_code", String(64)),
     Column("updated_at", Float, nullable=False),
     Column("begun_at", Float),
     Column("warnings", JSON),
@@ -226,6 +227,30 @@ commitments = Table(
     Index("commitments_by_state", "state", "finished_at"),
 )
 
+
+#: One row a (kind, code, calling AE title, host) of what was turned away, the newest of them. ``kind``: of
+#: ``reasons.Kind``: associations, or instances. ``reason``: what is particular of the last one.
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("kind", String(32), primary_key=True),
+    Column("code", String(64), primary_key=True),
+    Column("calling_ae_title", String(64), primary_key=True),
+    Column("host", String(64), primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
+    Column("reason", String, nullable=False),
+    Index("refusals_by_time", "last_at"),
+)
+
+#: One row a job that was cancelled, until a node has counted and logged it.
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("reason", String, nullable=False),
+)
 
 #: One row a node that shares this database; it holds a lock by its id while it lives (``membership``).
 #: ``epoch``: counts its starts and the times that others took over what it was doing.
@@ -314,6 +339,11 @@ def _number_3(connection: Connection) -> None:
             connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {name} ON {table} ({columns})")
 
 
+def _number_4(connection: Connection) -> None:
+    """Deliveries know the code of their last error."""
+    _add_columns(connection, "deliveries", ("reason_code VARCHAR(64)",))
+
+
 def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> None:
     """Those that the table lacks, if it is there at all; a new one is made whole."""
     if inspect(connection).has_table(table):
@@ -325,7 +355,7 @@ def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> 
 
 #: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above
 #: needs a step here, unless the table is new; steps that were released don't change.
-_STEPS = (_number_1, _number_2, _number_3)
+_STEPS = (_number_1, _number_2, _number_3, _number_4)
 SCHEMA_VERSION = len(_STEPS)
 
 

@@ -21,6 +21,9 @@ app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=True)
 # reasons may hold square brackets, which rich would read as markup
 console = Console(markup=False, emoji=False, highlight=False)
 
+#: who a job says cancelled it
+_CANCEL = "`pacsnode jobs cancel`"
+
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="Configuration file; see deploy/config.example.yaml.")
 ]
@@ -116,7 +119,9 @@ def jobs_retry(job_id: str, config: ConfigOption) -> None:
 @app.command("cancel")
 def jobs_cancel(job_id: str, config: ConfigOption) -> None:
     """Cancel a job: its next step isn't begun."""
-    console.print(f"job {operations.cancel_job(_database(config), job_id)}: cancelled", soft_wrap=True)
+    console.print(
+        f"job {operations.cancel_job(_database(config), job_id, _CANCEL)}: cancelled", soft_wrap=True
+    )
 
 
 def _database(config: Path) -> Engine:

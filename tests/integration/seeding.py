@@ -1,0 +1,135 @@
+"""Helpers: faults made on purpose: series that are wrong in one way, a Triton that serves other models, a
+disk that fills up, a worker that hangs, a destination that refuses.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+
+from node.triton_server import DEFAULT_REPOSITORY, free_port
+from tests.chaos.disk import SmallDisk
+from tests.integration.receiving import wait_for
+from tests.integration.running import RunningNode
+from tests.processes import children, read
+
+STORESCP = "/usr/bin/storescp"
+MIB = 1 << 20
+Change = Callable[[int, Dataset], bool]
+
+
+def keep(_number: int, _image: Dataset) -> bool:
+    """As it is."""
+    return True
+
+
+def other_modality(number: int, image: Dataset) -> bool:
+    """Two images of a kind that no route wants."""
+    image.Modality = "XX"
+    return number < 2
+
+
+def without_the_middle(number: int, _image: Dataset) -> bool:
+    """Eight slices in a row are missing."""
+    return not 8 <= number < 16
+
+
+def tilted(_number: int, image: Dataset) -> bool:
+    """Sheared by 40 degrees, which no gantry is."""
+    position = [float(value) for value in image.ImagePositionPatient]
+    position[1] += position[2] * math.tan(math.radians(40.0))
+    image.ImagePositionPatient = [f"{value:.6g}" for value in position]
+    return True
+
+
+def without_a_series(number: int, image: Dataset) -> bool:
+    """One image that can't be filed."""
+    image.SeriesInstanceUID = ""
+    return number == 0
+
+
+def seeded_series(source: Path, folder: Path, change: Change = keep) -> str:
+    """Write a series like ``source`` with UIDs of its own; returns its Study Instance UID.
+
+    change: of an image; False leaves it out.
+    """
+    folder.mkdir()
+    study, series = generate_uid(), generate_uid()
+    for number, path in enumerate(sorted(source.iterdir())):
+        image = dcmread(path)
+        image.StudyInstanceUID, image.SeriesInstanceUID = study, series
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        if change(number, image):
+            image.save_as(folder / path.name)
+    return str(study)
+
+
+def wrong_repository(folder: Path) -> Path:
+    """A Triton repository without ``lesions``, and with a ``pneumonia_class`` of four classes, not three."""
+    for name in ("lungs", "pneumonia_class"):
+        shutil.copytree(DEFAULT_REPOSITORY / name, folder / name)
+    config = folder / "pneumonia_class/config.pbtxt"
+    text = re.sub(r"model_warmup \[.*?\n\]\n", "", config.read_text(), flags=re.DOTALL)
+    assert "dims: [ 3 ]" in text
+    config.write_text(text.replace("dims: [ 3 ]", "dims: [ 4 ]"))
+    return folder
+
+
+@contextmanager
+def refusing_destination(folder: Path) -> Iterator[int]:
+    """DCMTK's storescp, which rejects every association; its port."""
+    port = free_port()
+    folder.mkdir()
+    process = subprocess.Popen([STORESCP, "--refuse", "-od", str(folder), str(port)])
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class Disk:
+    """A file system of its own where we may mount one, else the one that we are on; ``floor_bytes`` of it
+    have to be free for the node to receive."""
+
+    def __init__(self, folder: Path, *, size_bytes: int = 256 * MIB) -> None:
+        self._disk = SmallDisk(folder, size_bytes)
+        self.folder = folder
+        free = shutil.disk_usage(folder).free
+        self.floor_bytes = 64 * MIB if self._disk.is_small else free - 1024 * MIB
+
+    def fill(self) -> None:
+        """Leave less than the floor, and room for what a database needs."""
+        free = shutil.disk_usage(self.folder).free
+        with (self.folder / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, free - self.floor_bytes + 16 * MIB)
+
+    def empty(self) -> None:
+        (self.folder / "filler").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.empty()
+        self._disk.remove()
+
+
+def workers(node: RunningNode) -> list[int]:
+    """The processes that run pipelines."""
+    assert node.process is not None
+    return [pid for pid in children(node.process.pid) if "pipelines.worker" in read(pid, "cmdline")]
+
+
+def hang_workers(node: RunningNode) -> None:
+    """They don't answer any more."""
+    found = wait_for(lambda: workers(node), seconds=60, what="a worker")
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
