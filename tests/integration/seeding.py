@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from node.triton_server import DEFAULT_REPOSITORY, free_port
 from tests.chaos.disk import SmallDisk
 from tests.integration.receiving import wait_for
 from tests.integration.running import RunningNode
-from tests.processes import children, read
+from tests.processes import children, cpu_seconds, read
 
 STORESCP = "/usr/bin/storescp"
 MIB = 1 << 20
@@ -75,13 +75,12 @@ def seeded_series(source: Path, folder: Path, change: Change = keep) -> str:
 
 
 def wrong_repository(folder: Path) -> Path:
-    """A Triton repository without ``lesions``, and with a ``pneumonia_class`` of four classes, not three."""
+    """A Triton repository without ``lesions``, and in which what is called ``pneumonia_class`` is another
+    model."""
     for name in ("lungs", "pneumonia_class"):
-        shutil.copytree(DEFAULT_REPOSITORY / name, folder / name)
+        shutil.copytree(DEFAULT_REPOSITORY / "lungs", folder / name)
     config = folder / "pneumonia_class/config.pbtxt"
-    text = re.sub(r"model_warmup \[.*?\n\]\n", "", config.read_text(), flags=re.DOTALL)
-    assert "dims: [ 3 ]" in text
-    config.write_text(text.replace("dims: [ 3 ]", "dims: [ 4 ]"))
+    config.write_text(config.read_text().replace('name: "lungs"', 'name: "pneumonia_class"'))
     return folder
 
 
@@ -126,6 +125,18 @@ def workers(node: RunningNode) -> list[int]:
     """The processes that run pipelines."""
     assert node.process is not None
     return [pid for pid in children(node.process.pid) if "pipelines.worker" in read(pid, "cmdline")]
+
+
+def wait_warm(node: RunningNode) -> None:
+    """What workers load before their first job counts as the job's time."""
+
+    def idle() -> bool:
+        before = [cpu_seconds(pid) for pid in workers(node)]
+        time.sleep(1.0)
+        after = [cpu_seconds(pid) for pid in workers(node)]
+        return bool(after) and min(after) > 1.0 and after == before
+
+    wait_for(idle, seconds=120, what="workers that have warmed up")
 
 
 def hang_workers(node: RunningNode) -> None:
