@@ -42,6 +42,8 @@ class AuditMetrics:
             ["outcome"],
             registry=registry,
         )
+        for outcome in ("written", "suppressed", "lost", "sent"):  # there from the start: else the first
+            self.messages.labels(outcome=outcome)  # count of one is no increase, and no alert
         self.unsent_bytes = Gauge(
             f"{prefix}_unsent_bytes", "Of messages that the collector doesn't have yet.", registry=registry
         )
