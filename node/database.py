@@ -458,7 +458,9 @@ def _bring_up_to_date(engine: Engine) -> None:
 def insert_if_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless one with its key is there; whether it was inserted."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return connection.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    statement = insert(table).values(**values).on_conflict_do_nothing()
+    counted = {"preserve_rowcount": True}  # psycopg's is forgotten else
+    return connection.execute(statement, execution_options=counted).rowcount == 1
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from node.config import load_config
 from node.database import open_database
+from node.reasons import of_delivery, of_job
 from node.run import operations
 
 app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=True)
@@ -50,7 +51,7 @@ def jobs_list(
             job["pipeline"],
             _time(job["created_at"]),
             job["series_instance_uid"],
-            job["reason"] or "",
+            why.sentence if (why := of_job(job)) is not None else "",
         )
     console.print(table)
 
@@ -67,13 +68,18 @@ def jobs_show(job_id: str, config: ConfigOption, as_json: JsonOption = False) ->
         shown = _time(value) if key.endswith("_at") and value is not None else value
         if key == "deliveries":
             shown = "\n".join(
-                f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {d['last_error'] or ''}"
+                f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {_why_not(d)}"
                 for d in value
             )
         if key == "shadows":
             shown = "\n".join(_shadow(one) for one in value)
         table.add_row(key, "" if shown is None else str(shown))
     console.print(table)
+
+
+def _why_not(delivery: Mapping[str, Any]) -> str:
+    why = of_delivery(delivery)
+    return "" if why is None else why.sentence
 
 
 def _shadow(row: Mapping[str, Any]) -> str:

@@ -236,8 +236,8 @@ class Delivering:
             ).scalar_one()
         if any(row.state in UNSETTLED for row in rows):
             return
-        if why := self._results.read_summary(Path(job.result_dir)).get("no_result"):
-            self._end(job, "failed", why["code"], why["reason"])
+        if "no_result" in self._results.read_summary(Path(job.result_dir)):
+            self._end(job, "failed", job.reason_code, job.reason)  # as it was when it began to deliver that
             return
         failed = [row for row in rows if row.state == "failed"]
         if failed:

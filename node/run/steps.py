@@ -184,9 +184,10 @@ class Steps:
         job = run.job
         if self._services.config.results.no_result == "none" or not job.destinations:
             return False
+        why = worded(Kind.ENDED, error.code, str(error))
         try:
             with recorded(TakenOver):
-                self._results.no_result(run, error.code, str(error))
+                self._results.no_result(run, why.code, why.sentence)
         except NodeError as another:
             log.warning("no_result_not_made", job_id=job.job_id, code=another.code, reason=str(another))
             return False

@@ -71,6 +71,11 @@ def test_an_instance_in_quarantine_by_uid_and_by_file(engine: Engine, tmp_path: 
     assert [one.path for one in study.quarantined] == [KEPT]
 
 
+def test_a_folder_whose_series_is_known(engine: Engine, tmp_path: Path) -> None:
+    (study,) = explain.find_files(engine, tmp_path, (SERIES, "1.2.77"), {}).studies
+    assert [one.series_instance_uid for one in study.series] == [SERIES]
+
+
 def test_a_sender(engine: Engine, tmp_path: Path) -> None:
     known = explain.find(engine, tmp_path, "NOBODY")
     assert known.refused == explain.all_refused(engine).refused and not known.studies
