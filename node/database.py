@@ -227,9 +227,7 @@ commitments = Table(
     Index("commitments_by_state", "state", "finished_at"),
 )
 
-
-#: One row a (kind, code, calling AE title, host) of what was turned away, the newest of them. ``kind``: of
-#: ``reasons.Kind``: associations, or instances. ``reason``: what is particular of the last one.
+#: One row a sender and reason of what was turned away, the newest. ``reason``: particular of the last one.
 refusals = Table(
     "refusals",
     metadata,
@@ -458,9 +456,8 @@ def _bring_up_to_date(engine: Engine) -> None:
 def insert_if_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless one with its key is there; whether it was inserted."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(**values).on_conflict_do_nothing()
-    counted = {"preserve_rowcount": True}  # psycopg's is forgotten else
-    return connection.execute(statement, execution_options=counted).rowcount == 1
+    new = insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(new, execution_options={"preserve_rowcount": True}).rowcount == 1
 
 
 @contextmanager

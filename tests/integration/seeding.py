@@ -98,20 +98,22 @@ def refusing_destination(folder: Path) -> Iterator[int]:
 
 
 class Disk:
-    """A file system of its own where we may mount one, else the one that we are on; ``floor_bytes`` of it
+    """A file system of its own where we may mount one, else the one that we are on. ``floor_bytes`` of it
     have to be free for the node to receive."""
 
-    def __init__(self, folder: Path, *, size_bytes: int = 256 * MIB) -> None:
-        self._disk = SmallDisk(folder, size_bytes)
+    def __init__(self, folder: Path, *, floor_bytes: int = 64 * MIB) -> None:
+        """floor_bytes: only of a file system of its own."""
+        self._disk = SmallDisk(folder, floor_bytes + 192 * MIB)
         self.folder = folder
-        free = shutil.disk_usage(folder).free
-        self.floor_bytes = 64 * MIB if self._disk.is_small else free - 1024 * MIB
+        self._room = (192 if self._disk.is_small else 1024) * MIB  # others use a larger one, too
+        self.floor_bytes = shutil.disk_usage(folder).free - self._room
 
     def fill(self) -> None:
         """Leave less than the floor, and room for what a database needs."""
-        free = shutil.disk_usage(self.folder).free
+        too_much = shutil.disk_usage(self.folder).free - self.floor_bytes
+        assert too_much <= 2 * self._room, "what fills a small disk is memory: that much isn't meant"
         with (self.folder / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, free - self.floor_bytes + 16 * MIB)
+            os.posix_fallocate(filler.fileno(), 0, too_much + 16 * MIB)
 
     def empty(self) -> None:
         (self.folder / "filler").unlink(missing_ok=True)

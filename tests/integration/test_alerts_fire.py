@@ -50,7 +50,6 @@ NAMES = frozenset(
 )
 #: the alert's own threshold; less free space than this isn't enough for the node, either
 FLOOR_BYTES = 20_000_000_000
-ROOM_BYTES = 256 * seeding.MIB
 LATE_SECONDS = 1200.0
 
 
@@ -69,7 +68,7 @@ class World:
 
     def __post_init__(self) -> None:
         stack, folder = self.stack, self.folder
-        self.disk = seeding.Disk(folder / "disk", size_bytes=FLOOR_BYTES + ROOM_BYTES)
+        self.disk = seeding.Disk(folder / "disk", floor_bytes=FLOOR_BYTES)
         stack.callback(self.disk.remove)
         self.audit_disk = SmallDisk(folder / "audit", 2 * seeding.MIB)
         stack.callback(self.audit_disk.remove)
