@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -126,7 +126,13 @@ class Disk:
 def workers(node: RunningNode) -> list[int]:
     """The processes that run pipelines."""
     assert node.process is not None
-    return [pid for pid in children(node.process.pid) if "pipelines.worker" in read(pid, "cmdline")]
+    return [pid for pid in children(node.process.pid) if "pipelines.worker" in _command(pid)]
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):  # it has ended meanwhile
+        return read(pid, "cmdline")
+    return ""
 
 
 def wait_warm(node: RunningNode) -> None:
