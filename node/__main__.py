@@ -216,26 +216,32 @@ class _StageBars:
 
 @app.command()
 def explain(
-    path: Annotated[Path, typer.Argument(help="A DICOM file or folder.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A DICOM file or folder; or, with --config, a study, series or instance UID, a job's id, or "
+            "the AE title of a sender."
+        ),
+    ] = "",
     config: OptionalConfig = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Instead: what was turned away at the door.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which routes match the series in PATH and why the others don't."""
-    from node.app import routes_of
-    from node.route.defaults import default_routes
-    from node.route.explain import explain as explain_path
-    from node.route.explain import explain_text
-    from node.route.router import compile_routes
+    """Say which routes match the series in a folder and why the others don't; and, by the node's database,
+    what became of something, and why there is no result."""
+    from node.explain_cli import explain_known, explain_path
 
-    if not path.exists():
-        raise typer.BadParameter(f"{path}: no such file or folder")
-    loaded = load_config(config) if config is not None else NodeConfig()
-    routes = routes_of(loaded) if config is not None else compile_routes(default_routes(["pacs"]))
-    explanation = explain_path(path, routes)
-    if as_json:
-        print(json.dumps(explanation.to_json(), indent=2, ensure_ascii=False))
-    else:
-        print(explain_text(explanation), end="")
+    if bool(what) == refused:
+        raise typer.BadParameter("either WHAT or --refused")
+    path = Path(what)
+    if what and path.exists():
+        explain_path(path, config, as_json=as_json)
+        return
+    if config is None or "/" in what:
+        raise typer.BadParameter(f"{what}: no such file or folder; anything else needs --config")
+    explain_known(what, load_config(config), as_json=as_json)
 
 
 @app.command()

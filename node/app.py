@@ -32,7 +32,7 @@ from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.forgetting import ForgetWatch
 from node.run.left import LeftWatch
 from node.run.membership import Membership, Takeover
-from node.run.operations import RetryWatch, begin_again
+from node.run.operations import AskedWatch, begin_again
 from node.run.results import Services
 from node.run.shadowing import Means, ShadowWatch, check_candidates
 from node.run.steps import Steps
@@ -265,9 +265,9 @@ class Node:
         left_watch = LeftWatch(self._jobs, self._mend)
         left_watch.start()
         self._stack.callback(left_watch.stop)
-        retry_watch = RetryWatch(self._engine, self._enqueue)
-        retry_watch.start()
-        self._stack.callback(retry_watch.stop)
+        asked_watch = AskedWatch(self._engine, self._enqueue, self._count_cancelled)
+        asked_watch.start()
+        self._stack.callback(asked_watch.stop)
         self._retention = retention = Retention(self._config, self._engine, self._metrics)
         retention.start()
         self._stack.callback(retention.stop)
@@ -282,6 +282,9 @@ class Node:
             shadow_watch = ShadowWatch(self._config, means)
             shadow_watch.start()
             self._stack.callback(shadow_watch.stop)
+
+    def _count_cancelled(self, pipeline: str, code: str) -> None:
+        self._metrics.jobs_finished.labels(pipeline=pipeline, state="cancelled", code=code).inc()
 
     def _mend(self, job_id: str, generation: int) -> None:
         if begin_again(self._engine, job_id, generation):

@@ -161,7 +161,7 @@ jobs = Table(
 #: One row a (job, destination). ``state``: pending -> delivered, or failed; where commitment is configured,
 #: pending -> stored -> delivered, and back from stored to pending when some has to be sent again.
 #: ``begun_at``: its first turn; ``attempts``: that ended; ``warnings``: what the destination said of objects
-#: that it stored.
+#: that it stored. ``reason_code``: of ``last_error``.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -170,6 +170,7 @@ deliveries = Table(
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("last_error", String),
+    Column("reason_code", String(64)),
     Column("updated_at", Float, nullable=False),
     Column("begun_at", Float),
     Column("warnings", JSON),
@@ -226,6 +227,28 @@ commitments = Table(
     Index("commitments_by_state", "state", "finished_at"),
 )
 
+#: One row a sender and reason of what was turned away, the newest. ``reason``: particular of the last one.
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("kind", String(32), primary_key=True),
+    Column("code", String(64), primary_key=True),
+    Column("calling_ae_title", String(64), primary_key=True),
+    Column("host", String(64), primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
+    Column("reason", String, nullable=False),
+    Index("refusals_by_time", "last_at"),
+)
+
+#: One row a job that was cancelled, until a node has counted and logged it.
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("reason", String, nullable=False),
+)
 
 #: One row a node that shares this database; it holds a lock by its id while it lives (``membership``).
 #: ``epoch``: counts its starts and the times that others took over what it was doing.
@@ -314,6 +337,11 @@ def _number_3(connection: Connection) -> None:
             connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {name} ON {table} ({columns})")
 
 
+def _number_4(connection: Connection) -> None:
+    """Deliveries know the code of their last error."""
+    _add_columns(connection, "deliveries", ("reason_code VARCHAR(64)",))
+
+
 def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> None:
     """Those that the table lacks, if it is there at all; a new one is made whole."""
     if inspect(connection).has_table(table):
@@ -324,11 +352,12 @@ def _add_columns(connection: Connection, table: str, columns: Sequence[str]) -> 
 
 
 #: Step n brings a database from version n (SQLite's user_version) to n + 1. What changes in a table above
-#: needs a step here, unless the table is new; steps that were released don't change. A step whose database
-#: the released software could go on with (new tables, columns with defaults) also makes the table
-#: ``schema_usable_from`` with that software's version, so that one can go back to it.
-_STEPS = (_number_1, _number_2, _number_3)
+#: needs a step here, unless the table is new; steps that were released don't change.
+_STEPS = (_number_1, _number_2, _number_3, _number_4)
 SCHEMA_VERSION = len(_STEPS)
+#: the oldest version whose software can go on with a database of this one, so that one can go back to it:
+#: since then only tables were added, and columns that may be left out
+USABLE_FROM = 3
 
 
 def open_database(
@@ -409,11 +438,16 @@ def _version(connection: Connection) -> int:
 
 
 def _usable_from(connection: Connection, version: int) -> int:
-    """The oldest version whose software may use this database, and leaves it as it is: newer software whose
-    steps only added what older one needn't know says so in a table."""
+    """``USABLE_FROM`` of the software that wrote this database."""
     if version <= SCHEMA_VERSION or not inspect(connection).has_table("schema_usable_from"):
         return version
     return int(connection.exec_driver_sql("SELECT version FROM schema_usable_from").scalar_one())
+
+
+def _set_usable_from(connection: Connection) -> None:
+    connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_usable_from (version INTEGER NOT NULL)")
+    connection.exec_driver_sql("DELETE FROM schema_usable_from")
+    connection.execute(text("INSERT INTO schema_usable_from VALUES (:version)"), {"version": USABLE_FROM})
 
 
 def _set_version(connection: Connection) -> None:
@@ -433,13 +467,15 @@ def _bring_up_to_date(engine: Engine) -> None:
             for step in _STEPS[_version(connection) :]:
                 step(connection)
         metadata.create_all(connection)
+        _set_usable_from(connection)
         _set_version(connection)
 
 
 def insert_if_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless one with its key is there; whether it was inserted."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return connection.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    new = insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(new, execution_options={"preserve_rowcount": True}).rowcount == 1
 
 
 @contextmanager

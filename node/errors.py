@@ -53,9 +53,13 @@ class OutOfSpace(SpoolError):
 
 
 class InstanceRejected(NodeError):
-    """An instance can't be filed under a series; it goes to quarantine with this code."""
+    """An instance can't be filed under a series; it goes to quarantine with this code.
+
+    study_instance_uid: of its study, where that can be told.
+    """
 
     code = "instance_rejected"
+    study_instance_uid: str | None = None
 
 
 class TritonStartError(NodeError):

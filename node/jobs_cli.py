@@ -15,11 +15,15 @@ from sqlalchemy import Engine
 
 from node.config import load_config
 from node.database import open_database
+from node.reasons import of_delivery, of_job
 from node.run import operations
 
 app = typer.Typer(help="See jobs and ask for them again.", no_args_is_help=True)
 # reasons may hold square brackets, which rich would read as markup
 console = Console(markup=False, emoji=False, highlight=False)
+
+#: who a job says cancelled it
+_CANCEL = "`pacsnode jobs cancel`"
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="Configuration file; see deploy/config.example.yaml.")
@@ -47,7 +51,7 @@ def jobs_list(
             job["pipeline"],
             _time(job["created_at"]),
             job["series_instance_uid"],
-            job["reason"] or "",
+            why.sentence if (why := of_job(job)) is not None else "",
         )
     console.print(table)
 
@@ -64,13 +68,18 @@ def jobs_show(job_id: str, config: ConfigOption, as_json: JsonOption = False) ->
         shown = _time(value) if key.endswith("_at") and value is not None else value
         if key == "deliveries":
             shown = "\n".join(
-                f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {d['last_error'] or ''}"
+                f"{d['destination']}: {d['state']} after {d['attempts']} attempt(s) {_why_not(d)}"
                 for d in value
             )
         if key == "shadows":
             shown = "\n".join(_shadow(one) for one in value)
         table.add_row(key, "" if shown is None else str(shown))
     console.print(table)
+
+
+def _why_not(delivery: Mapping[str, Any]) -> str:
+    why = of_delivery(delivery)
+    return "" if why is None else why.sentence
 
 
 def _shadow(row: Mapping[str, Any]) -> str:
@@ -116,7 +125,9 @@ def jobs_retry(job_id: str, config: ConfigOption) -> None:
 @app.command("cancel")
 def jobs_cancel(job_id: str, config: ConfigOption) -> None:
     """Cancel a job: its next step isn't begun."""
-    console.print(f"job {operations.cancel_job(_database(config), job_id)}: cancelled", soft_wrap=True)
+    console.print(
+        f"job {operations.cancel_job(_database(config), job_id, _CANCEL)}: cancelled", soft_wrap=True
+    )
 
 
 def _database(config: Path) -> Engine:

@@ -42,6 +42,8 @@ class AuditMetrics:
             ["outcome"],
             registry=registry,
         )
+        for outcome in ("written", "suppressed", "lost", "sent"):  # there from the start: else the first
+            self.messages.labels(outcome=outcome)  # count of one is no increase, and no alert
         self.unsent_bytes = Gauge(
             f"{prefix}_unsent_bytes", "Of messages that the collector doesn't have yet.", registry=registry
         )
@@ -113,7 +115,8 @@ class ReceiveMetrics:
         self.instances = Counter(
             "pacsnode_instances_total",
             "C-STORE requests answered. outcome: stored, duplicate, quarantined, refused; "
-            "code: none, or why it was quarantined or refused.",
+            "code: none, or why it was quarantined or refused. Also what the disk had lost at start-up: "
+            "quarantined, file_missing.",
             ["outcome", "code"],
             registry=registry,
         )
@@ -288,6 +291,12 @@ class Metrics:
             ["pipeline", "state", "code"],
             registry=registry,
         )
+        self.job_retries = Counter(
+            "pacsnode_job_retries_total",
+            "Attempts to run a job that are to be made again, or that wait. code: why.",
+            ["pipeline", "code"],
+            registry=registry,
+        )
         self.queue_wait_seconds = Histogram(
             "pacsnode_job_queue_wait_seconds",
             "From a job's creation to its start.",
@@ -319,6 +328,12 @@ class Metrics:
             "Attempts to deliver a result set. outcome: delivered, retried, failed, or postponed: none, as "
             "the destination is known to be down.",
             ["destination", "outcome"],
+            registry=registry,
+        )
+        self.delivery_failures = Counter(
+            "pacsnode_delivery_failures_total",
+            "Attempts to deliver a result set that failed or were put off. code: why.",
+            ["destination", "code"],
             registry=registry,
         )
         self.delivery_seconds = Histogram(

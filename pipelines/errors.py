@@ -43,6 +43,8 @@ class ModelMismatch(PipelineError):
 class ModelNotServed(ModelMismatch):
     """No model of that name and version is served: fatal unless the pipeline can do without."""
 
+    code = "model_not_served"
+
 
 class InferenceUnavailable(PipelineError):
     """Triton can't be reached or isn't ready."""

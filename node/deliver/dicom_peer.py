@@ -76,7 +76,9 @@ class DicomPeer:
 
     def _why_not(self, association: Association, none_accepted: Callable[[], DeliveryError]) -> DeliveryError:
         answer = association.acceptor.primitive
+        code = "destination_down"
         if association.is_rejected:
+            code = "destination_refused"
             why = f"association rejected: {answer.result_str}, {answer.reason_str}"
         elif answer is None:
             why = "no connection"
@@ -84,7 +86,7 @@ class DicomPeer:
             return none_accepted()
         else:
             why = "the association ended at once"
-        return DeliveryError(f"{self}: {why}", hint="is it up, and does it know us?")
+        return DeliveryError(f"{self}: {why}", hint="is it up, and does it know us?", code=code)
 
     def _tls_failed(self, error: OSError) -> DeliveryError:
         why = f"TLS failed: {reason_of(error)}"

@@ -51,6 +51,7 @@ class FolderDeliverer:
         return DeliveryError(
             f"destination {self.name}: {self._root}: {error.strerror or error}",
             hint="is the folder mounted, writable and not full?",
+            code="destination_down",
         )
 
     def _copy(self, instance: Instance, pace: Pace) -> Stored:

@@ -30,11 +30,16 @@ log = structlog.get_logger(__name__)
 PAUSED_SECONDS = 30.0
 
 
-class Postponed(Exception):
-    """Nothing was sent: the destination is down. The message is for people."""
+#: codes of deliveries that are put off
+DOWN, PAUSED = "destination_down", "paused"
 
-    def __init__(self, message: str, retry_in_seconds: float) -> None:
+
+class Postponed(Exception):
+    """Nothing was sent: the destination is down, or ops paused it. The message is for people."""
+
+    def __init__(self, message: str, retry_in_seconds: float, *, code: str = DOWN) -> None:
         super().__init__(message)
+        self.code = code
         self.retry_in_seconds = retry_in_seconds
 
 
@@ -120,7 +125,8 @@ class Gate:
         pause = self._paused()
         if pause is not None:
             seconds = random.uniform(PAUSED_SECONDS / 2, PAUSED_SECONDS)  # noqa: S311
-            raise Postponed(f"waits for the destination to be resumed: {pause.paused_by} paused it", seconds)
+            why = f"waits for the destination to be resumed: {pause.paused_by} paused it"
+            raise Postponed(why, seconds, code=PAUSED)
         permit = self._breaker.ask()
         if isinstance(permit, Wait):
             # a random moment more: those who wait for the same don't come at once

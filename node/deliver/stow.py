@@ -178,7 +178,7 @@ class StowDeliverer:
             why = f"no answer within {self._config.timeout_seconds} s"
         else:
             why = f"no connection: {error}" if str(error) else "no connection"
-        return DeliveryError(f"{self}: {why}", hint="is it up, and is url right?")
+        return DeliveryError(f"{self}: {why}", hint="is it up, and is url right?", code="destination_down")
 
 
 def _token_of(name: str, variable: str | None) -> str | None:

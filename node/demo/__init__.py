@@ -31,6 +31,7 @@ from node.demo.archive import AE_TITLE, Archive, start_archive
 from node.demo.pictures import save_pictures
 from node.demo.send import Outgoing, find_outgoing, send
 from node.errors import NodeError
+from node.reasons import unmatched
 from node.route.defaults import default_routes
 from node.triton_server import PORT_TRIES, free_port
 from pipelines.request import SUMMARY
@@ -204,8 +205,8 @@ def _feed(node: _Node, outgoing: Sequence[Outgoing], console: Console) -> list[d
     with_jobs = {job["series_instance_uid"] for job in jobs}
     for version in series:
         if version["series_instance_uid"] not in with_jobs:
-            reasons = "; ".join(f"{r['route']}: {r['why']}" for r in version["decision"]["routes"])
-            console.print(f"series {version['series_instance_uid']}: no result, because {escape(reasons)}")
+            why = unmatched(version["reason_code"], version["decision"]["routes"]).sentence
+            console.print(f"series {version['series_instance_uid']}: no result, because {escape(why)}")
     return jobs
 
 

@@ -1,7 +1,7 @@
 """Who gets an association: hosts, AE titles, limits, space; and what becomes of those who don't.
 
 In: connections as they are accepted, then their A-ASSOCIATE-RQs.  Out: associations that count, or an
-A-ASSOCIATE-RJ (PS3.8 9.3.4) with a metric, a log line and an entry of the audit trail.
+A-ASSOCIATE-RJ (PS3.8 9.3.4) with a metric, a log line, a row for the page and an entry of the audit trail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from node.audit import AuditTrail
 from node.audit_message import MINOR_FAILURE, SERIOUS_FAILURE, Peer
 from node.config import ReceiveConfig
 from node.metrics import ReceiveMetrics
+from node.reasons import WORDS, Kind, worded
 from node.receive.part10 import printable
+from node.receive.refusals import Refused
 from node.tls import reason_of
 
 log = structlog.get_logger("node.receive.admission")
@@ -36,13 +38,17 @@ _SERVICE_USER, _PRESENTATION = 1, 3
 
 @dataclass(frozen=True)
 class Rejection:
-    """result, source, diagnostic: of the A-ASSOCIATE-RJ.  reason: the metric's.  why: for people."""
+    """result, source, diagnostic: of the A-ASSOCIATE-RJ.  reason: its code."""
 
     result: int
     source: int
     diagnostic: int
     reason: str
-    why: str
+
+    @property
+    def why(self) -> str:
+        """For people."""
+        return WORDS[Kind.REJECTED][self.reason]
 
     @property
     def outcome(self) -> int:
@@ -54,18 +60,12 @@ class Rejection:
 REJECTIONS = {
     rejection.reason: rejection
     for rejection in (
-        Rejection(_PERMANENT, _SERVICE_USER, 1, "host", "the host isn't in receive.allowed_hosts"),
-        Rejection(_PERMANENT, _SERVICE_USER, 3, "calling_ae_title", "the calling AE title isn't allowed"),
-        Rejection(_PERMANENT, _SERVICE_USER, 7, "called_ae_title", "the called AE title isn't ours"),
-        Rejection(_TRANSIENT, _PRESENTATION, 1, "no_space", "less space than receive.free_disk_floor_bytes"),
-        Rejection(_TRANSIENT, _PRESENTATION, 2, "too_many_associations", "receive.max_associations are open"),
-        Rejection(
-            _TRANSIENT,
-            _PRESENTATION,
-            2,
-            "too_many_of_peer",
-            "receive.max_associations_per_peer are open from this host",
-        ),
+        Rejection(_PERMANENT, _SERVICE_USER, 1, "host"),
+        Rejection(_PERMANENT, _SERVICE_USER, 3, "calling_ae_title"),
+        Rejection(_PERMANENT, _SERVICE_USER, 7, "called_ae_title"),
+        Rejection(_TRANSIENT, _PRESENTATION, 1, "no_space"),
+        Rejection(_TRANSIENT, _PRESENTATION, 2, "too_many_associations"),
+        Rejection(_TRANSIENT, _PRESENTATION, 2, "too_many_of_peer"),
     )
 }
 
@@ -84,8 +84,10 @@ class Admission:
         has_space: Callable[[], bool],
         audit: AuditTrail,
         metrics: ReceiveMetrics,
+        refused: Refused = lambda *_: None,
     ) -> None:
         self._config = config
+        self._refused = refused
         self._networks = [ip_network(network) for network in config.allowed_hosts]
         self._has_space = has_space
         self._audit = audit
@@ -124,18 +126,23 @@ class Admission:
         if rejection is None:
             return True
         self._metrics.associations_rejected.labels(reason=rejection.reason).inc()
-        calling = printable(str(request.calling_ae_title))
+        calling = printable(str(request.calling_ae_title)).strip()
+        called = printable(str(request.called_ae_title)).strip()
+        detail = self._detail(rejection.reason, host, calling, called)
+        why = worded(Kind.REJECTED, rejection.reason, detail)
+        self._refused(Kind.REJECTED, why.code, detail, Peer(calling, host))
         if self._audit.refused(
             Peer(calling, host),
             rejection.reason,
-            f"association rejected: {rejection.why}",
+            f"association rejected: {why.sentence}",
             outcome=rejection.outcome,
         ):
             log.warning(
                 "association_rejected",
-                reason=rejection.reason,
+                code=why.code,
+                reason=why.sentence,
                 calling_ae_title=calling,
-                called_ae_title=printable(str(request.called_ae_title)),
+                called_ae_title=called,
                 peer=host,
             )
         association.acse.send_reject(rejection.result, rejection.source, rejection.diagnostic)
@@ -146,6 +153,18 @@ class Admission:
         """It ended: its place is free. What ends otherwise frees its place with its threads."""
         with self._lock:
             self._admitted.pop(association, None)
+
+    def _detail(self, code: str, host: str, calling: str, called: str) -> str:
+        """What is particular of a rejection."""
+        config = self._config
+        return {
+            "host": host,
+            "calling_ae_title": f"{calling!r} isn't in receive.allowed_calling_ae_titles",
+            "called_ae_title": f"{called!r} isn't receive.ae_title, {config.ae_title!r}",
+            "no_space": f"{config.free_disk_floor_bytes} bytes have to be free",
+            "too_many_associations": f"{config.max_associations}",
+            "too_many_of_peer": f"{config.max_associations_per_peer} from {host}",
+        }[code]
 
     def _objection(self, host: str, calling: str, called: str) -> Rejection | None:
         config = self._config

@@ -254,12 +254,6 @@ def evidence(signals: Signals, rule: str, now: float) -> dict[str, Any]:
     return record
 
 
-def missing_kinds(record: Mapping[str, Any]) -> list[str]:
-    """Who says in an ``evidence`` that something is missing: of ``Expected.by``, and ``positions``."""
-    kinds = [record["expected_by"]] if record.get("missing_instances") else []
-    return kinds + (["positions"] if record.get("missing_positions") else [])
-
-
 def _query_evidence(inquiry: Inquiry) -> dict[str, Any]:
     record: dict[str, Any] = {"peer": inquiry.peer, "expected": inquiry.expected}
     if inquiry.fetches:

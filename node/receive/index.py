@@ -71,7 +71,8 @@ class Entry:
     """One instance to be filed, and what became of it.
 
     temporary: the file, complete and fsynced, or None when it lies under its name already.
-    path: its name, relative to data_dir.  rejection: (code, reason) of an instance for the quarantine.
+    path: its name, relative to data_dir.  rejection: (code, reason) of an instance for the quarantine, and
+    study_instance_uid: of its study, where that can be told.
     version: its series version, once it is stored.
     known: the row of the instance stored under its UID, or under its name in quarantine.
     """
@@ -83,6 +84,7 @@ class Entry:
     received_at: float
     uids: FilingUids | None = None
     rejection: tuple[str, str] | None = None
+    study_instance_uid: str | None = None
     version: int | None = None
     known: Mapping[str, Any] | None = None
     done: bool = False
@@ -241,7 +243,7 @@ class InstanceIndex:
                 "sop_instance_uid": printable(incoming.sop_instance_uid),
                 "sop_class_uid": printable(incoming.sop_class_uid),
                 "transfer_syntax_uid": incoming.transfer_syntax_uid,
-                "study_instance_uid": uids.study_instance_uid if uids else None,
+                "study_instance_uid": uids.study_instance_uid if uids else entry.study_instance_uid,
                 "series_instance_uid": uids.series_instance_uid if uids else None,
                 "series_version": entry.version,
                 "path": entry.path,

@@ -24,6 +24,7 @@ from node.config import SeriesConfig
 from node.database import series, write_transaction
 from node.metrics import ReceiveMetrics
 from node.postgres import hold_series
+from node.reasons import incomplete
 from node.receive.completeness import (
     Associations,
     Inquiry,
@@ -31,7 +32,6 @@ from node.receive.completeness import (
     Signals,
     evidence,
     judge,
-    missing_kinds,
 )
 from node.receive.header_reader import HeaderReader
 
@@ -240,9 +240,16 @@ class Judging:
         if self._headers is not None:
             self._headers.forget(row.series_instance_uid)
         self._metrics.series_completed.labels(rule=record["rule"]).inc()
-        missing = missing_kinds(record)
-        for kind in missing:
-            self._metrics.series_incomplete.labels(by=kind).inc()
+        missing = incomplete(record)
+        for why in missing:
+            self._metrics.series_incomplete.labels(by=why.code).inc()
+            log.warning(
+                "series_incomplete",
+                series_instance_uid=key[0],
+                version=key[1],
+                code=why.code,
+                reason=why.sentence,
+            )
         log.log(
             logging.WARNING if missing else logging.INFO,
             "series_complete",

@@ -37,6 +37,7 @@ from node.receive.loan import Returned
 from node.receive.movers import Movers
 from node.receive.negotiation import answer_storage, scp_only
 from node.receive.pdata import request_handler
+from node.receive.refusals import Refused
 from node.receive.series import SeriesTracker
 from node.receive.server import Server
 from node.receive.storage import STATUS_STORED, Sender, StorageService
@@ -83,14 +84,15 @@ class Listener:
         *,
         commitment: CommitmentService,
         movers: Movers | None = None,
+        refused: Refused = lambda *_: None,
     ) -> None:
         """``movers`` read what comes over plain TCP; there may be none where ``config.tls`` is set, which
-        can't be handed on.
+        can't be handed on. ``refused``: is told of each association that is rejected.
 
         Raises ConfigError when a file of ``config.tls`` can't be used."""
         self._config = config
         self._storage = storage
-        self._admission = Admission(config, self._storage.has_space, audit, metrics)
+        self._admission = Admission(config, self._storage.has_space, audit, metrics, refused)
         self._tls = server_context(config.tls, metrics.tls()) if config.tls is not None else None
         self._commitment = commitment
         self._movers = movers

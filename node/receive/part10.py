@@ -95,10 +95,12 @@ def read_filing_uids(
             ) from error
     for keyword in _FILING_TAGS.values():
         value = found.get(keyword, "")
-        if not value:
-            raise InstanceRejected(f"{keyword} is missing or empty", code="missing_uid")
         if not is_uid(value):
-            raise InstanceRejected(f"{keyword} is not a UID", code="invalid_uid")
+            code, what = ("invalid_uid", "is not a UID") if value else ("missing_uid", "is missing or empty")
+            rejected = InstanceRejected(f"{keyword} {what}", code=code)
+            study_instance_uid = found.get("StudyInstanceUID", "")
+            rejected.study_instance_uid = study_instance_uid if is_uid(study_instance_uid) else None
+            raise rejected
     return FilingUids(
         found["SOPClassUID"], found["SOPInstanceUID"], found["StudyInstanceUID"], found["SeriesInstanceUID"]
     )

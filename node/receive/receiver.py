@@ -22,6 +22,7 @@ from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.listener import TRANSFER_SYNTAXES, Listener
 from node.receive.movers import Movers, file_left_journals
 from node.receive.reconcile import reconcile
+from node.receive.refusals import Refusals
 from node.receive.series import SeriesTracker
 from node.receive.spool import Spool
 from node.receive.storage import StorageService
@@ -98,6 +99,8 @@ class Receiver:
             own_dir=config.own_dir,
         )
         self.reconciled = reconcile(self.spool, engine)
+        lost = metrics.instances.labels(outcome="quarantined", code="file_missing")
+        lost.inc(self.reconciled.missing)
         self.spool.journal.start()
         if movers is not None:
             movers.begin(self.spool)
@@ -112,12 +115,16 @@ class Receiver:
         )
         audit.start()
         stack.callback(audit.stop)
+        refusals = Refusals(engine)
+        refusals.start()
+        stack.callback(refusals.stop)
         storage = StorageService(
             self.spool,
             metrics,
             audit,
             accept_unknown=receive.accept_unknown_sop_classes,
             association_prefix=prefix,
+            refused=refusals.note,
         )
         self.inquiries.target = FetchTarget(storage, self.tracker)
         self.taking = Taking(storage, self.tracker, TRANSFER_SYNTAXES)
@@ -137,7 +144,14 @@ class Receiver:
         if config.shared:
             self._look_after_others(stack, commitment)
         self.listener = Listener(
-            receive, storage, self.tracker, metrics, audit, commitment=commitment, movers=movers
+            receive,
+            storage,
+            self.tracker,
+            metrics,
+            audit,
+            commitment=commitment,
+            movers=movers,
+            refused=refusals.note,
         )
         self.listener.start()
         stack.callback(lambda: self.listener.stop(self._grace_seconds))

@@ -13,6 +13,7 @@ from pydicom.errors import InvalidDicomError
 from sqlalchemy import Engine, select, update
 
 from node.database import instances, write_transaction
+from node.reasons import Kind, worded
 from node.receive.index import RECOVERED, Incoming
 from node.receive.part10 import HEAD_BYTES, read_part10
 from node.receive.places import STORED
@@ -107,9 +108,13 @@ def _index(spool: Spool, path: Path) -> bool:
 
 
 def _mark_missing(engine: Engine, relative: str) -> None:
+    detail = "it was gone or cut short at start-up"
+    why = worded(Kind.QUARANTINED, "file_missing", detail)
     log.error(
         "instance_file_missing",
         path=relative,
+        code=why.code,
+        reason=why.sentence,
         hint="the disk lost an acknowledged instance: send it again, and check the disk",
     )
     with write_transaction(engine) as connection:
@@ -118,7 +123,7 @@ def _mark_missing(engine: Engine, relative: str) -> None:
             .where(instances.c.path == relative)
             .values(
                 state="quarantined",
-                reason_code="file_missing",
-                reason="the file was gone or cut short at start-up",
+                reason_code=why.code,
+                reason=detail,
             )
         )

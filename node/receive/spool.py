@@ -32,6 +32,7 @@ from sqlalchemy import Engine
 from node.errors import InstanceRejected
 from node.failpoints import failpoint
 from node.files import fsync_folder
+from node.reasons import Kind, worded
 from node.receive.index import RECOVERED, Entry, Incoming, InstanceIndex, SeriesFiling
 from node.receive.intake import Intake
 from node.receive.journal import Journal, Record, RecordedInstance
@@ -103,7 +104,7 @@ class Spool(Intake):
                     )
                 return self._sent_again(entry, entry.known, file, header_bytes)
         except InstanceRejected as rejection:
-            study_instance_uid = None if uids is None else uids.study_instance_uid
+            study_instance_uid = rejection.study_instance_uid if uids is None else uids.study_instance_uid
             return self._quarantine(incoming, file, header_bytes, rejection, study_instance_uid)
 
     def file_records(self, records: Sequence[Record]) -> None:
@@ -190,7 +191,13 @@ class Spool(Intake):
         with failures():
             name = hash_of(f"{incoming.sop_instance_uid} {_content_hash(file, header_bytes)}")
             final = self.quarantined / f"{name}.dcm"
-            entry = self._entry(incoming, file, final, rejection=(rejection.code, str(rejection)))
+            entry = self._entry(
+                incoming,
+                file,
+                final,
+                rejection=(rejection.code, str(rejection)),
+                study_instance_uid=study_instance_uid,
+            )
             self.index.file(entry)
             result = Stored(
                 "quarantined",
@@ -206,7 +213,7 @@ class Spool(Intake):
         log.warning(
             "instance_quarantined",
             code=rejection.code,
-            reason=str(rejection),
+            reason=worded(Kind.QUARANTINED, rejection.code, str(rejection)).sentence,
             path=entry.path,
             association_id=incoming.association_id,
         )

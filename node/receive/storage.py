@@ -24,12 +24,14 @@ from node.audit import AuditTrail
 from node.audit_message import Peer, Transfer
 from node.errors import SpoolError
 from node.metrics import ReceiveMetrics
+from node.reasons import Kind, worded
 from node.receive.command import StoreCommand
 from node.receive.index import Incoming
 from node.receive.intake import Intake
 from node.receive.journal import Lane
 from node.receive.part10 import is_uid
 from node.receive.receiving import Receiving
+from node.receive.refusals import Refused
 from node.receive.spool import Spool
 from node.receive.stream import Context
 
@@ -126,7 +128,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was answered to one C-STORE, and what it cost."""
+    """What was answered to one C-STORE, and what it cost. reason: what is particular of a refusal."""
 
     outcome: Literal["stored", "duplicate", "quarantined", "refused"]
     code: str | None
@@ -134,6 +136,7 @@ class Outcome:
     study_instance_uid: str | None = None
     received_bytes: int = 0
     seconds: float | None = None
+    reason: str = ""
 
 
 class StorageService:
@@ -147,8 +150,11 @@ class StorageService:
         *,
         accept_unknown: bool,
         association_prefix: str = "",
+        refused: Refused = lambda *_: None,
     ) -> None:
-        """association_prefix: tells this node's associations from those of others."""
+        """association_prefix: tells this node's associations from those of others.  refused: is told of each
+        instance that was."""
+        self._refused = refused
         self._spool = spool
         self._prefix = association_prefix
         self._metrics = metrics
@@ -206,6 +212,7 @@ class StorageService:
             self._metrics.c_store_seconds.observe(outcome.seconds)
         if outcome.outcome == "refused":
             sender.refused += 1
+            self._refused(Kind.REFUSED, outcome.code or "", outcome.reason, sender.peer)
         elif outcome.outcome == "quarantined":
             sender.quarantined += 1
         else:
@@ -265,9 +272,14 @@ class StoreReception:
         received_bytes = 0 if self.receiving is None else self.receiving.size
         self.receiving = None
         self._answer = (status, code.replace("_", " "))
-        self._report(Outcome("refused", code, self._sop_class_uid, received_bytes=received_bytes))
+        sop_class_uid = self._sop_class_uid
+        self._report(Outcome("refused", code, sop_class_uid, received_bytes=received_bytes, reason=reason))
         log.error(
-            "instance_refused", code=code, reason=reason, hint=hint, association_id=self._association_id
+            "instance_refused",
+            code=code,
+            reason=worded(Kind.REFUSED, code, reason).sentence,
+            hint=hint,
+            association_id=self._association_id,
         )
 
     def refuse_for(self, error: SpoolError) -> None:

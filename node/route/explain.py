@@ -6,8 +6,8 @@ usable, as data (``to_json``) or plain text (``explain_text``). Nothing is store
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class PathExplanation:
-    """``series``: a decision for each, by Series Instance UID. ``skipped``: (file, why it isn't used)."""
+    """``series``: a decision for each, by Series Instance UID. ``skipped``: (file, why it isn't used).
+    ``files``: with the SOP Instance UID of each, "" where it can't be read."""
 
     series: tuple[Decision, ...]
     skipped: tuple[tuple[Path, str], ...]
+    files: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def any_match(self) -> bool:
@@ -78,10 +80,12 @@ def explain(path: Path, routes: Sequence[Route]) -> PathExplanation:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     collectors: dict[str, FactCollector] = {}
     skipped: list[tuple[Path, str]] = []
+    read = dict.fromkeys(files, "")
     for file in files:
         try:
             header, transfer_syntax_uid = read_header(file)
             uid = str(header.get("SeriesInstanceUID") or "")
+            read[file] = str(header.get("SOPInstanceUID") or "")
         except InvalidDicomError:
             skipped.append((file, "not a DICOM file (no DICM prefix after 128 bytes)"))
             continue
@@ -93,7 +97,7 @@ def explain(path: Path, routes: Sequence[Route]) -> PathExplanation:
             continue
         collectors.setdefault(uid, FactCollector(uid)).add(header, transfer_syntax_uid)
     decisions = tuple(decide(collectors[uid].facts(), routes) for uid in sorted(collectors))
-    return PathExplanation(decisions, tuple(skipped))
+    return PathExplanation(decisions, tuple(skipped), read)
 
 
 def explain_text(explanation: PathExplanation) -> str:

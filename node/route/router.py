@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Engine, select, update
 from node.config import RouteConfig
 from node.database import insert_if_new, jobs, series, write_transaction
 from node.metrics import Metrics
+from node.reasons import Reason, unmatched
 from node.receive.series import instance_paths
 from node.route.facts import SeriesFacts, series_facts
 from node.route.rules import Explanation, Rule, parse_rule
@@ -85,6 +86,14 @@ class Decision:
             return "unreadable"
         nearest = max(self.verdicts, key=lambda verdict: verdict.explanation.satisfied_share())
         return nearest.explanation.failing_fact()
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why there is no result; None if a route matched."""
+        if self.matched:
+            return None
+        routes = [{"route": verdict.route.name, "why": verdict.why()} for verdict in self.verdicts]
+        return unmatched(self.reason_code, routes)
 
     def to_json(self) -> dict[str, Any]:
         """What is stored with the series; free text is left out."""
@@ -189,7 +198,8 @@ class Router:
     def _report(self, decision: Decision, version: int, job_ids: list[str]) -> None:
         outcome = "matched" if decision.matched else "unmatched"
         self._metrics.routing.labels(outcome=outcome, reason=decision.reason_code).inc()
-        if decision.matched:
+        why = decision.reason
+        if why is None:
             log.info(
                 "series_routed",
                 series_instance_uid=decision.facts.series_instance_uid,
@@ -202,7 +212,8 @@ class Router:
                 "series_unmatched",
                 series_instance_uid=decision.facts.series_instance_uid,
                 version=version,
-                reason_code=decision.reason_code,
+                code=why.code,
+                reason=why.sentence,
                 reasons={verdict.route.name: verdict.why() for verdict in decision.verdicts},
             )
 

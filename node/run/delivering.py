@@ -23,6 +23,7 @@ from node.deliver.base import Instance, Stored
 from node.deliver.gate import Gate, Postponed
 from node.errors import DeliveryError, NodeError
 from node.metrics import Metrics
+from node.reasons import Kind, Reason, worded
 from node.run.boundary import ACTIVE, STOP, Next, again_in, recorded
 from node.run.committing import Committed, Committing, NotCommitted, Waiting
 from node.run.results import ResultSets
@@ -31,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: the states of a delivery in which it is not settled
 UNSETTLED = ("pending", "stored")
+#: in the row of a delivery of which there is nothing to complain
+_FINE: dict[str, Any] = {"last_error": None, "reason_code": None}
 
 
 class Delivering:
@@ -95,7 +98,7 @@ class Delivering:
         if gate.commitment is not None:
             self._commit(job, gate)
         elif row.state == "stored":  # it was configured, and isn't any more
-            self._record(job, row.destination, was="stored", state="delivered", last_error=None)
+            self._record(job, row.destination, was="stored", state="delivered", **_FINE)
             self._committing.close(_delivery(job, row.destination))
 
     def _store(self, job: Row[Any], row: Row[Any], gate: Gate) -> None:
@@ -119,7 +122,7 @@ class Delivering:
             case NotCommitted(error):
                 raise _NotCommitted(error)
             case Committed():
-                if self._record(job, destination, was="stored", state="delivered", last_error=None):
+                if self._record(job, destination, was="stored", state="delivered", **_FINE):
                     labels = {"destination": destination, "outcome": "committed"}
                     self._metrics.committed_instances.labels(**labels).inc(len(wanted))
                     log.info("delivery_committed", job_id=job.job_id, destination=destination)
@@ -153,17 +156,24 @@ class Delivering:
             objects=len(stored),
             warnings=len(warnings),
         )
-        self._record(
-            job, destination, state=state, attempts=attempt, last_error=None, warnings=warnings or None
-        )
+        self._record(job, destination, state=state, attempts=attempt, warnings=warnings or None, **_FINE)
 
     def _postponed(self, job: Row[Any], row: Row[Any], postponed: Postponed) -> Next:
         gate = self._gates[row.destination]
         if time.time() - row.begun_at >= gate.options.give_up_seconds:
-            gave_up = DeliveryError(f"{postponed}; given up", code="destination_down", retryable=False)
+            gave_up = DeliveryError(f"{postponed}; given up", code=postponed.code, retryable=False)
             return self._failed(job, row, gave_up, attempt=row.attempts)
         self._metrics.deliveries.labels(destination=row.destination, outcome="postponed").inc()
-        self._record(job, row.destination, last_error=str(postponed))
+        why = self._why(row.destination, postponed.code, str(postponed))
+        if str(postponed) != row.last_error:  # once, however often it is looked at again
+            log.warning(
+                "delivery_postponed",
+                job_id=job.job_id,
+                destination=row.destination,
+                code=why.code,
+                reason=why.sentence,
+            )
+        self._record(job, row.destination, last_error=str(postponed), reason_code=why.code)
         return again_in(postponed.retry_in_seconds)
 
     def _failed(
@@ -181,24 +191,35 @@ class Delivering:
         wait = self._wait(row, error, attempt)
         outcome = "failed" if wait is None else "retried"
         self._metrics.deliveries.labels(destination=destination, outcome=outcome).inc()
+        why = self._why(destination, error.code, str(error))
         log.warning(
             f"delivery_{outcome}",
             job_id=job.job_id,
             destination=destination,
             attempt=attempt,
-            code=error.code,
-            reason=str(error),
+            code=why.code,
+            reason=why.sentence,
             hint=error.hint,
             retry_in_seconds=wait,
         )
         state = "failed" if wait is None else state or row.state
-        values = {"state": state, "attempts": attempt, "last_error": str(error)}
+        values = {
+            "state": state,
+            "attempts": attempt,
+            "last_error": str(error),
+            "reason_code": error.code,
+        }
         if not self._record(job, destination, was=row.state, **values):
             return STOP  # a report has come meanwhile, or ops asked for the job again
         if wait is not None:
             return again_in(wait)
         self._finish_if_settled(job)
         return STOP
+
+    def _why(self, destination: str, code: str, detail: str) -> Reason:
+        """Counts it."""
+        self._metrics.delivery_failures.labels(destination=destination, code=code).inc()
+        return worded(Kind.DELIVERY, code, detail, destination)
 
     def _wait(self, row: Row[Any], error: NodeError, attempt: int) -> float | None:
         """How long until the next attempt; None when there is none."""
@@ -221,14 +242,15 @@ class Delivering:
             ).scalar_one()
         if any(row.state in UNSETTLED for row in rows):
             return
-        if why := self._results.read_summary(Path(job.result_dir)).get("no_result"):
-            self._end(job, "failed", why["code"], why["reason"])
+        if "no_result" in self._results.read_summary(Path(job.result_dir)):
+            self._end(job, "failed", job.reason_code, job.reason)  # as it was when it began to deliver that
             return
         failed = [row for row in rows if row.state == "failed"]
         if failed:
             reason = "; ".join(str(row.last_error) for row in failed)
             if self._end(job, "failed", "delivery_failed", reason):
-                log.error("job_failed", job_id=job.job_id, code="delivery_failed", reason=reason)
+                why = worded(Kind.ENDED, "delivery_failed", reason)
+                log.error("job_failed", job_id=job.job_id, code=why.code, reason=why.sentence)
             return
         if self._end(job, "done", None, None):
             turnaround = time.time() - last_instance_at

@@ -1,6 +1,6 @@
 """What ops ask of jobs, through the database alone, so that it works beside a running node and without one.
 
-A retry is a request: the job goes to state ``retry``, and the node's ``RetryWatch`` enqueues it as a new
+A retry is a request: the job goes to state ``retry``, and the node's ``AskedWatch`` enqueues it as a new
 generation. Results that were already made are delivered again, not made again.
 """
 
@@ -14,14 +14,16 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, Row, delete, func, select, update
 
-from node.database import deliveries, jobs, series, shadows, write_transaction
+from node.database import cancellations, deliveries, insert_if_new, jobs, series, shadows, write_transaction
 from node.errors import NodeError
 from node.postgres import hold_series
+from node.reasons import Kind, worded
 from node.watch import Watch
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
+CANCELLED = "cancelled"
 #: characters of a job's id, at most
 _LONGEST_ID = 64
 
@@ -100,11 +102,19 @@ def _check_input(connection: Connection, job: Row[Any]) -> None:
         )
 
 
-def cancel_job(engine: Engine, prefix: str) -> str:
-    """Cancel a job that hasn't ended: its next step does nothing; returns its id."""
-    values = {"state": "cancelled", "finished_at": time.time(), "reason_code": "cancelled", "reason": None}
+def cancel_job(engine: Engine, prefix: str, by: str) -> str:
+    """Cancel a job that hasn't ended: its next step does nothing; returns its id. by: who asks for it."""
+    why = {"reason_code": CANCELLED, "reason": f"{by} asked for it"}
     with write_transaction(engine) as connection:
-        return _move(connection, prefix, "cancel", ("queued", "retry", "running", "delivering"), values)
+        job_id = _move(
+            connection,
+            prefix,
+            "cancel",
+            ("queued", "retry", "running", "delivering"),
+            {"state": "cancelled", "finished_at": time.time(), **why},
+        )
+        insert_if_new(connection, cancellations, {"job_id": job_id, "reason": why["reason"]})
+    return job_id
 
 
 def _move(
@@ -177,15 +187,41 @@ def _agreement(connection: Connection, candidate: str, limit: int) -> dict[str, 
     }
 
 
-class RetryWatch(Watch):
-    """Hands jobs in state ``retry`` to the engine."""
+class AskedWatch(Watch):
+    """What ops asked for: hands jobs in state ``retry`` to the engine; counts and logs those cancelled, in
+    whichever process, once."""
 
-    def __init__(self, engine: Engine, enqueue: Callable[[str], object]) -> None:
-        super().__init__("retry-watch", POLL_SECONDS)
+    def __init__(
+        self,
+        engine: Engine,
+        enqueue: Callable[[str], object],
+        count_cancelled: Callable[[str, str], object] = lambda _pipeline, _code: None,
+    ) -> None:
+        super().__init__("asked-watch", POLL_SECONDS)
         self._engine = engine
         self._enqueue = enqueue
+        self._count_cancelled = count_cancelled
 
     def look(self) -> None:
+        self._retry()
+        self._tell_cancelled()
+
+    def _tell_cancelled(self) -> None:
+        columns = (cancellations, jobs.c.pipeline)
+        query = select(*columns).join(jobs, jobs.c.job_id == cancellations.c.job_id)
+        with self._engine.connect() as connection:
+            found = connection.execute(query).all()
+        for row in found:
+            this = cancellations.c.job_id == row.job_id
+            with write_transaction(self._engine) as connection:
+                ours = connection.execute(delete(cancellations).where(this)).rowcount
+            if not ours:  # another node's
+                continue
+            why = worded(Kind.ENDED, CANCELLED, row.reason)
+            self._count_cancelled(row.pipeline, why.code)
+            log.warning("job_cancelled", job_id=row.job_id, code=why.code, reason=why.sentence)
+
+    def _retry(self) -> None:
         for job in list_jobs(self._engine, state="retry", limit=1000):
             with write_transaction(self._engine) as connection:
                 moved = connection.execute(

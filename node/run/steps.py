@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Row, select, update
 from node.database import deliveries, insert_if_new, jobs
 from node.errors import NodeError
 from node.failpoints import failpoint
+from node.reasons import Kind, worded
 from node.run.boundary import ACTIVE, STOP, Next, Run, TakenOver, ours, recorded
 from node.run.delivering import Delivering
 from node.run.results import PREDECESSOR_RUNNING, ResultSets, Services
@@ -116,10 +117,11 @@ class Steps:
         ready = self._services.triton_ready
         if ready(0.0):
             return True
-        waits = {"reason_code": InferenceUnavailable.code, "reason": "waits for Triton to be ready"}
-        if not self._change(run, waits):
+        why = worded(Kind.WAITING, InferenceUnavailable.code, "the job waits for it")
+        if not self._change(run, {"reason_code": why.code, "reason": "the job waits for it"}):
             return False
-        log.warning("job_waits_for_triton", job_id=run.job.job_id)
+        self._services.metrics.job_retries.labels(pipeline=run.job.pipeline, code=why.code).inc()
+        log.warning("job_waits_for_triton", job_id=run.job.job_id, code=why.code, reason=why.sentence)
         while not ready(TRITON_LOOK_SECONDS):
             job = self._job(run.job.job_id)
             if job is None or job.generation != run.job.generation or job.state not in ACTIVE:
@@ -159,9 +161,7 @@ class Steps:
             if self._say_why(run, error):
                 return Next(destinations=list(job.destinations), retry_in_seconds=None, failures=failures)
             if self._end(job, "failed", error.code, str(error), epoch=run.epoch):
-                log.error(
-                    "job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint
-                )
+                _log_failed(job, error)
             return STOP
         # what wasn't the job's fault doesn't make it wait longer for what is
         times, limit = failures, config.step_timeout_seconds
@@ -170,12 +170,13 @@ class Steps:
         delay = min(config.retry_seconds * 2 ** min(times - 1, 20), limit)
         if not self._change(run, {"state": "queued", "reason_code": error.code, "reason": str(error)}):
             return STOP
+        self._services.metrics.job_retries.labels(pipeline=job.pipeline, code=error.code).inc()
         log.warning(
             "job_retried",
             job_id=job.job_id,
             attempt=attempt,
             code=error.code,
-            reason=str(error),
+            reason=worded(Kind.WAITING, error.code, str(error)).sentence,
             retry_in_seconds=delay,
         )
         return Next(destinations=[], retry_in_seconds=delay, failures=failures)
@@ -185,13 +186,14 @@ class Steps:
         job = run.job
         if self._services.config.results.no_result == "none" or not job.destinations:
             return False
+        why = worded(Kind.ENDED, error.code, str(error))
         try:
             with recorded(TakenOver):
-                self._results.no_result(run, error.code, str(error))
+                self._results.no_result(run, why.code, why.sentence)
         except NodeError as another:
             log.warning("no_result_not_made", job_id=job.job_id, code=another.code, reason=str(another))
             return False
-        log.error("job_failed", job_id=job.job_id, code=error.code, reason=str(error), hint=error.hint)
+        _log_failed(job, error)
         return self._begin_delivering(run, (error.code, str(error)))
 
     def _end(
@@ -217,6 +219,11 @@ class Steps:
     def _ours(self, epoch: int | None) -> Iterator[Connection]:
         with ours(self._services.engine, self._services.membership, epoch) as connection:
             yield connection
+
+
+def _log_failed(job: Row[Any], error: NodeError) -> None:
+    why = worded(Kind.ENDED, error.code, str(error))
+    log.error("job_failed", job_id=job.job_id, code=why.code, reason=why.sentence, hint=error.hint)
 
 
 def _change(connection: Connection, job: Row[Any], values: dict[str, Any]) -> bool:

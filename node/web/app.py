@@ -12,6 +12,7 @@ In: the database, the metrics, named readiness checks, and what else runs here. 
     /events       tells pages when to look again (``events``)
     /api/series   the newest series versions, ``?limit=`` up to 1000
     /api/jobs     the newest jobs, ``?limit=`` up to 1000; one of them: ``job_api``
+    /api/refused  what was turned away, newest first
     /login        and /logout (``login``, ``single_sign_on``); who may ask for what else: ``access``
 
 UIDs and coded values only, no patient data, except where ``study_page`` says so.
@@ -54,7 +55,7 @@ from node.web.sessions import LoginLimit, Sessions
 from node.web.single_sign_on import SingleSignOn
 from node.web.sources import Sources
 from node.web.stow_page import stow_routes
-from node.web.studies import JOB_STATES, SERIES_STATES, count_states
+from node.web.studies import JOB_STATES, SERIES_STATES, count_states, list_refusals
 from node.web.study_page import study_list_routes, study_routes
 from node.web.upload_page import upload_routes
 from node.web.uploads import UploadLinks
@@ -181,6 +182,10 @@ def _overview(engine: Engine, checks: Mapping[str, Check], sources: Sources) -> 
     def api_jobs(limit: _Limit = 100) -> list[dict[str, Any]]:
         return list_jobs(engine, limit=limit)
 
+    @router.get("/api/refused")
+    def api_refused(limit: _Limit = 100) -> list[dict[str, Any]]:
+        return list_refusals(engine, limit)
+
     @router.get("/")
     def page(request: Request) -> Response:
         reloading = sources.reloading
@@ -195,6 +200,7 @@ def _overview(engine: Engine, checks: Mapping[str, Check], sources: Sources) -> 
             series=list_series(engine, 20),
             jobs=list_jobs(engine, limit=20),
             quarantined=list_quarantined(engine, 20),
+            refused=list_refusals(engine, 20),
             destinations=[gate.condition for gate in sources.gates().values()],
             waiting=count_waiting(engine),
             running=reloading.running.version if reloading is not None else "",
@@ -213,6 +219,7 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
     """The newest quarantined instances first."""
     columns = (
         instances.c.sop_class_uid,
+        instances.c.study_instance_uid,
         instances.c.path,
         instances.c.bytes,
         instances.c.calling_ae_title,

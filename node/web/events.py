@@ -21,7 +21,7 @@ from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from node.database import deliveries, jobs, series
+from node.database import deliveries, jobs, refusals, series
 from node.web.studies import count_states
 
 #: pages that listen, of everybody and of one user
@@ -55,6 +55,7 @@ class Pulse:
                     select(func.max(series.c.last_instance_at)).scalar_subquery(),
                     select(func.max(jobs.c.created_at)).scalar_subquery(),
                     select(func.max(deliveries.c.updated_at)).scalar_subquery(),
+                    select(func.max(refusals.c.last_at)).scalar_subquery(),
                 )
                 self._word = _word(self._rows(newest), count_states(self._engine), self._conditions())
                 self._looked_at = time.monotonic()

@@ -37,7 +37,8 @@ def job_routes(engine: Engine) -> APIRouter:
 
     @router.post("/cancel")
     def cancel(job_id: str, request: Request) -> JSONResponse:
-        return _answered(lambda: _asked(request, "cancel", cancel_job(engine, job_id)))
+        user = request.scope["principal"].user
+        return _answered(lambda: _asked(request, "cancel", cancel_job(engine, job_id, user)))
 
     return router
 

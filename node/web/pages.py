@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from node import __version__
+from node.reasons import incomplete, of_delivery, of_instance, of_job, of_refusal
 from node.web.users import Role
 
 _HERE = Path(__file__).parent
@@ -89,12 +90,7 @@ def _size(count: float) -> str:
 
 def missing_of(evidence: dict[str, Any]) -> list[str]:
     """What is known to be missing of a series that was completed all the same."""
-    lines = []
-    if evidence.get("missing_instances"):
-        by = evidence["expected_by"].replace("_", " ")
-        lines.append(f"{evidence['instances']} of {evidence['expected']} instances (by {by})")
-    if positions := evidence.get("missing_positions"):
-        lines.append(f"{positions['count']} slice positions missing")
+    lines = [why.sentence for why in incomplete(evidence)]
     if error := (evidence.get("query") or {}).get("error"):
         lines.append(error)
     return lines
@@ -108,6 +104,9 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.globals.update(tones=TONES, missing_of=missing_of)
+_TEMPLATES.globals.update(
+    of_job=of_job, of_delivery=of_delivery, of_instance=of_instance, of_refusal=of_refusal
+)
 _TEMPLATES.filters.update(utc=_utc, iso=_iso, age=_age, size=_size)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, exists, func, or_, select
 
-from node.database import jobs, series
+from node.database import jobs, refusals, series
 from node.run.operations import with_deliveries
 from node.web.study import Tone, state_of, verdict
 
@@ -89,6 +89,15 @@ def count_states(engine: Engine) -> Counts:
             for table in (series, jobs)
         ]
     return Counts(*by_table)
+
+
+def list_refusals(engine: Engine, limit: int, *, sender: str = "") -> list[dict[str, Any]]:
+    """What was turned away, the newest first. sender: of this calling AE title only."""
+    query = select(refusals).order_by(refusals.c.last_at.desc()).limit(limit)
+    if sender:
+        query = query.where(refusals.c.calling_ae_title == sender)
+    with engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(query)]
 
 
 def _newest(connection: Connection, wanted: Filter, size: int) -> list[tuple[str, float]]:
@@ -166,11 +175,11 @@ def _row(uid: str, at: float, versions: Iterable[dict[str, Any]], its_jobs: Sequ
             if (job["series_instance_uid"], job["series_version"])
             == (version["series_instance_uid"], version["version"])
         ]
-        sentence, tone = verdict(version, of_version)
+        said = verdict(version, of_version)
         senders.add(version["calling_ae_title"])
         instances += version["instance_count"]
-        key = (_TONES.index(tone), -version["last_instance_at"])
+        key = (_TONES.index(said.tone), -version["last_instance_at"])
         if best is None or key < best[:2]:
-            best = (*key, state_of(version, of_version), tone, sentence)
+            best = (*key, state_of(version, of_version), said.tone, said.sentence)
     _, _, state, tone, sentence = best or (0, 0.0, "unknown", "warn", "")
     return Row(uid, at, tuple(sorted(senders)), instances, state, tone, sentence)

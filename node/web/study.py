@@ -16,6 +16,7 @@ from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage, Seconda
 from sqlalchemy import Engine, select
 
 from node.database import IS_QUARANTINED, instances, jobs, series
+from node.reasons import Reason, incomplete, of_delivery, of_instance, of_job, unmatched
 from node.run.operations import with_deliveries
 from pipelines.request import SUMMARY
 
@@ -85,13 +86,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Series:
-    """One version of a series. sentence: whether there is a result, and if not, why not.  routes: the verdict
-    of each, facts: what they were judged by; both empty until it is routed."""
+    """One version of a series. sentence: whether there is a result, and if not, why not; reasons: what it is
+    made of, with their codes.  routes: the verdict of each, facts: what they were judged by; both empty until
+    it is routed."""
 
     series_instance_uid: str
     version: int
     sentence: str
     tone: Tone
+    reasons: tuple[Reason, ...]
     events: tuple[Event, ...]
     jobs: tuple[Job, ...]
     routes: tuple[dict[str, Any], ...]
@@ -99,12 +102,20 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Quarantined:
+    """An instance that couldn't be used. path: relative to data_dir."""
+
+    path: str
+    reason: Reason
+
+
+@dataclass(frozen=True)
 class Study:
-    """quarantined: (path, reason) of its instances that couldn't be used."""
+    """What came of one."""
 
     study_instance_uid: str
     series: tuple[Series, ...]
-    quarantined: tuple[tuple[str, str], ...]
+    quarantined: tuple[Quarantined, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,7 +134,7 @@ def find_study(engine: Engine, data_dir: Path, study_instance_uid: str) -> Study
         ).all()
         its_jobs = with_deliveries(connection, [dict(row._mapping) for row in found])
         quarantined = connection.execute(
-            select(instances.c.path, instances.c.reason).where(
+            select(instances.c.path, instances.c.reason_code, instances.c.reason).where(
                 instances.c.study_instance_uid == study_instance_uid, IS_QUARANTINED
             )
         ).all()
@@ -139,13 +150,12 @@ def find_study(engine: Engine, data_dir: Path, study_instance_uid: str) -> Study
             == (version["series_instance_uid"], version["version"])
         ]
         described.append(_series(version, of_version, data_dir))
-    return Study(
-        study_instance_uid, tuple(described), tuple((row.path, row.reason or "") for row in quarantined)
-    )
+    kept = tuple(Quarantined(row.path, of_instance(dict(row._mapping))) for row in quarantined)
+    return Study(study_instance_uid, tuple(described), kept)
 
 
 def _series(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]], data_dir: Path) -> Series:
-    sentence, tone = verdict(version, its_jobs)
+    said = verdict(version, its_jobs)
     events = [*_received(version), *_routed(version)]
     described = []
     for job in its_jobs:
@@ -157,8 +167,9 @@ def _series(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]], d
     return Series(
         version["series_instance_uid"],
         version["version"],
-        sentence,
-        tone,
+        said.sentence,
+        said.tone,
+        said.reasons,
         tuple(events),
         tuple(described),
         tuple({key: route[key] for key in _OF_A_ROUTE} for route in decision.get("routes", ())),
@@ -211,7 +222,8 @@ def _job(job: Mapping[str, Any], made: _Made | None) -> Job:
 
 
 def _delivery(row: Mapping[str, Any]) -> Delivery:
-    said = [row["last_error"], *(row["warnings"] or ())]
+    why = of_delivery(row)
+    said = [why.sentence if why is not None else "", *(row["warnings"] or ())]
     detail = "; ".join(text for text in said if text)
     return Delivery(row["destination"], row["state"], row["attempts"], row["updated_at"], detail)
 
@@ -236,38 +248,53 @@ def state_of(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) 
     return min((str(job["state"]) for job in its_jobs), key=_FURTHEST.index)
 
 
-def verdict(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) -> tuple[str, Tone]:
-    """Whether there is a result of a series, and if not, why not, in a sentence."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether there is a result, and if not, why not, in a sentence, and what that is made of."""
+
+    sentence: str
+    tone: Tone
+    reasons: tuple[Reason, ...] = ()
+
+
+def verdict(version: Mapping[str, Any], its_jobs: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Of a version of a series."""
     if version["state"] == "open":
-        return "No result yet, because more instances may come.", "busy"
+        return Verdict("No result yet, because more instances may come.", "busy")
     if version["state"] == "complete":
-        return "No result yet, because it is about to be routed.", "busy"
+        return Verdict("No result yet, because it is about to be routed.", "busy")
+    missing = incomplete(version["evidence"] or {})
     if not its_jobs:
-        routes = (version["decision"] or {}).get("routes", ())
-        why = "; ".join(f"{route['route']}: {route['why']}" for route in routes) or "no routes are configured"
-        return f"No result, because no route matches: {why}.", "warn"
-    said, tones = [], []
-    for job in its_jobs:
-        where = ", ".join(one["destination"] for one in job["deliveries"] if one["state"] == "delivered")
-        reason = f": {job['reason']}" if job["reason"] else ""
-        match job["state"]:
-            case "done":
-                said.append(
-                    f"The results of {job['pipeline']} are {f'at {where}' if where else 'kept here'}."
-                )
-                tones.append("good")
-            case "failed":
-                kept = f"The results of {job['pipeline']} are at {where} only" if where else "No result"
-                said.append(f"{kept}, because {job['pipeline']} failed{reason}.")
-                tones.append("bad")
-            case "cancelled":
-                said.append(f"No result, because {job['pipeline']} was cancelled.")
-                tones.append("warn")
-            case state:
-                said.append(f"No result yet, because {job['pipeline']} is {state}{reason}.")
-                tones.append("busy")
+        why = unmatched(version["reason_code"], (version["decision"] or {}).get("routes", ()))
+        return Verdict(f"No result, because {why.sentence}.", "warn", (why, *missing))
+    of_each = [_verdict_of_job(job) for job in its_jobs]
+    tones = [one.tone for one in of_each]
     worst = next(tone for tone in ("bad", "warn", "busy", "good") if tone in tones)
-    return " ".join(said), worst
+    reasons = [why for one in of_each for why in one.reasons]
+    return Verdict(" ".join(one.sentence for one in of_each), worst, (*reasons, *missing))
+
+
+def _verdict_of_job(job: Mapping[str, Any]) -> Verdict:
+    pipeline, why = job["pipeline"], of_job(job)
+    there = ", ".join(one["destination"] for one in job["deliveries"] if one["state"] == "delivered")
+    away = tuple(one for one in map(of_delivery, job["deliveries"]) if one is not None)
+    at = "; ".join(f"{one.where}: {one.sentence}" for one in away)
+    match job["state"]:
+        case "done":
+            return Verdict(
+                f"The results of {pipeline} are {f'at {there}' if there else 'kept here'}.", "good"
+            )
+        case "failed" if away and job["reason_code"] == "delivery_failed":
+            kept = f"The results of {pipeline} are at {there} only" if there else "No result"
+            return Verdict(f"{kept}, because {pipeline} failed at {at}.", "bad", away)
+        case "failed" | "delivering" if why is not None:
+            return Verdict(f"No result, because {pipeline} failed: {why.sentence}.", "bad", (why,))
+        case "cancelled" if why is not None:
+            return Verdict(f"No result of {pipeline}, because {why.sentence}.", "warn", (why,))
+        case state:
+            because = at or (why.sentence if why is not None else "")
+            said = f"No result yet, because {pipeline} is {state}{': ' if because else ''}{because}."
+            return Verdict(said, "busy", away or ((why,) if why is not None else ()))
 
 
 def _received(version: Mapping[str, Any]) -> list[Event]:
@@ -279,9 +306,10 @@ def _received(version: Mapping[str, Any]) -> list[Event]:
     evidence = version["evidence"] or {}
     if version["completed_at"] is not None:
         rule = str(evidence.get("rule", "")).replace("_", " ")
-        missing = "" if evidence.get("complete") is not False else ", although something is missing"
+        missing = "; ".join(why.sentence for why in incomplete(evidence))
+        although = f", although {missing}" if missing else ""
         tone: Tone = "warn" if missing else "good"
-        events.append(Event(version["completed_at"], "complete", f"by {rule}{missing}", tone))
+        events.append(Event(version["completed_at"], "complete", f"by {rule}{although}", tone))
     return events
 
 
@@ -311,10 +339,13 @@ def _ran(job: Mapping[str, Any], made: _Made | None) -> list[Event]:
     for one in job["deliveries"]:
         tones: dict[str, Tone] = {"delivered": "good", "failed": "bad"}
         tries = f"{one['attempts']} attempt{'s' if one['attempts'] != 1 else ''}"
-        why = f"{tries}{': ' + one['last_error'] if one['last_error'] else ''}"
+        reason = of_delivery(one)
+        why = f"{tries}: {reason.sentence}" if reason is not None else tries
         what = f"{one['destination']}: {one['state']}"
         events.append(Event(one["updated_at"], what, why, tones.get(one["state"], "busy")))
     if job["finished_at"] is not None:
         tone: Tone = {"done": "good", "failed": "bad"}.get(job["state"], "warn")  # type: ignore[assignment]
-        events.append(Event(job["finished_at"], f"{name} {job['state']}", job["reason"] or "", tone))
+        ended = of_job(job)
+        why = ended.sentence if ended is not None else ""
+        events.append(Event(job["finished_at"], f"{name} {job['state']}", why, tone))
     return events

@@ -80,7 +80,10 @@ def _parse_before(text: str) -> tuple[float, str] | None:
 def study_routes(engine: Engine, data_dir: Path, accessed: Accessed = lambda *_: None) -> APIRouter:
     """The routes of single studies. accessed: told of who saw a patient's name."""
     router = APIRouter()
-    actions: dict[str, Callable[[Engine, str], str]] = {"retry": retry_job, "cancel": cancel_job}
+    actions: dict[str, Callable[[str, str], str]] = {
+        "retry": lambda job_id, _user: retry_job(engine, job_id),
+        "cancel": lambda job_id, user: cancel_job(engine, job_id, user),
+    }
 
     @router.get("/api/studies/{uid}")
     def as_json(uid: str) -> JSONResponse:
@@ -117,11 +120,12 @@ def study_routes(engine: Engine, data_dir: Path, accessed: Accessed = lambda *_:
     def ask(uid: str, job_id: str, action: str, request: Request) -> Response:
         if action not in actions:
             return JSONResponse({"error": f"{action!r} can't be asked; retry and cancel can"}, 404)
+        user = request.scope["principal"].user
         try:
-            actions[action](engine, job_id)
+            actions[action](job_id, user)
         except (JobNotFound, JobStateConflict) as error:
             return problem(request, 409, "Study", str(error), error.hint)
-        log.info("job_asked", what=action, job_id=job_id, user=request.scope["principal"].user)
+        log.info("job_asked", what=action, job_id=job_id, user=user)
         return RedirectResponse(f"/studies/{quote(uid)}", 303)
 
     return router

@@ -210,7 +210,7 @@ def test_a_model_that_differs_from_the_contract_is_named(
         try:
             assert storescu(node.port, phantom_series).returncode == 0
             job = node.job_in("failed", "done")
-            assert (job["state"], job["reason_code"]) == ("failed", "model_mismatch")
+            assert (job["state"], job["reason_code"]) == ("failed", "model_not_served")
             assert "lesions version 1 is expected" in job["reason"]
             assert "no model named lesions" in job["reason"]
             assert "lungs" not in {event["stage"] for event in node.events("job_progress")}

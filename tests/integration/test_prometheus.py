@@ -17,6 +17,7 @@ from node.route.defaults import default_routes
 from node.triton_server import EmbeddedTriton, free_port
 from tests.integration.receiving import wait_for
 from tests.integration.running import Pacs, RunningNode, storescu
+from tests.integration.short_alerts import ALERTS
 
 pytestmark = pytest.mark.integration
 
@@ -27,14 +28,14 @@ VARIABLES = {"$__rate_interval": "30s", "$instance": ".*", "$pipeline": ".*", "$
 
 
 class Prometheus:
-    """The real one, with the alerts that we ship."""
+    """The real one, with the alerts that we ship, or those in ``rules``."""
 
-    def __init__(self, folder: Path, *, node: str, triton: str) -> None:
+    def __init__(self, folder: Path, *, node: str, triton: str, rules: Path = ALERTS) -> None:
         port = free_port()
         self._url = f"http://127.0.0.1:{port}"
         config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        config["rule_files"] = [str(ROOT / "deploy/prometheus/alerts.yml")]
+        config["rule_files"] = [str(rules)]
         for job in config["scrape_configs"]:
             target = {"pacsnode": node, "triton": triton}[job["job_name"]]
             job["static_configs"] = [{"targets": [target]}]

@@ -112,7 +112,7 @@ def check_candidates(node: RunningNode, job: dict[str, Any], shadows: dict[str, 
     summary = json.loads((node.data_dir / found["result_dir"] / "summary.json").read_text())
     assert summary["agreement"] == found["agreement"]
     assert summary["models"]["lungs_next"] == {"version": "1", "sha256": "abc"}
-    assert (shadows["nowhere"]["state"], shadows["nowhere"]["reason_code"]) == ("failed", "model_mismatch")
+    assert (shadows["nowhere"]["state"], shadows["nowhere"]["reason_code"]) == ("failed", "model_not_served")
     assert "no model named nowhere" in shadows["nowhere"]["reason"]
     text = node.text("/metrics")
     assert 'pacsnode_shadow_runs_total{candidate="nowhere",outcome="failed"} 1.0' in text

@@ -185,6 +185,24 @@ def test_explain_with_routes_of_ones_own(cli: Cli, tmp_path: Path, configure: Ca
     assert decision["routes"][0]["why"] == "modality is CT, wanted MR"
 
 
+def test_explain_by_the_database(cli: Cli, config: Path, tmp_path: Path) -> None:
+    ended = cli("explain", "SOMEONE", "--config", config)
+    assert ended.code == 1 and "nothing is known of 'SOMEONE'" in ended.err
+    assert cli("explain", "--refused", "--config", config).out == "nothing was turned away\n"
+    path = write_object(tmp_path, 1)
+    assert cli("explain", path, "--json", "--config", config).json()["node"] is None
+
+
+def test_explain_of_one_thing(cli: Cli, config: Path, tmp_path: Path) -> None:
+    for arguments in ((), ("SOMEONE", "--refused", "--config", config), ("SOMEONE",)):
+        assert cli("explain", *arguments).code == 2
+    fresh = tmp_path / "fresh.yaml"
+    fresh.write_text("data_dir: nowhere\n")
+    ended = cli("explain", "SOMEONE", "--config", fresh)
+    assert ended.code == 1 and "no node has run there" in ended.err
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_jobs_list(cli: Cli, config: Path) -> None:
     ended = cli("jobs", "list", "--json", "--config", config)
     assert ended.code == 0

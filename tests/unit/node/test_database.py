@@ -50,6 +50,11 @@ def version(data_dir: Path) -> int:
         return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def usable_from(data_dir: Path) -> int:
+    with closing(sqlite3.connect(data_dir / "node.sqlite")) as connection:
+        return int(connection.execute("SELECT version FROM schema_usable_from").fetchone()[0])
+
+
 def layout(data_dir: Path) -> dict[str, tuple[set[str], set[str]]]:
     """Table -> its columns and indexes."""
     engine = open_database(data_dir)
@@ -67,6 +72,7 @@ def layout(data_dir: Path) -> dict[str, tuple[set[str], set[str]]]:
 
 def test_a_new_one_has_the_tables_and_its_version(tmp_path: Path) -> None:
     found = layout(tmp_path)
+    assert found.pop("schema_usable_from") == ({"version"}, set())
     assert {name: columns for name, (columns, _indexes) in found.items()} == {
         table.name: {column.name for column in table.columns} for table in metadata.sorted_tables
     }
@@ -102,6 +108,7 @@ def test_one_that_only_lacks_its_number_is_left_as_it_is(tmp_path: Path) -> None
 def test_one_of_newer_software_is_named_and_not_touched(tmp_path: Path) -> None:
     layout(tmp_path)
     write(tmp_path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    write(tmp_path, "DROP TABLE schema_usable_from")
     with pytest.raises(ConfigError, match=f"{tmp_path} is of newer software") as raised:
         open_database(tmp_path)
     assert "another data_dir" in raised.value.hint
@@ -111,10 +118,10 @@ def test_one_of_newer_software_is_named_and_not_touched(tmp_path: Path) -> None:
 def test_one_of_newer_software_that_only_added_to_it_is_used_and_left_as_it_is(tmp_path: Path) -> None:
     open_database(tmp_path).dispose()
     write(tmp_path, f"PRAGMA user_version = {SCHEMA_VERSION + 2}")
-    write(tmp_path, f"CREATE TABLE schema_usable_from AS SELECT {SCHEMA_VERSION} AS version")
     open_database(tmp_path).dispose()
     assert version(tmp_path) == SCHEMA_VERSION + 2
-    write(tmp_path, "UPDATE schema_usable_from SET version = version + 1")
+    assert usable_from(tmp_path) <= SCHEMA_VERSION
+    write(tmp_path, "UPDATE schema_usable_from SET version = version + 100")
     with pytest.raises(ConfigError, match="is of newer software"):
         open_database(tmp_path)
 

@@ -41,3 +41,9 @@ def test_free_disk(tmp_path: object) -> None:
     metrics.watch_disk(tmp_path)  # type: ignore[arg-type]
     free = metrics.registry.get_sample_value("pacsnode_free_disk_bytes")
     assert free is not None and free > 0
+
+
+def test_lost_messages_are_counted_from_zero() -> None:
+    """A counter that appears with its first count doesn't increase, and no alert is raised."""
+    for registry, name in ((Metrics("1").registry, "audit"), (ReceiveMetrics().registry, "receive_audit")):
+        assert registry.get_sample_value(f"pacsnode_{name}_messages_total", {"outcome": "lost"}) == 0.0

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import SeriesConfig
+from node.reasons import incomplete
 from node.receive.completeness import (
     FEW_OBJECTS,
     READ_SECONDS,
@@ -21,7 +22,6 @@ from node.receive.completeness import (
     evidence,
     expected,
     judge,
-    missing_kinds,
 )
 
 TIMING = SeriesConfig(
@@ -187,7 +187,7 @@ def test_evidence_says_what_is_missing() -> None:
         "missing_instance_numbers": 2,
         "query": {"peer": "pacs", "expected": 102, "fetches": 3, "fetched": 0, "error": "fetch: refused"},
     }
-    assert missing_kinds(record) == ["c_find", "positions"]
+    assert [why.code for why in incomplete(record)] == ["c_find", "positions"]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_evidence_says_what_is_missing() -> None:
 def test_evidence_says_whether_it_is_complete(changes: dict[str, Any], complete: bool | None) -> None:
     record = evidence(signals(**changes), "hard_limit", LAST)
     assert record["complete"] is complete
-    assert bool(missing_kinds(record)) == (complete is False)
+    assert bool(incomplete(record)) == (complete is False)
 
 
 def test_evidence_lists_a_bounded_number_of_positions() -> None:
@@ -269,6 +269,6 @@ def test_nothing_is_complete_before_it_was_quiet_for_a_moment(known: Signals, no
 def test_evidence_of_whatever_signals_is_consistent(known: Signals) -> None:
     record = evidence(known, "hard_limit", 5000.0)
     number = expected(known)
-    assert (record["complete"] is False) == bool(missing_kinds(record))
+    assert (record["complete"] is False) == bool(incomplete(record))
     assert record.get("expected") == (number.count if number else None)
     assert number is None or number.count >= known.received

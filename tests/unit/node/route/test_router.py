@@ -139,6 +139,10 @@ def test_unmatched_series_are_recorded_with_the_reason(routed: Routed) -> None:
     (line,) = logs
     assert line["event"] == "series_unmatched"
     assert line["reasons"] == {"only_mr": "modality is CT, wanted MR"}
+    assert (line["code"], line["reason"]) == (
+        "modality",
+        "no route matches: only_mr: modality is CT, wanted MR",
+    )
     assert routed.jobs() == [] and routed.enqueued == []
     decision = routed.series()[0]["decision"]
     assert decision["matched"] == []

@@ -6,13 +6,14 @@ import time
 
 import pytest
 from sqlalchemy import insert
+from structlog.testing import capture_logs
 
 from node.database import deliveries
 from node.run import operations
 from node.run.operations import (
+    AskedWatch,
     JobNotFound,
     JobStateConflict,
-    RetryWatch,
     cancel_job,
     list_jobs,
     retry_job,
@@ -57,7 +58,7 @@ def test_a_prefix_of_several_or_no_jobs(bench: Bench) -> None:
 @pytest.mark.parametrize("pattern", ["%", "_1", "j_", "%1", "j%", "\\", "/"])
 def test_wildcards_are_plain_characters(bench: Bench, pattern: str) -> None:
     with pytest.raises(JobNotFound, match="no jobs"):
-        cancel_job(bench.engine, pattern)
+        cancel_job(bench.engine, pattern, "ops")
     assert bench.job()["state"] == "queued"
 
 
@@ -90,17 +91,34 @@ def test_retry_is_for_jobs_that_ended(bench: Bench, state: str) -> None:
 def test_cancel_ends_a_job(bench: Bench, state: str) -> None:
     bench.set_job(state=state)
     before = time.time()
-    assert cancel_job(bench.engine, JOB) == JOB
+    assert cancel_job(bench.engine, JOB, "ops") == JOB
     job = bench.job()
     assert (job["state"], job["reason_code"]) == ("cancelled", "cancelled")
+    assert job["reason"] == "ops asked for it"
     assert job["finished_at"] >= before
+
+
+def test_what_was_cancelled_is_counted_and_logged_once(bench: Bench) -> None:
+    bench.set_job(state="running")
+    cancel_job(bench.engine, JOB, "ops")
+    counted: list[tuple[str, str]] = []
+    watches = [
+        AskedWatch(bench.engine, lambda _job_id: None, lambda *what: counted.append(what)) for _ in range(2)
+    ]
+    with capture_logs() as logs:
+        for watch in (*watches, *watches):
+            watch.look()
+    assert counted == [("chest", "cancelled")]
+    (line,) = logs
+    assert (line["event"], line["job_id"]) == ("job_cancelled", JOB)
+    assert (line["code"], line["reason"]) == ("cancelled", "it was cancelled: ops asked for it")
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled", "done"])
 def test_cancel_is_for_jobs_that_have_not_ended(bench: Bench, state: str) -> None:
     bench.set_job(state=state)
     with pytest.raises(JobStateConflict, match=f"job {JOB} is {state}; cancel is for"):
-        cancel_job(bench.engine, JOB)
+        cancel_job(bench.engine, JOB, "ops")
 
 
 def test_the_watch_hands_retries_on_as_a_new_generation(
@@ -114,7 +132,7 @@ def test_the_watch_hands_retries_on_as_a_new_generation(
         job = bench.job(job_id)
         enqueued.append((job_id, job["state"], job["generation"]))
 
-    watch = RetryWatch(bench.engine, enqueue)
+    watch = AskedWatch(bench.engine, enqueue)
     watch.start()
     try:
         for generation in (1, 2):

@@ -275,7 +275,7 @@ def test_a_job_waits_for_triton_and_then_runs(bench: Bench) -> None:
 def test_a_job_that_is_cancelled_while_it_waits_for_triton_ends(bench: Bench) -> None:
     def ready(seconds: float) -> bool:
         if seconds:
-            cancel_job(bench.engine, JOB)
+            cancel_job(bench.engine, JOB, "ops")
         return False
 
     assert gated(bench, ready).execute(JOB, 0, 1, 0) == STOP

@@ -168,5 +168,5 @@ def test_the_page_says_why_and_escapes(client: httpx.Client, engine: Engine) -> 
     ):
         assert text in page.text
     assert "<script>" not in page.text
-    for text in ("7 of 9 instances (by c find)", "1 slice positions missing", "fetch: &lt;refused&gt;"):
+    for text in ("7 of 9 came, by c find", "1 slice positions are empty", "fetch: &lt;refused&gt;"):
         assert text in page.text

@@ -58,7 +58,14 @@ ROUTED = {
     "decision": MATCHED,
 }
 DELIVERED = {"destination": "pacs", "state": "delivered"}
-FAILED = {"destination": "gone", "state": "failed", "attempts": 2, "last_error": "no answer"}
+FAILED = {
+    "destination": "gone",
+    "state": "failed",
+    "attempts": 2,
+    "last_error": "no answer",
+    "reason_code": "destination_down",
+}
+MISSING = {"reason_code": "geometry_missing_slices", "reason": "9 slices are missing"}
 
 
 @pytest.mark.parametrize(
@@ -81,19 +88,34 @@ FAILED = {"destination": "gone", "state": "failed", "attempts": 2, "last_error":
             "busy",
         ),
         (
-            {**ROUTED, "job": {"state": "failed", "reason": "geometry_gap: 9 slices are missing"}},
-            "No result, because chest_ct_pneumonia failed: geometry_gap: 9 slices are missing.",
+            {**ROUTED, "job": {"state": "failed", **MISSING}},
+            "No result, because chest_ct_pneumonia failed: the series is incomplete: 9 slices are missing.",
             "bad",
         ),
         (
-            {**ROUTED, "job": {"state": "failed", "reason": "no answer"}, "sent": (DELIVERED, FAILED)},
+            {**ROUTED, "job": {"state": "failed", **MISSING}, "sent": (DELIVERED,)},  # of what says so
+            "No result, because chest_ct_pneumonia failed: the series is incomplete: 9 slices are missing.",
+            "bad",
+        ),
+        (
+            {**ROUTED, "job": {"state": "failed", "reason_code": "delivery_failed", "reason": "no answer"}}
+            | {"sent": (DELIVERED, FAILED)},
             "The results of chest_ct_pneumonia are at pacs only, "
-            "because chest_ct_pneumonia failed: no answer.",
+            "because chest_ct_pneumonia failed at gone: the destination is down: no answer.",
             "bad",
         ),
         (
-            {**ROUTED, "job": {"state": "cancelled"}},
-            "No result, because chest_ct_pneumonia was cancelled.",
+            {**ROUTED, "job": {"state": "delivering"}, "sent": ({**FAILED, "state": "pending"},)},
+            "No result yet, because chest_ct_pneumonia is delivering: "
+            "gone: the destination is down: no answer.",
+            "busy",
+        ),
+        (
+            {
+                **ROUTED,
+                "job": {"state": "cancelled", "reason_code": "cancelled", "reason": "ops asked for it"},
+            },
+            "No result of chest_ct_pneumonia, because it was cancelled: ops asked for it.",
             "warn",
         ),
         (
