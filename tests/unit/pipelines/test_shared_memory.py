@@ -35,6 +35,7 @@ def test_only_a_server_on_this_host_is_offered_memory(url: str, local: bool) -> 
         (f"pacsnode-tensors-{NAMESPACE}", False),
         ("somebody-elses", False),
     ],
+    ids=["of nobody", "ours", "ours, left", "elsewhere", "odd", "other"],
 )
 def test_only_regions_that_nobody_uses_are_given_back(
     name: str, orphaned: bool, monkeypatch: pytest.MonkeyPatch
