@@ -68,6 +68,7 @@ _OF_JOBS = {
     "no_lungs_found": "no lungs were found",
     "not_hounsfield": "the values aren't Hounsfield units",
     "several_multiframe_instances": "the series has several multi-frame instances",
+    "several_pictures": "the series has several pictures",
     "undecodable_pixels": "the pixels can't be decoded",
     "unreadable_instance": "an instance can't be read",
     "unsupported_pixels": "the pixels are of a kind that isn't supported",

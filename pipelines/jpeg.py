@@ -21,7 +21,7 @@ from pydicom.pixels.decoders import (
 from pydicom.pixels.decoders.base import DecodeRunner
 
 _DECODERS = (JPEGBaseline8BitDecoder, JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder)
-_NAME = "imagecodecs"
+_NAME, _REPLACED = "imagecodecs", {"gdcm", "pylibjpeg"}
 #: what pydicom asks a module of decoders for
 DECODER_DEPENDENCIES = {decoder.UID: ("imagecodecs>=2025.3",) for decoder in _DECODERS}
 
@@ -46,7 +46,10 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 def make_known() -> None:
-    """Let pydicom use it; harmless when it does already."""
+    """Let pydicom use it, and none of those that it replaces, whatever is installed: answers are to be the
+    same everywhere. Harmless when it is known already."""
     for decoder in _DECODERS:
+        for other in set(decoder.available_plugins) & _REPLACED:
+            decoder.remove_plugin(other)
         if _NAME not in decoder.available_plugins:
             decoder.add_plugin(_NAME, (__name__, "decode_frame"))
