@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= build/demo
 DICOM ?=
-# Test files that run side by side; each worker starts its own Triton (1 GB) and PostgreSQL.
-WORKERS ?= 2
+# Test files that run side by side; each worker starts its own Triton (1 GB) and PostgreSQL. Empty: one after the other.
+WORKERS ?=
 
 .PHONY: help demo test test-kills browser chaos fuzz check bench bench-ingest bench-study bench-results bench-destinations bench-queue conformance format clean
 
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## Run the main job: C-STORE in, results back. DICOM=<folder
 	$(BIN)/pacsnode demo --out "$(OUT)" $(foreach folder,$(DICOM),--dicom "$(folder)")
 
 test: $(VENV)/.dev ## Run everything that a developer's machine can check; WORKERS=<number> files side by side
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
 test-kills: $(VENV)/.dev ## kill -9 the listener 100 times under load
 	PACSNODE_KILLS=100 $(BIN)/pytest tests/integration/test_receive_kills.py
