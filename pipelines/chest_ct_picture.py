@@ -7,6 +7,7 @@ After ctcloud, whose users send a photograph of a slice. What it is worth is sai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from pipelines import classify, lungs
 from pipelines.ct_picture import CtPicture, load_ct_picture
@@ -23,11 +24,9 @@ def analyse(
     """Estimate the classes of a picture. Raises SeriesRefused (no_lungs_found)."""
     with stages("lungs"):
         found = find_lungs(picture, inference, models["lungs"])
-    answers = []
-    for model in (models[spec.name] for spec in (classify.SPEC, classify.FUSION_SPEC) if spec.name in models):
-        with stages(model.spec.name) as progress:
-            answers.append(classify.ask(picture.hu[None], inference, model, progress=progress))
-    return PictureEstimates(lungs=found, by_model=tuple(answers), notes=classify.random_notes(answers))
+    ask_one = partial(classify.ask, picture.hu[None], inference)
+    answers = classify.ask_served(models, stages, ask_one)
+    return PictureEstimates(lungs=found, by_model=answers, notes=classify.random_notes(answers))
 
 
 PIPELINE = Pipeline(

@@ -7,6 +7,7 @@ by a picture for a quick decision) and Ji et al. 2021 (fusion: positive or negat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from pipelines import classify, lungs
 from pipelines.estimates import Estimates, summarise
@@ -24,14 +25,12 @@ def analyse(
         lung_labels = lungs.segment_lungs(volume, inference, models["lungs"], progress=progress)
     with stages("key_slices"):
         key_slices = classify.choose_key_slices(volume, lung_labels)
-    answers = []
-    for model in (models[spec.name] for spec in (classify.SPEC, classify.FUSION_SPEC) if spec.name in models):
-        with stages(model.spec.name) as progress:
-            answers.append(classify.classify(volume, key_slices, inference, model, progress=progress))
+    ask_one = partial(classify.classify, volume, key_slices, inference)
+    answers = classify.ask_served(models, stages, ask_one)
     return Estimates(
         lungs=lung_labels,
         key_slices=key_slices,
-        by_model=tuple(answers),
+        by_model=answers,
         lung_volume_ml=volume.by_lung_ml(lung_labels),
         notes=classify.random_notes(answers),
     )

@@ -6,13 +6,14 @@ backbones' features; negative or positive for COVID-19 pneumonia) see axial slic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.estimates import Estimate, KeySlice
 from pipelines.geometry import AxialView
+from pipelines.pipeline import Stages
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Volume
 
@@ -93,6 +94,20 @@ def ask(
     """The same of int16 HU (n, rows, columns)."""
     answer = inference.run(model, {"HU": slices}, progress=progress)["PROBABILITIES"]
     return Estimate(model.identity, model.spec.classes, answer.astype(np.float64))
+
+
+def ask_served(
+    models: Mapping[str, ServedModel], stages: Stages, ask_one: Callable[..., Estimate]
+) -> tuple[Estimate, ...]:
+    """Each classifier that is served, in a stage of its name.
+
+    ask_one: called with the model, and ``progress``.
+    """
+    answers = []
+    for model in (models[spec.name] for spec in (SPEC, FUSION_SPEC) if spec.name in models):
+        with stages(model.spec.name) as progress:
+            answers.append(ask_one(model, progress=progress))
+    return tuple(answers)
 
 
 def random_notes(answers: Sequence[Estimate]) -> tuple[str, ...]:

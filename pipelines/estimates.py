@@ -80,16 +80,20 @@ class Estimates:
         return self.by_model[0].predicted
 
 
+def sentence(one: Estimate, listed: str) -> str:
+    """What a model says. listed: its classes with their probabilities."""
+    if one.model.is_random:
+        return f"{one.model.name} has random weights, its estimates mean nothing: {listed}."
+    return f"{one.model.name}: {one.predicted}; {listed}."
+
+
 def conclusion(estimates: Estimates) -> str:
     """The case in a sentence or two of plain ASCII, which any character set of the input can hold."""
     count = len(estimates.key_slices)
     parts = []
     for one in estimates.by_model:
         listed = ", ".join(f"{name} {p:.3f} ({one.votes[name]})" for name, p in one.case.items())
-        if one.model.is_random:
-            parts.append(f"{one.model.name} has random weights, its estimates mean nothing: {listed}.")
-        else:
-            parts.append(f"{one.model.name}: {one.predicted}; {listed}.")
+        parts.append(sentence(one, listed))
     slices = "1 key slice" if count == 1 else f"{count} key slices"
     return f"{' '.join(parts)} Means over {slices}; in brackets, how many of them have most of the class."
 

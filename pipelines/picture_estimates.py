@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.estimates import Estimate
+from pipelines.estimates import Estimate, sentence
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,7 @@ def conclusion(estimates: PictureEstimates) -> str:
     parts = ["From a picture, not from CT: grey values are guessed HU, not for clinical use."]
     for one in estimates.by_model:
         listed = ", ".join(f"{name} {p:.3f}" for name, p in one.case.items())
-        if one.model.is_random:
-            parts.append(f"{one.model.name} has random weights, its estimates mean nothing: {listed}.")
-        else:
-            parts.append(f"{one.model.name}: {one.predicted}; {listed}.")
+        parts.append(sentence(one, listed))
     return " ".join(parts)
 
 

@@ -14,10 +14,11 @@ from pipelines.picture_estimates import PictureEstimates, conclusion
 from pipelines.picture_page import picture_page
 from pipelines.results import codes
 from pipelines.results.capture import build_capture
-from pipelines.results.document import algorithm, build_document, code_item, measurement, text_item
+from pipelines.results.document import algorithm, build_document, measurement
 from pipelines.results.identity import SERIES_TYPES, result_uid
 from pipelines.results.outlines import Outline, hull, image_region
 from pipelines.results.result_set import ResultSet
+from pipelines.results.triage import evaluations
 from pipelines.volume import ResultContext
 
 #: decimals of a printed probability
@@ -46,15 +47,9 @@ def build_picture_report(picture: CtPicture, estimates: PictureEstimates, contex
         picture,
         context,
         [_group(picture, estimates, context)],
-        evaluations=[
-            *(
-                code_item(codes.PREDICTED_CLASS[one.model.name], codes.PICTURE_CLASS[one.predicted])
-                for one in estimates.by_model
-                if not one.model.is_random
-            ),
-            text_item(codes.CONCLUSION, conclusion(estimates)),
-            *(text_item(codes.COMMENT, note) for note in estimates.notes),
-        ],
+        evaluations=evaluations(
+            estimates.by_model, codes.PICTURE_CLASS, conclusion(estimates), estimates.notes
+        ),
         series=SERIES_TYPES["estimates_report"],
     )
 

@@ -7,10 +7,11 @@ Each group has the outline of its lungs, for viewers that open no group without 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import highdicom as hd
 from pydicom import Dataset
+from pydicom.sr.coding import Code
 
 from pipelines.estimates import AGGREGATION, Estimate, Estimates, KeySlice, conclusion
 from pipelines.results import codes
@@ -45,17 +46,29 @@ def build_triage_report(volume: Volume, estimates: Estimates, context: ResultCon
         volume,
         context,
         [_case_group(volume, estimates, context), *slices],
-        evaluations=[
-            *(
-                code_item(codes.PREDICTED_CLASS[one.model.name], codes.SLICE_CLASS[one.predicted])
-                for one in estimates.by_model
-                if not one.model.is_random
-            ),
-            text_item(codes.CONCLUSION, conclusion(estimates)),
-            *(text_item(codes.COMMENT, note) for note in estimates.notes),
-        ],
+        evaluations=evaluations(
+            estimates.by_model, codes.SLICE_CLASS, conclusion(estimates), estimates.notes
+        ),
         series=SERIES_TYPES["triage_report"],
     )
+
+
+def evaluations(
+    answers: Sequence[Estimate], classes: Mapping[str, Code], said: str, notes: Sequence[str]
+) -> list[Dataset]:
+    """What each trained model predicts, the conclusion, and the notes.
+
+    classes: class -> its code. said: the conclusion.
+    """
+    return [
+        *(
+            code_item(codes.PREDICTED_CLASS[one.model.name], classes[one.predicted])
+            for one in answers
+            if not one.model.is_random
+        ),
+        text_item(codes.CONCLUSION, said),
+        *(text_item(codes.COMMENT, note) for note in notes),
+    ]
 
 
 def _case_group(
