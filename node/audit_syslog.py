@@ -22,10 +22,11 @@ from pathlib import Path
 import structlog
 
 from node.audit_reader import TrailReader
+from node.backoff import Backoff
 from node.config import SyslogConfig
 from node.errors import DeliveryError
-from node.metrics import AuditMetrics, TlsMetrics
-from node.tls import TLS_HINT, TlsContext, client_context, reason_of
+from node.metrics import AuditMetrics
+from node.tls import TLS_HINT, TlsContext, reason_of, syslog_context
 
 log = structlog.get_logger("node.audit")
 
@@ -36,7 +37,7 @@ _BOM = b"\xef\xbb\xbf"  # RFC 5424 6.4: what follows is UTF-8
 _EVENT = re.compile(rb'EventDateTime="([^"]+)" EventOutcomeIndicator="(\d+)"')
 
 _LOOK_SECONDS = 1.0
-_LONGEST_WAIT_SECONDS = 60.0
+_BACKOFF = Backoff(1.0, 60.0)
 #: what is left when the node stops may take so long
 _LAST_SECONDS = 3.0
 
@@ -54,11 +55,6 @@ def syslog_message(line: bytes, process: str, host: str) -> bytes:
 def host_name() -> str:
     """RFC 5424's HOSTNAME of this machine."""
     return "".join(c for c in socket.gethostname() if "!" <= c <= "~")[:255] or "-"
-
-
-def syslog_context(config: SyslogConfig, metrics: TlsMetrics | None = None) -> TlsContext:
-    """Raises ConfigError."""
-    return client_context("syslog", config.tls, metrics, section="audit")
 
 
 def check_collector(config: SyslogConfig) -> None:
@@ -112,7 +108,7 @@ class SyslogForwarder:
             if last:
                 break
             if self._failures:
-                longest = min(2.0 ** min(self._failures - 1, 20), _LONGEST_WAIT_SECONDS)
+                longest = _BACKOFF.longest(self._failures)
                 self._stopping.wait(random.uniform(longest / 2, longest))  # noqa: S311 - no secret
             else:
                 self._wake.wait(_LOOK_SECONDS)

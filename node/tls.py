@@ -20,7 +20,15 @@ from typing import Any
 
 import structlog
 
-from node.config import ClientTls, CommitmentConfig, FolderDestination, NodeConfig, QueryPeer, ServerTls
+from node.config import (
+    ClientTls,
+    CommitmentConfig,
+    FolderDestination,
+    NodeConfig,
+    QueryPeer,
+    ServerTls,
+    SyslogConfig,
+)
 from node.errors import ConfigError
 from node.metrics import TlsMetrics
 
@@ -160,6 +168,11 @@ def query_context(name: str, config: QueryPeer) -> TlsContext | None:
     return None if config.tls is None else client_context(name, config.tls, section="query")
 
 
+def syslog_context(config: SyslogConfig, metrics: TlsMetrics | None = None) -> TlsContext:
+    """Of the collector of audit messages. Raises ConfigError."""
+    return client_context("syslog", config.tls, metrics, section="audit")
+
+
 def check_tls(config: NodeConfig) -> list[str]:
     """Try every certificate, key and CA that is configured. Returns warnings. Raises ConfigError."""
     contexts = [server_context(config.receive.tls)] if config.receive.tls is not None else []
@@ -170,7 +183,7 @@ def check_tls(config: NodeConfig) -> list[str]:
     queries = [query_context(name, peer) for name, peer in config.query.items()]
     contexts += [context for context in queries if context is not None]
     if config.audit.enabled and config.audit.syslog is not None:
-        contexts.append(client_context("syslog", config.audit.syslog.tls, section="audit"))
+        contexts.append(syslog_context(config.audit.syslog))
     return [warning for context in contexts for warning in context.warnings()]
 
 

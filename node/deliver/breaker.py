@@ -17,27 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from node.backoff import Backoff, Uniform
+
 State = Literal["closed", "half_open", "open"]
 STATES: tuple[State, ...] = ("closed", "half_open", "open")
-
-#: a number between two
-Uniform = Callable[[float, float], float]
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Waits that double, of which a random part is waited ("full jitter"), so that what failed together
-    doesn't come back together."""
-
-    first_seconds: float
-    max_seconds: float
-
-    def longest(self, failures: int) -> float:
-        """After so many failures in a row, 1 or more."""
-        return min(self.first_seconds * 2.0 ** min(failures - 1, 40), self.max_seconds)
-
-    def wait(self, failures: int, uniform: Uniform = random.uniform) -> float:
-        return uniform(0.0, self.longest(failures))
 
 
 @dataclass(frozen=True)

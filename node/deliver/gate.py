@@ -16,9 +16,10 @@ from pathlib import Path
 
 import structlog
 
+from node.backoff import Backoff
 from node.config import DeliveryOptions
 from node.deliver.base import Destination, Stored
-from node.deliver.breaker import Backoff, Breaker, State, Wait
+from node.deliver.breaker import Breaker, State, Wait
 from node.deliver.commitment import CommitmentScu
 from node.deliver.pauses import Pause
 from node.errors import DeliveryError

@@ -7,7 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.deliver.breaker import Backoff, Breaker, Permit, Wait
+from node.backoff import Backoff
+from node.deliver.breaker import Breaker, Permit, Wait
 
 GO, CHECK = Permit(check_first=False), Permit(check_first=True)
 
