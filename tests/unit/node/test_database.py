@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import inspect
 
 from node import database
-from node.database import SCHEMA_VERSION, metadata, open_database
+from node.database import metadata, open_database
+from node.database_layout import SCHEMA_VERSION
 from node.errors import ConfigError, NodeError
 from tests.unit.node.receive.conftest import Bench
 
@@ -140,7 +141,7 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(_connection: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(database, "_STEPS", (*database._STEPS, fail))
+    monkeypatch.setattr(database, "STEPS", (*database.STEPS, fail))
     with pytest.raises(RuntimeError):
         open_database(tmp_path)
     monkeypatch.undo()
