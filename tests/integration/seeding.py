@@ -15,12 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
-from pydicom.uid import generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
 
 from node.triton_server import DEFAULT_REPOSITORY, free_port
 from tests.chaos.disk import SmallDisk
 from tests.integration.receiving import wait_for
-from tests.integration.running import RunningNode
+from tests.integration.running import CALLING, RunningNode, storescu
 from tests.processes import children, cpu_seconds, read
 
 STORESCP = "/usr/bin/storescp"
@@ -121,6 +122,19 @@ class Disk:
     def remove(self) -> None:
         self.empty()
         self._disk.remove()
+
+
+def refuse_by_full_disk(node: RunningNode, disk: Disk, folder: Path) -> None:
+    """Fill it under an association: its next instance is refused; then nobody gets another association."""
+    image = dcmread(min(folder.iterdir()))
+    ae = AE(ae_title=CALLING)
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    association = ae.associate("127.0.0.1", node.port, ae_title="PACSNODE")
+    assert association.is_established
+    disk.fill()
+    assert association.send_c_store(image).Status == 0xA700
+    association.release()
+    assert storescu(node.port, folder).returncode != 0
 
 
 def workers(node: RunningNode) -> list[int]:

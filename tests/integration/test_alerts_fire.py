@@ -22,9 +22,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from pydicom import Dataset, dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import insert
 
 from node.database import jobs, open_database, series
@@ -221,16 +220,7 @@ class World:
         self.signed.certificate.write_text("no certificate\n")
 
     def fill_the_disk(self) -> None:
-        """Under an association, whose next instance is refused; then nobody gets another one."""
-        image = dcmread(min((self.folder / "incomplete").iterdir()))
-        ae = AE(ae_title=CALLING)
-        ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-        association = ae.associate("127.0.0.1", self.node.port, ae_title="PACSNODE")
-        assert association.is_established
-        self.disk.fill()
-        assert association.send_c_store(image).Status == 0xA700
-        association.release()
-        assert storescu(self.node.port, self.folder / "incomplete").returncode != 0
+        seeding.refuse_by_full_disk(self.node, self.disk, self.folder / "incomplete")
 
 
 def _unwanted() -> Dataset:

@@ -18,8 +18,6 @@ from typing import Any
 import httpx
 import pytest
 from pydicom import dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
 
 from node.__main__ import main
 from node.route.defaults import default_routes
@@ -187,7 +185,7 @@ class _Unsound:
         hung = self._send("hung")
         cancelled = self._cancel_one_that_waits(hung)
         (timed_out,) = (job for job in _ended(self.node, hung, 1) if job["state"] == "failed")
-        self._fill_the_disk()
+        seeding.refuse_by_full_disk(self.node, self._disk, self._folder / "hung")
 
         def of(study: str, asked: str, code: str, says: str) -> Expected:
             return Expected(self.node, f"/studies/{study}", (asked,), "job ended", code, says)
@@ -225,18 +223,6 @@ class _Unsound:
         assert httpx.post(asked, headers={"Origin": address}, timeout=30.0).status_code == 303
         wait_for(lambda: self.node.events("job_cancelled"), seconds=60, what="the node to notice")
         return str(job["job_id"])
-
-    def _fill_the_disk(self) -> None:
-        """Under an association: its next instance is refused; then nobody gets another association."""
-        image = dcmread(min((self._folder / "hung").iterdir()))
-        ae = AE(ae_title=CALLING)
-        ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-        association = ae.associate("127.0.0.1", self.node.port, ae_title="PACSNODE")
-        assert association.is_established
-        self._disk.fill()
-        assert association.send_c_store(image).Status == 0xA700
-        association.release()
-        assert storescu(self.node.port, self._folder / "hung").returncode != 0
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -10,7 +9,6 @@ import pytest
 from sqlalchemy import Engine
 
 from node.config import WebConfig
-from node.database import open_database
 from node.metrics import Metrics
 from node.web.access import COOKIE, role_needed
 from node.web.app import create_app
@@ -19,13 +17,6 @@ from node.web.users import Role, Users, write_users
 PASSWORD = "a long enough one"
 HOST = "node.example.org"
 AUDITED: list[tuple[str, str, str, bool]] = []
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture(scope="module")

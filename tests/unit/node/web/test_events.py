@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, insert, update
 
 from node.config import WebConfig
-from node.database import deliveries, jobs, open_database, series
+from node.database import deliveries, jobs, series
 from node.metrics import Metrics
 from node.web import events
 from node.web.app import WebServer, create_app
@@ -21,13 +21,6 @@ from node.web.users import Users, write_users
 from tests.unit.node.rows import job_row, series_row
 
 PASSWORD = "a long enough one"
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -18,7 +17,7 @@ from sqlalchemy import Engine, insert
 
 from node.checks import ModelState
 from node.config import FolderDestination, RouteConfig
-from node.database import instances, jobs, open_database, series, shadows
+from node.database import instances, jobs, series, shadows
 from node.deliver.folder import FolderDeliverer
 from node.deliver.gate import Gate, Postponed
 from node.deliver.pauses import Pauses
@@ -30,13 +29,6 @@ from tests.unit.node.rows import instance_row, job_row, series_row
 from tests.unit.node.web.asking import asking
 
 STUDY = "1.2"
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 def gate(engine: Engine, folder: Path, name: str = "outbox") -> Gate:

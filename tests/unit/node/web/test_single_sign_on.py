@@ -15,7 +15,6 @@ from sqlalchemy import Engine
 from node.checks import check_login
 from node.config import NodeConfig, WebConfig, parse_config
 from node.config_oidc import OidcConfig
-from node.database import open_database
 from node.errors import ConfigError
 from node.metrics import Metrics
 from node.web import oidc
@@ -50,13 +49,6 @@ PEOPLE = {
 NAMED = "OIDC_SECRET"
 ROLES = {"radiology": "viewer", "radiology-it": "operator", "pacs-admins": "admin"}
 AUDITED: list[tuple[str, str, str, bool]] = []
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture(scope="module")

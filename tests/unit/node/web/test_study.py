@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, insert
 
 from node.config import WebConfig
-from node.database import deliveries, instances, jobs, open_database, series
+from node.database import deliveries, instances, jobs, series
 from node.metrics import Metrics
 from node.run.operations import show_job
 from node.web.app import create_app
@@ -25,13 +24,6 @@ from tests.unit.node.rows import instance_row, job_row, series_row
 STUDY = "1.2"
 ACCESSED: list[tuple[str, ...]] = []
 ROUTE = {"route": "chest", "pipeline": "p", "matches": False, "why": "modality is MR, wanted <CT>"}
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 def add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, insert
 
 from node.config import WebConfig
-from node.database import jobs, open_database, series
+from node.database import jobs, series
 from node.errors import SpoolError
 from node.metrics import Metrics
 from node.receive.handing import Handing
@@ -47,13 +47,6 @@ class Receiver:
 
     def names(self) -> list[str]:
         return [order["order"] for order in self.orders]
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
