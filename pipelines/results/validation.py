@@ -31,11 +31,20 @@ _LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _REPORTS = ("SR", "KO")
 _LINE = re.compile(r"^(Error|Warning|Abort)|Exception")
 _BAD = re.compile(r"^(Error|Abort)|Exception")
+#: PixelMed, as Debian has it, takes any character of a Person Name for wrong that isn't ASCII, whatever the
+#: Specific Character Set says (PS3.5 6.1)
+_WRONGLY_BAD = re.compile(r"^Error(?=.*Illegal character\(s\) '[^\x00-\x7f]+' in value of PN VR)")
+#: what validators quote of, and nobody is to read in their messages (DESIGN I8)
+_IDENTIFYING = (
+    *("PatientName", "PatientID", "PatientBirthDate", "OtherPatientNames", "AccessionNumber"),
+    *("ReferringPhysicianName", "PatientComments", "AdditionalPatientHistory"),
+)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What one tool said. ok: it found no error. messages: its error and warning lines."""
+    """What one tool said. ok: it found no error. messages: its error and warning lines, without the patient's
+    name and the like."""
 
     tool: str
     ok: bool
@@ -54,15 +63,33 @@ def validate_all(paths: Sequence[Path]) -> dict[Path, list[Validation]]:
     """
     found: dict[Path, list[Validation]] = {}
     kinds: list[tuple[str, Path]] = []
+    secrets: dict[Path, list[str]] = {}
     for path in paths:
-        sop_class, modality, read_back = _read_back(path)
+        dataset, read_back = _read_back(path)
         found[path] = [read_back]
-        if read_back.ok:
-            found[path] += _of_one(path, sop_class, modality)
+        if dataset is not None:
+            modality = str(dataset.Modality)
+            secrets[path] = _secrets(dataset)
+            found[path] += _of_one(path, str(dataset.SOPClassUID), modality)
             kinds.append(("sr" if modality in _REPORTS else "iod", path))
     for path, said in _pixelmed(kinds):
         found[path].append(said)
+    for path, words in secrets.items():
+        found[path] = [_discreet(one, words) for one in found[path]]
     return found
+
+
+def _secrets(dataset: pydicom.Dataset) -> list[str]:
+    """Values that tell who the patient is, longest first; of single letters there is nothing to tell."""
+    found = {str(dataset.get(keyword) or "") for keyword in _IDENTIFYING}
+    return sorted((value for value in found if len(value) > 1), key=len, reverse=True)
+
+
+def _discreet(said: Validation, secrets: Sequence[str]) -> Validation:
+    messages = list(said.messages)
+    for secret in secrets:
+        messages = [message.replace(secret, "…") for message in messages]
+    return replace(said, messages=tuple(messages))
 
 
 def _of_one(path: Path, sop_class: str, modality: str) -> Iterator[Validation]:
@@ -90,13 +117,13 @@ def _pixelmed(kinds: Sequence[tuple[str, Path]]) -> list[tuple[Path, Validation]
         why = f"Error: {error} {getattr(error, 'stderr', None) or ''}".strip()
         return [(path, Validation(TOOLS[kind], False, (why,))) for kind, path in kinds]
     return [
-        (path, _judged(TOOLS[kind], text.splitlines()))
+        (path, _judged(TOOLS[kind], [_WRONGLY_BAD.sub("Warning", line) for line in text.splitlines()]))
         for (kind, path), text in zip(kinds, said, strict=True)
     ]
 
 
-def _read_back(path: Path) -> tuple[str, str, Validation]:
-    """SOP Class UID, Modality, and whether the file parses; highdicom checks and indexes SEG and SR."""
+def _read_back(path: Path) -> tuple[pydicom.Dataset | None, Validation]:
+    """The file, None where it doesn't parse; highdicom checks and indexes SEG and SR."""
     try:
         dataset = pydicom.dcmread(path)
         modality = str(dataset.Modality)
@@ -118,12 +145,9 @@ def _read_back(path: Path) -> tuple[str, str, Validation]:
         RuntimeError,
         TypeError,
     ) as error:
-        return (
-            "",
-            "",
-            Validation("pydicom and highdicom", False, (f"Error: {type(error).__name__}: {error}",)),
-        )
-    return str(dataset.SOPClassUID), modality, Validation("pydicom and highdicom", True)
+        why = f"Error: {type(error).__name__}: {error}"
+        return None, Validation("pydicom and highdicom", False, (why,))
+    return dataset, Validation("pydicom and highdicom", True)
 
 
 def _find(name: str) -> str | None:

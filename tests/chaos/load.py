@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from tests.integration.running import CALLING, STORESCU
+from tests.patients import give_identity
 from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import chest_phantom
 
@@ -56,6 +57,7 @@ class Series:
             image.StudyInstanceUID = generate_uid(entropy_srcs=[uid, "study"])
             image.SOPInstanceUID = generate_uid(entropy_srcs=[uid, str(at)])
             image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+            give_identity(image)
             image.Manufacturer = WHOLE if whole else "Chaos"
             path = folder / f"{at}.dcm"
             image.save_as(path)

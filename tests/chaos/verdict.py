@@ -23,6 +23,7 @@ from node.errors import NodeError
 from pipelines.request import SUMMARY
 from tests.chaos.load import Sent
 from tests.chaos.world import World
+from tests.patients import served, told, words
 
 LIGHT, WHOLE = "chest_ct_triage", "chest_ct_pneumonia"
 ENDED = ("done", "failed", "cancelled")
@@ -48,11 +49,12 @@ class Verdict:
     missing_objects: list[str] = field(default_factory=list)
     extra_objects: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    patients_told: list[str] = field(default_factory=list)
 
     @property
     def faults(self) -> dict[str, Any]:
         fields = ("lost_instances", "duplicate_result_sets", "stuck_jobs", "invalid_objects")
-        named = ("missing_objects", "extra_objects", "stuck")
+        named = ("missing_objects", "extra_objects", "stuck", "patients_told")
         return {name: getattr(self, name) for name in (*fields, *named) if getattr(self, name)}
 
 
@@ -82,6 +84,7 @@ def judge(world: World, sent: Sequence[Sent]) -> Verdict:
     _judge_input(world, sent, verdict)
     expected = _judge_jobs(world, sent, verdict)
     _judge_archive(world, expected, verdict)
+    _judge_telling(world, sent, verdict)
     return verdict
 
 
@@ -144,6 +147,18 @@ def _judge_archive(world: World, expected: dict[str, tuple[str, Path]], verdict:
         for uid in set(expected) & set(held):
             answer = archive.get(f"/instances/{held[uid]['ID']}/file")
             verdict.invalid_objects += not _same(answer.content, expected[uid][1])
+
+
+def _judge_telling(world: World, sent: Sequence[Sent], verdict: Verdict) -> None:
+    """Neither logs nor metrics nor pages name a patient (DESIGN I8)."""
+    texts = {}
+    for victim in world.nodes:
+        texts[f"{victim.name}'s log"] = victim.node.log_path.read_text(errors="replace")
+        if victim.node.process is not None and victim.node.process.poll() is None:
+            pages = served(f"http://127.0.0.1:{victim.node.web_port}")
+            texts |= {f"{victim.name}'s {path}": text for path, text in pages.items()}
+    images = (dcmread(next(iter(one.files.values())), stop_before_pixels=True) for one in sent)
+    verdict.patients_told = told(texts, set().union(*map(words, images)))
 
 
 def _same(content: bytes, path: Path) -> bool:

@@ -33,6 +33,14 @@ SYNTHETIC: Mapping[str, dict[str, object]] = {
             *("SpecificCharacterSet", "PositionReferenceIndicator", "Manufacturer"),
         )
     ),
+    # PixelMed knows only the default character repertoire, so that the others have an ASCII name
+    "named_chinese": {"PatientName": "Wang^XiaoDong=王^小東"},
+    "named_german": {"PatientName": "Müller-Lüdenscheidt^Jörg", "SpecificCharacterSet": "ISO_IR 100"},
+    "named_arabic": {"PatientName": "قباني^لنزار", "SpecificCharacterSet": "ISO_IR 127"},
+    "named_japanese": {
+        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+    },
 }
 #: name -> folder of the shared test data
 REAL: Mapping[str, str] = {
@@ -49,8 +57,7 @@ def available() -> list[str]:
 def read(name: str) -> tuple[Volume, Findings]:
     if name in REAL:
         return painted(load_series(dicom_files(SHARED_DATA / REAL[name])))
-    # An ASCII name: PixelMed's validator knows only the default character repertoire
-    volume, findings = chest(PatientName="Test^Anna", **SYNTHETIC[name])  # type: ignore[arg-type]
+    volume, findings = chest(**{"PatientName": "Test^Anna", **SYNTHETIC[name]})  # type: ignore[arg-type]
     return without_plane(volume, findings, missing=11) if name == "repaired" else (volume, findings)
 
 

@@ -30,9 +30,12 @@ from tests.unit.pipelines.results.synthetic import context
 
 pytestmark = pytest.mark.integration
 
-#: Warnings that stay: the private scheme is unknown to dciodvfy by nature; then one about DICOMDIR media, and
-#: one about a Patient's Name that is copied as it is.
-EXPECTED_WARNINGS = ("<99PACSNODE>", "needed to build DICOMDIR", "Retired Person Name form")
+#: Warnings that stay: the private scheme is unknown to dciodvfy by nature; then one about DICOMDIR media; one
+#: about a Patient's Name that is copied as it is; and two about characters that PixelMed doesn't know.
+EXPECTED_WARNINGS = (
+    *("<99PACSNODE>", "needed to build DICOMDIR", "Retired Person Name form"),
+    *("Illegal character(s)", "Unrecognized defined term :ISO"),
+)
 #: Old tools that don't know Label Map Segmentation Storage (2023) refuse a reference to a segment of one.
 KNOWS_NO_LABEL_MAPS = ("dciodvfy", "dsrdump")
 INPUTS = available()
@@ -115,6 +118,13 @@ def test_there_are_no_warnings_but_the_known_ones(said: Said, name: str) -> None
         if tool.ok and not any(known in message for known in EXPECTED_WARNINGS)
     ]
     assert not unknown
+
+
+def test_no_message_names_the_patient(said: Said) -> None:
+    """A validator may quote the value that it dislikes; what is shown of that goes on screens."""
+    messages = [message for v in said["named_german"]["segmentation"] for message in v.messages]
+    assert any("Illegal character(s) 'üüö'" in message for message in messages) or not jars()
+    assert not any("Jörg" in message or "Lüdenscheidt" in message for message in messages)
 
 
 @pytest.mark.parametrize(
