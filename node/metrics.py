@@ -1,4 +1,6 @@
-"""Every Prometheus metric of the node, with its unit and the values its labels can take.
+"""The node's Prometheus metrics, with their units and the values that their labels can take.
+
+The receiver's process has its own, in ``node.receive.metrics``; both appear at ``/metrics``.
 
 In: what the services count and measure. Out: ``Metrics.expose()``, the text that ``/metrics`` answers.
 Names start with ``pacsnode_``, units are base units, counters end in ``_total``. Labels are bounded: names
@@ -16,7 +18,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-_SECONDS_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SECONDS_OF_REQUESTS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 _DIFFERENCES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SECONDS_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
@@ -65,146 +67,6 @@ class AuditMetrics:
         return TlsMetrics(
             lambda file, read: self._not_after.labels(file=file).set_function(read), self._reload_failures.inc
         )
-
-
-class ReceiveMetrics:
-    """What the receiver's process counts, on a registry of its own."""
-
-    def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self.registry = registry
-        ProcessCollector(namespace="pacsnode_receive", registry=registry)
-        self.associations_open = Gauge(
-            "pacsnode_associations_open", "Associations accepted and not yet ended.", registry=registry
-        )
-        self.associations_accepted = Counter(
-            "pacsnode_associations_accepted_total", "Associations accepted.", registry=registry
-        )
-        self.associations_rejected = Counter(
-            "pacsnode_associations_rejected_total",
-            "Associations rejected. reason: calling_ae_title, called_ae_title, host, too_many_associations, "
-            "too_many_of_peer, no_space.",
-            ["reason"],
-            registry=registry,
-        )
-        self.connections_dropped = Counter(
-            "pacsnode_connections_dropped_total",
-            "Connections that ended before an association was asked for. reason: tls (handshake failed), "
-            "too_many (others were waiting as well).",
-            ["reason"],
-            registry=registry,
-        )
-        self.certificate_not_after = Gauge(
-            "pacsnode_receive_certificate_not_after_timestamp_seconds",
-            "When the listener's first certificate of a file ends, since the epoch. file: certificate, ca.",
-            ["file"],
-            registry=registry,
-        )
-        self.tls_reload_failures = Counter(
-            "pacsnode_receive_tls_reload_failures_total",
-            "Changed TLS files of the listener that couldn't be used; the ones before stay in use.",
-            registry=registry,
-        )
-        self.audit = AuditMetrics("pacsnode_receive_audit", registry)
-        self.associations_ended = Counter(
-            "pacsnode_associations_ended_total",
-            "Accepted associations that ended. how: released, aborted (also: connection lost, timed out).",
-            ["how"],
-            registry=registry,
-        )
-        self.instances = Counter(
-            "pacsnode_instances_total",
-            "C-STORE requests answered. outcome: stored, duplicate, quarantined, refused; "
-            "code: none, or why it was quarantined or refused. Also what the disk had lost at start-up: "
-            "quarantined, file_missing.",
-            ["outcome", "code"],
-            registry=registry,
-        )
-        self.received_bytes = Counter(
-            "pacsnode_received_bytes_total", "Data set bytes received by C-STORE.", registry=registry
-        )
-        self.c_store_seconds = Histogram(
-            "pacsnode_c_store_duration_seconds",
-            "From a C-STORE request to its instance being durable.",
-            buckets=_SECONDS_SHORT,
-            registry=registry,
-        )
-        self.commitments_open = Gauge(
-            "pacsnode_commitments_open", "Storage commitment requests not yet reported.", registry=registry
-        )
-        self.commitment_requests = Counter(
-            "pacsnode_commitment_requests_total",
-            "Storage commitment requests (N-ACTION) answered. outcome: accepted, or the status: "
-            "processing_failure, no_such_instance, invalid_argument, no_such_action, mistyped_argument, "
-            "resource_limitation.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.commitment_instances = Counter(
-            "pacsnode_commitment_instances_total",
-            "Instances of reported requests. outcome: committed, or the failure reason: processing_failure, "
-            "no_such_instance, class_instance_conflict, class_not_supported, duplicate_transaction.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.commitment_results = Counter(
-            "pacsnode_commitment_results_total",
-            "Reports on our own Storage Commitment requests, over associations to our listener. outcome: "
-            "recorded, or why not: invalid_argument, no_such_event, processing_failure.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.commitment_reports = Counter(
-            "pacsnode_commitment_reports_total",
-            "Attempts to report (N-EVENT-REPORT). outcome: same_association, new_association (both arrived), "
-            "failed (to be tried again), given_up.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.series_opened = Counter(
-            "pacsnode_series_opened_total", "Series versions opened by a first instance.", registry=registry
-        )
-        self.series_completed = Counter(
-            "pacsnode_series_completed_total",
-            "Series versions judged complete. rule: multi_frame, expected_count, association_release, "
-            "quiet_time, missing_limit, hard_limit.",
-            ["rule"],
-            registry=registry,
-        )
-        self.series_incomplete = Counter(
-            "pacsnode_series_incomplete_total",
-            "Series versions completed although something is missing. by: who says so: c_find, series_count, "
-            "concatenation, images_in_acquisition, positions.",
-            ["by"],
-            registry=registry,
-        )
-        self.queries = Counter(
-            "pacsnode_queries_total",
-            "Questions for the number of instances. peer: its name in the configuration; outcome: answered, "
-            "unreachable, rejected, refused, timeout, broken.",
-            ["peer", "outcome"],
-            registry=registry,
-        )
-        self.fetches = Counter(
-            "pacsnode_fetches_total",
-            "Attempts to fetch what is missing. outcome: complete, partial, failed.",
-            ["peer", "outcome"],
-            registry=registry,
-        )
-        self.fetched_instances = Counter(
-            "pacsnode_fetched_instances_total", "Instances fetched.", ["peer"], registry=registry
-        )
-
-    def tls(self) -> TlsMetrics:
-        """For the listener's certificates."""
-        return TlsMetrics(
-            lambda file, read: self.certificate_not_after.labels(file=file).set_function(read),
-            self.tls_reload_failures.inc,
-        )
-
-    def expose(self) -> bytes:
-        """The current values in Prometheus' text format."""
-        return generate_latest(self.registry)
 
 
 class ShadowMetrics:
@@ -264,9 +126,17 @@ class Metrics:
         )
 
         # series and routing
+        self.spool_age_seconds = Gauge(
+            "pacsnode_spool_age_seconds",
+            "How long the oldest one waits, of those in the database now, 0 without any. waiting_for: "
+            "completeness (since a series' last instance), routing (likewise), run, delivery (since a job's "
+            "creation).",
+            ["waiting_for"],
+            registry=registry,
+        )
         self.series = Gauge(
             "pacsnode_series",
-            "Series versions now. state: open, complete, routed.",
+            "Series versions in the database now, whichever node's. state: open, complete, routed.",
             ["state"],
             registry=registry,
         )
@@ -281,7 +151,8 @@ class Metrics:
         # run
         self.jobs = Gauge(
             "pacsnode_jobs",
-            "Jobs now. state: queued, retry, running, delivering, done, failed, cancelled.",
+            "Jobs in the database now, whichever node's. state: queued, retry, running, delivering, done, "
+            "failed, cancelled.",
             ["state"],
             registry=registry,
         )
@@ -311,6 +182,20 @@ class Metrics:
             buckets=_SECONDS_LONG,
             registry=registry,
         )
+        self.inference_seconds = Histogram(
+            "pacsnode_inference_duration_seconds",
+            "One request to Triton that was answered, as its pipeline sees it.",
+            ["pipeline", "model"],
+            buckets=_SECONDS_OF_REQUESTS,
+            registry=registry,
+        )
+        self.inference_failures = Counter(
+            "pacsnode_inference_failures_total",
+            "Requests to Triton that failed. code: triton_unavailable, inference_interrupted, "
+            "inference_failed.",
+            ["pipeline", "model", "code"],
+            registry=registry,
+        )
         self.turnaround_seconds = Histogram(
             "pacsnode_turnaround_seconds",
             "From a series' last instance to its result set being delivered everywhere.",
@@ -323,6 +208,20 @@ class Metrics:
         )
 
         # deliver
+        self.deliveries_waiting = Gauge(
+            "pacsnode_deliveries_waiting",
+            "Result sets in the database now that a destination is still to store, or to commit itself to.",
+            ["destination"],
+            registry=registry,
+        )
+        self.delivery_turnaround_seconds = Histogram(
+            "pacsnode_delivery_turnaround_seconds",
+            "From a series' last instance to its result set being stored by a destination, and committed to "
+            "where that is asked for. until: stored, committed.",
+            ["destination", "until"],
+            buckets=_SECONDS_LONG,
+            registry=registry,
+        )
         self.deliveries = Counter(
             "pacsnode_deliveries_total",
             "Attempts to deliver a result set. outcome: delivered, retried, failed, or postponed: none, as "
@@ -419,6 +318,17 @@ class Metrics:
             lambda file, read: not_after.labels(destination=destination, file=file).set_function(read),
             self.tls_reload_failures.labels(destination=destination).inc,
         )
+
+    def requests_of(self, pipeline: str) -> Callable[[str, float, str], None]:
+        """Counts requests to Triton: model, seconds, and the error's code, or "" where it was answered."""
+
+        def count(model: str, seconds: float, code: str) -> None:
+            if code:
+                self.inference_failures.labels(pipeline=pipeline, model=model, code=code).inc()
+            else:
+                self.inference_seconds.labels(pipeline=pipeline, model=model).observe(seconds)
+
+        return count
 
     def watch_disk(self, folder: Path) -> None:
         """Measure free space under ``folder`` at every scrape."""

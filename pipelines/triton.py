@@ -48,6 +48,8 @@ _PASSING_STATES = ("LOADING", "UNLOADING")
 
 Arrays = Mapping[str, NDArray[Any]]
 Progress = Callable[[int, int], None]
+#: called with (model, seconds, "" or the error's code) when a request has ended, from any thread
+OnRequest = Callable[[str, float, str], object]
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,20 @@ class InferenceClient:
     """A connection to one Triton server.
 
     url: ``host:port`` of its gRPC endpoint. timeout_seconds: for each request, unless ``access`` has another
-    for its model. Use as a context manager, or call ``close``.
+    for its model. on_request: told of each request for inference that has ended. Use as a context manager, or
+    call ``close``.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float, access: Access = PLAIN) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_seconds: float,
+        access: Access = PLAIN,
+        on_request: OnRequest = lambda _model, _seconds, _code: None,
+    ) -> None:
         self.url = url
+        self._on_request = on_request
         self._timeout = timeout_seconds
         self._access = access
         self._client = connect(url, access)
@@ -217,6 +228,16 @@ class InferenceClient:
         return answers.arrays
 
     def _infer(self, model: ServedModel, batch: Arrays, answers: _Answers, piece: slice) -> None:
+        started, code = time.monotonic(), ""
+        try:
+            self._ask(model, batch, answers, piece)
+        except PipelineError as error:
+            code = error.code
+            raise
+        finally:
+            self._on_request(model.spec.name, time.monotonic() - started, code)
+
+    def _ask(self, model: ServedModel, batch: Arrays, answers: _Answers, piece: slice) -> None:
         expected = answers.sizes(piece)
         needed = [array.nbytes for array in batch.values()] + list(expected.values())
         with (

@@ -5,6 +5,7 @@ take the listener along, and because pixels must not compete with it for the int
 
     {"event": "ready"}                                              what a study needs is warm, without --cold
     {"event": "progress", "stage": …, "done": n, "total": n}        done == total == 0: the stage begins
+    {"event": "request", "model": …, "seconds": s, "code": …}       to Triton, ended; code: "" or the error's
     {"event": "done", "summary": {…}}
     {"event": "failed", "code": …, "message": …, "hint": …, "retryable": …}
 
@@ -55,6 +56,9 @@ def _run(line: str, emit: Emit) -> None:
             message["triton_url"],
             timeout_seconds=message["timeout_seconds"],
             access=Access(**message["access"]),
+            on_request=lambda model, seconds, code: emit(
+                {"event": "request", "model": model, "seconds": round(seconds, 4), "code": code}
+            ),
         ) as client:
             summary = process(
                 decode_request(message),

@@ -20,8 +20,8 @@ import structlog
 from node.audit import AuditTrail
 from node.audit_message import MINOR_FAILURE, SERIOUS_FAILURE, Peer
 from node.config import ReceiveConfig
-from node.metrics import ReceiveMetrics
 from node.reasons import WORDS, Kind, worded
+from node.receive.metrics import ReceiveMetrics
 from node.receive.part10 import printable
 from node.receive.refusals import Refused
 from node.tls import reason_of

@@ -21,7 +21,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import ReceiveConfig
 from node.errors import SpoolError
-from node.metrics import ReceiveMetrics
 from node.receive.commitment_association import TRANSFER_SYNTAXES, ReportingAssociation, is_implicit_vr
 from node.receive.commitment_ledger import CommitmentLedger, Transaction
 from node.receive.commitment_messages import (
@@ -32,6 +31,7 @@ from node.receive.commitment_messages import (
 )
 from node.receive.commitment_reports import CommitmentReports
 from node.receive.commitment_results import CommitmentResults
+from node.receive.metrics import ReceiveMetrics
 from node.receive.negotiation import scp_only
 from node.receive.spool import Spool
 from node.receive.storage import is_accepted_storage

@@ -22,7 +22,6 @@ import structlog
 from pynetdicom.presentation import PresentationContext
 
 from node.config import CommitmentConfig
-from node.metrics import ReceiveMetrics
 from node.receive.commitment_association import (
     NotReported,
     ReportingAssociation,
@@ -32,6 +31,7 @@ from node.receive.commitment_association import (
 )
 from node.receive.commitment_ledger import FAILURE_REASONS, CommitmentLedger, Transaction
 from node.receive.commitment_messages import COMMITTED, encode_report
+from node.receive.metrics import ReceiveMetrics
 from node.tls import ClientHandshake, commitment_contexts
 
 log = structlog.get_logger("node.receive.commitment")

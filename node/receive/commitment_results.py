@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.commitment_requests import CommitmentRequests, InvalidReport, Report
-from node.metrics import ReceiveMetrics
 from node.receive.commitment_association import ReportingAssociation, is_implicit_vr
+from node.receive.metrics import ReceiveMetrics
 
 log = structlog.get_logger("node.receive.commitment")
 

@@ -32,9 +32,9 @@ from node.audit_message import Peer
 from node.config import QueryPeer
 from node.database import inquiries, instances, series, write_transaction
 from node.errors import QueryError
-from node.metrics import ReceiveMetrics
 from node.receive.command import StoreCommand
 from node.receive.completeness import Inquiry
+from node.receive.metrics import ReceiveMetrics
 from node.receive.part10 import header_length
 from node.receive.query import QueryScu, SeriesKey
 from node.receive.storage import StorageService

@@ -22,7 +22,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import SeriesConfig
 from node.database import series, write_transaction
-from node.metrics import ReceiveMetrics
 from node.postgres import hold_series
 from node.reasons import incomplete
 from node.receive.completeness import (
@@ -34,6 +33,7 @@ from node.receive.completeness import (
     judge,
 )
 from node.receive.header_reader import HeaderReader
+from node.receive.metrics import ReceiveMetrics
 
 log = structlog.get_logger("node.receive.judging")
 

@@ -29,11 +29,11 @@ from pynetdicom.sop_class import Verification
 from node.audit import AuditTrail
 from node.audit_message import Peer
 from node.config import ReceiveConfig
-from node.metrics import ReceiveMetrics
 from node.receive.admission import Admission, host_of
 from node.receive.command import StoreCommand
 from node.receive.commitment import CommitmentService
 from node.receive.loan import Returned
+from node.receive.metrics import ReceiveMetrics
 from node.receive.movers import Movers
 from node.receive.negotiation import answer_storage, scp_only
 from node.receive.pdata import request_handler

@@ -13,13 +13,13 @@ from node.audit_message import Source
 from node.config import NodeConfig
 from node.database import open_database
 from node.files import lock
-from node.metrics import ReceiveMetrics
 from node.postgres import SessionLock
 from node.receive.adoption import LOCK, Adoption
 from node.receive.commitment import CommitmentService
 from node.receive.header_reader import HeaderReader
 from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.listener import TRANSFER_SYNTAXES, Listener
+from node.receive.metrics import ReceiveMetrics
 from node.receive.movers import Movers, file_left_journals
 from node.receive.reconcile import reconcile
 from node.receive.refusals import Refusals

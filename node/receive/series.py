@@ -40,12 +40,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import SeriesConfig
 from node.database import Prepared, instances, series, write_transaction
-from node.metrics import ReceiveMetrics
 from node.postgres import hold_series
 from node.receive.completeness import Associations, settle_seconds
 from node.receive.header_reader import HeaderReader
 from node.receive.index import RECOVERED, Filing
 from node.receive.judging import Inquiring, Judging, Turn
+from node.receive.metrics import ReceiveMetrics
 
 log = structlog.get_logger("node.receive.series")
 
@@ -224,6 +224,8 @@ class SeriesTracker:
         )
         self._opened = True
         self._metrics.series_opened.inc()
+        if version > 1:
+            self._metrics.series_late.inc()
         log.info(
             "series_opened",
             series_instance_uid=filing.series_instance_uid,

@@ -23,12 +23,12 @@ from pynetdicom import (
 from node.audit import AuditTrail
 from node.audit_message import Peer, Transfer
 from node.errors import SpoolError
-from node.metrics import ReceiveMetrics
 from node.reasons import Kind, worded
 from node.receive.command import StoreCommand
 from node.receive.index import Incoming
 from node.receive.intake import Intake
 from node.receive.journal import Lane
+from node.receive.metrics import ReceiveMetrics
 from node.receive.part10 import is_uid
 from node.receive.receiving import Receiving
 from node.receive.refusals import Refused

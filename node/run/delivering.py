@@ -125,6 +125,7 @@ class Delivering:
                 if self._record(job, destination, was="stored", state="delivered", **_FINE):
                     labels = {"destination": destination, "outcome": "committed"}
                     self._metrics.committed_instances.labels(**labels).inc(len(wanted))
+                    self._observe_turnaround(job, destination, "committed")
                     log.info("delivery_committed", job_id=job.job_id, destination=destination)
                 self._committing.close(delivery)
             case Waiting():
@@ -157,6 +158,7 @@ class Delivering:
             warnings=len(warnings),
         )
         self._record(job, destination, state=state, attempts=attempt, warnings=warnings or None, **_FINE)
+        self._observe_turnaround(job, destination, "stored")
 
     def _postponed(self, job: Row[Any], row: Row[Any], postponed: Postponed) -> Next:
         gate = self._gates[row.destination]
@@ -234,12 +236,6 @@ class Delivering:
         """End the job when all of its deliveries are settled."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(deliveries).where(deliveries.c.job_id == job.job_id)).all()
-            last_instance_at = connection.execute(
-                select(series.c.last_instance_at).where(
-                    series.c.series_instance_uid == job.series_instance_uid,
-                    series.c.version == job.series_version,
-                )
-            ).scalar_one()
         if any(row.state in UNSETTLED for row in rows):
             return
         if "no_result" in self._results.read_summary(Path(job.result_dir)):
@@ -253,9 +249,21 @@ class Delivering:
                 log.error("job_failed", job_id=job.job_id, code=why.code, reason=why.sentence)
             return
         if self._end(job, "done", None, None):
-            turnaround = time.time() - last_instance_at
+            turnaround = self._turnaround(job)
             self._metrics.turnaround_seconds.labels(job.pipeline).observe(turnaround)
             log.info("job_done", job_id=job.job_id, turnaround_seconds=round(turnaround, 1))
+
+    def _turnaround(self, job: Row[Any]) -> float:
+        """Seconds since the last instance of the job's series."""
+        last = select(series.c.last_instance_at).where(
+            series.c.series_instance_uid == job.series_instance_uid, series.c.version == job.series_version
+        )
+        with self._engine.connect() as connection:
+            return time.time() - float(connection.execute(last).scalar_one())
+
+    def _observe_turnaround(self, job: Row[Any], destination: str, until: str) -> None:
+        histogram = self._metrics.delivery_turnaround_seconds
+        histogram.labels(destination=destination, until=until).observe(self._turnaround(job))
 
     def _end(self, job: Row[Any], state: str, code: str | None, reason: str | None) -> bool:
         """End a job; False if it had ended already, which two deliveries that end together may both try."""

@@ -178,6 +178,7 @@ class ResultSets:
                 request_timeout_seconds=config.triton.request_timeout_seconds,
                 access=config.triton.access(),
                 priority=run.job.priority,
+                on_request=services.metrics.requests_of(run.job.pipeline),
                 step_timeout_seconds=config.run.step_timeout_seconds,
             )
             failpoint("results.made")

@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 NODE_STOPPING = "node_stopping"
 #: called with (stage, done, total); total 0 announces the start of a stage
 OnProgress = Callable[[str, int, int], None]
+#: called with (model, seconds, "" or the error's code) of a request to Triton that has ended
+OnRequest = Callable[[str, float, str], object]
 #: glibc's malloc: a worker's threads share two heaps; with more, 150 MB of a study of 600 slices lie idle
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
@@ -68,17 +70,21 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def run(self, line: str, on_progress: OnProgress, *, timeout_seconds: float) -> dict[str, Any]:
+    def run(
+        self, line: str, on_progress: OnProgress, on_request: OnRequest, *, timeout_seconds: float
+    ) -> dict[str, Any]:
         """Send a request and follow it to its end; whatever else than its own answer ends it kills it."""
         try:
-            return self._run(line, on_progress, timeout_seconds)
+            return self._run(line, on_progress, on_request, timeout_seconds)
         except PipelineFailed:
             raise
         except BaseException:
             self.kill()  # an answer that comes later must not be taken for the next request's
             raise
 
-    def _run(self, line: str, on_progress: OnProgress, timeout_seconds: float) -> dict[str, Any]:
+    def _run(
+        self, line: str, on_progress: OnProgress, on_request: OnRequest, timeout_seconds: float
+    ) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_seconds
         assert self._process.stdin is not None  # noqa: S101 - Popen was given PIPE
         try:
@@ -101,6 +107,8 @@ class _Worker:
             match message["event"]:
                 case "progress":
                     on_progress(message["stage"], message["done"], message["total"])
+                case "request":
+                    on_request(message["model"], message["seconds"], message["code"])
                 case "done":
                     summary: dict[str, Any] = message["summary"]
                     return summary
@@ -151,6 +159,7 @@ class WorkerPool:
         step_timeout_seconds: float,
         access: Access = PLAIN,
         priority: int = 100,
+        on_request: OnRequest = lambda _model, _seconds, _code: None,
     ) -> dict[str, Any]:
         """Run one request to its end and return its summary. Of those that wait, smaller priorities go first.
 
@@ -162,7 +171,7 @@ class WorkerPool:
         worker = self._take(priority)
         try:
             worker = self._alive(worker)
-            return worker.run(line, on_progress, timeout_seconds=step_timeout_seconds)
+            return worker.run(line, on_progress, on_request, timeout_seconds=step_timeout_seconds)
         except WorkerCrashed as error:
             if self._stopped:
                 raise WorkerCrashed("the node is stopping", code=NODE_STOPPING) from error

@@ -23,31 +23,32 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import structlog
 import uvicorn
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from sqlalchemy import Connection, Engine, Select, Table, func, literal, select, union_all
+from sqlalchemy import Engine, Select, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from node import __version__
 from node.config import WebConfig
-from node.database import IS_QUARANTINED, instances, jobs, series, write_transaction
+from node.database import IS_QUARANTINED, instances, series, write_transaction
 from node.errors import NodeError, SpoolError
 from node.metrics import Metrics
 from node.run.operations import list_jobs
 from node.web.access import Access
-from node.web.destinations_page import count_waiting, destination_routes
+from node.web.destinations_page import destination_routes
 from node.web.events import Pulse, event_routes
 from node.web.intake import IntakeGate, refused
 from node.web.job_api import job_routes
 from node.web.login import Audited, Login
 from node.web.models_page import model_routes
 from node.web.multipart import BadBody
+from node.web.now import count_waiting, measure
 from node.web.oidc import Provider
 from node.web.pages import CONTENT_SECURITY_POLICY, render, static_routes
 from node.web.routes_page import route_routes
@@ -66,9 +67,6 @@ log = structlog.get_logger("node.web")
 #: Says why something isn't ready, or None when it is.
 Check = Callable[[], str | None]
 
-#: the first is the one that most end in
-_SERIES_STATES = ("routed", "open", "complete")
-_JOB_STATES = ("done", *(state for state in JOB_STATES if state != "done"))
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -106,7 +104,7 @@ def create_app(
     limit = LoginLimit()
     all_checks: dict[str, Check] = {"database": database_writable(engine), **checks}
     app = FastAPI(title="PACS inference node", docs_url=None, redoc_url=None, version=__version__)
-    app.include_router(_health(engine, metrics, all_checks, more_metrics))
+    app.include_router(_health(engine, metrics, all_checks, more_metrics, sources))
     app.include_router(_overview(engine, all_checks, sources))
     app.include_router(static_routes())
     app.include_router(event_routes(_pulse(engine, all_checks, sources), sources.stopping))
@@ -145,7 +143,11 @@ def failing_of(checks: Mapping[str, Check]) -> dict[str, str]:
 
 
 def _health(
-    engine: Engine, metrics: Metrics, checks: Mapping[str, Check], more_metrics: Callable[[], bytes]
+    engine: Engine,
+    metrics: Metrics,
+    checks: Mapping[str, Check],
+    more_metrics: Callable[[], bytes],
+    sources: Sources,
 ) -> APIRouter:
     router = APIRouter()
 
@@ -163,7 +165,7 @@ def _health(
 
     @router.get("/metrics")
     def metrics_text() -> Response:
-        _measure_states(engine, metrics)
+        measure(engine, metrics, sources.gates())
         return Response(
             metrics.expose() + more_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
@@ -234,29 +236,6 @@ def list_quarantined(engine: Engine, limit: int) -> list[dict[str, Any]]:
 def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         return [dict(row._mapping) for row in connection.execute(query)]
-
-
-def _measure_states(engine: Engine, metrics: Metrics) -> None:
-    """Read how many series and jobs are in each state; a gauge kept by hand would drift over a crash."""
-    with engine.connect() as connection:
-        for table, gauge, states in (
-            (series, metrics.series, _SERIES_STATES),
-            (jobs, metrics.jobs, _JOB_STATES),
-        ):
-            for name, count in _count_states(connection, table, states).items():
-                gauge.labels(state=name).set(count)
-
-
-def _count_states(connection: Connection, table: Table, states: Sequence[str]) -> dict[str, int]:
-    """How many rows are in each state. In the first one is the rest: to count all rows is much faster than to
-    tell them apart."""
-    most, *others = states
-    each = select(table.c.state, func.count()).where(table.c.state.in_(others)).group_by(table.c.state)
-    every = select(literal(most), func.count()).select_from(table)
-    counts = dict.fromkeys(states, 0)
-    counts |= {row[0]: row[1] for row in connection.execute(union_all(every, each))}
-    counts[most] -= sum(counts[name] for name in others)
-    return counts
 
 
 class WebStartError(NodeError):

@@ -16,14 +16,13 @@ from typing import Any
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
 from node.config import CStoreDestination, StowDestination
-from node.database import deliveries, jobs
 from node.deliver.gate import Gate
 from node.deliver.pauses import Pauses
 from node.errors import DeliveryError
-from node.run.delivering import UNSETTLED
+from node.web.now import count_waiting
 from node.web.pages import render
 
 log = structlog.get_logger("node.web")
@@ -101,15 +100,3 @@ def _kind(gate: Gate) -> str:
     if isinstance(options, CStoreDestination):
         return f"C-STORE, {options.ae_title}" + (", TLS" if options.tls is not None else "")
     return "STOW-RS" if isinstance(options, StowDestination) else "folder"
-
-
-def count_waiting(engine: Engine) -> dict[str, int]:
-    """Deliveries that aren't settled, by destination; those of jobs that were cancelled don't count."""
-    query = (
-        select(deliveries.c.destination, func.count())
-        .join(jobs, jobs.c.job_id == deliveries.c.job_id)
-        .where(jobs.c.state == "delivering", deliveries.c.state.in_(UNSETTLED))
-        .group_by(deliveries.c.destination)
-    )
-    with engine.connect() as connection:
-        return {row[0]: row[1] for row in connection.execute(query)}

@@ -90,6 +90,12 @@ def test_done_when_it_is_committed(start: Start, peer: CommittingPeer, how: Any,
     assert [str(item.ReferencedSOPInstanceUID) for item in request.ReferencedSOPSequence] == uids
     wait_for(lambda: peer.report_statuses == [0x0000])
     assert node.request_states() == ["closed"]
+    name = "pacsnode_delivery_turnaround_seconds_sum"
+    value = node.metrics.registry.get_sample_value
+    stored, committed = (
+        value(name, {"destination": "pacs", "until": until}) for until in ("stored", "committed")
+    )
+    assert stored is not None and committed is not None and stored <= committed
 
 
 def test_stored_is_not_done(start: Start, peer: CommittingPeer) -> None:

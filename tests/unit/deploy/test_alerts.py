@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from node.metrics import Metrics, ReceiveMetrics
+from node.metrics import Metrics
+from node.receive.metrics import ReceiveMetrics
 
 ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node.metrics import Metrics, ReceiveMetrics
+from node.metrics import Metrics
+from node.receive.metrics import ReceiveMetrics
 
 ROOT = Path(__file__).parents[3]
 _TRACKED = subprocess.run(

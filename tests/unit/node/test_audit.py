@@ -15,7 +15,7 @@ from node import audit
 from node.audit import ALERTS_IN_FULL, AlertLimit, AuditTrail, RotatingFile
 from node.audit_message import MINOR_FAILURE, Peer, Source, Transfer
 from node.config import AuditConfig
-from node.metrics import ReceiveMetrics
+from node.receive.metrics import ReceiveMetrics
 from tests.audit_schema import event_of, parsed
 
 PEER = Peer("MODALITY", "192.0.2.7")

@@ -6,7 +6,8 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.metrics import Metrics, ReceiveMetrics
+from node.metrics import Metrics
+from node.receive.metrics import ReceiveMetrics
 
 
 def test_names_and_units() -> None:
@@ -27,7 +28,8 @@ def test_labels_are_bounded_ones() -> None:
     labels = {label for collector in collectors for label in getattr(collector, "_labelnames", ())}
     about_it = {"reason", "how", "outcome", "code", "rule", "state", "file", "by"}
     one_at_a_time = {"version"}  # of the configuration in use
-    assert labels <= about_it | one_at_a_time | {"pipeline", "stage", "destination", "peer"}
+    ours = {"pipeline", "stage", "model", "destination", "peer", "until", "waiting_for"}
+    assert labels <= about_it | one_at_a_time | ours
 
 
 def test_two_can_live_side_by_side() -> None:

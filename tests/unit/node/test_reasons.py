@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from node.metrics import Metrics, ReceiveMetrics
+from node.metrics import Metrics
 from node.reasons import WORDS, Kind, incomplete, of_delivery, of_job, unmatched, worded
 from node.receive.admission import REJECTIONS
+from node.receive.metrics import ReceiveMetrics
 from node.receive.storage import STATUS_BY_QUARANTINE_CODE
 
 ROOT = Path(__file__).parents[3]

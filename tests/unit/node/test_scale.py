@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import Engine, event
 
 from node.database import metadata, open_database
+from node.metrics import Metrics
 from node.run import operations
-from node.web import app
+from node.web import app, now
 from node.web.study import find_study
 
 LOOKS: dict[str, Callable[[Engine, Path], object]] = {
@@ -19,7 +20,8 @@ LOOKS: dict[str, Callable[[Engine, Path], object]] = {
     "failed jobs": lambda engine, _: operations.list_jobs(engine, state="failed"),
     "the newest series": lambda engine, _: app.list_series(engine, 100),
     "quarantine": lambda engine, _: app.list_quarantined(engine, 20),
-    "waiting deliveries": lambda engine, _: app.count_waiting(engine),
+    "waiting deliveries": lambda engine, _: now.count_waiting(engine),
+    "a scrape's ages": lambda engine, _: now.measure_ages(engine, Metrics("0")),
     "one study": lambda engine, folder: find_study(engine, folder, "1.2"),
 }
 

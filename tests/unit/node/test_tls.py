@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from node import tls
 from node.config import ClientTls, NodeConfig, ServerTls
 from node.errors import ConfigError
-from node.metrics import Metrics, ReceiveMetrics
+from node.metrics import Metrics
+from node.receive.metrics import ReceiveMetrics
 from node.tls import check_tls, client_context, server_context
 from tests.certificates import Authority, Signed, key_pem
 

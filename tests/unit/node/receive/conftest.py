@@ -13,11 +13,11 @@ from node.audit import AuditTrail
 from node.audit_message import Source
 from node.config import AuditConfig, QueryPeer, SeriesConfig
 from node.database import instances, series
-from node.metrics import ReceiveMetrics
 from node.receive.header_reader import HeaderReader
 from node.receive.index import Incoming
 from node.receive.inquiry import FetchTarget, Inquiries
 from node.receive.journal import Lane
+from node.receive.metrics import ReceiveMetrics
 from node.receive.receiving import Stored
 from node.receive.reconcile import Reconciled, reconcile
 from node.receive.series import SeriesTracker

@@ -117,6 +117,8 @@ def test_late_instances_make_versions_with_all_instances_so_far(bench: Bench) ->
     with bench.engine.connect() as connection:
         counts = [len(instance_paths(connection, bench.data_dir, "1.2.3", v)) for v in (1, 2, 3)]
     assert counts == [1, 2, 3]
+    assert bench.metrics.registry.get_sample_value("pacsnode_series_opened_total") == 3
+    assert bench.metrics.registry.get_sample_value("pacsnode_series_late_total") == 2
 
 
 def test_a_restart_keeps_the_timers_and_forgets_open_associations(bench: Bench) -> None:

@@ -11,11 +11,13 @@ from sqlalchemy import Engine, select, update
 
 from node.database import nodes, open_database
 from node.errors import ConfigError
+from node.postgres import held_names
 from node.run import membership
 from node.run.boundary import STOP
 from node.run.membership import GRACE_SECONDS, Membership, Takeover
 from node.run.steps import TAKEN_OVER_SECONDS, Steps
 from node.run.worker_pool import PipelineFailed
+from tests.integration.receiving import wait_for
 from tests.postgres import PostgresCluster
 from tests.unit.node.run.conftest import JOB, Bench
 
@@ -33,6 +35,17 @@ def join(engine: Engine, node_id: str) -> Membership:
     ours = Membership(engine, node_id, "worker", "1")
     ours.start()
     return ours
+
+
+def leave(engine: Engine, ours: Membership) -> None:
+    """Stop it, and wait until the server has noticed: a session's end is its backend's, some time later."""
+    ours.stop()
+
+    def is_noticed() -> bool:
+        with engine.connect() as connection:
+            return not held_names(connection, [ours._lock.name])
+
+    wait_for(is_noticed, seconds=20)
 
 
 def take_over(engine: Engine, node_id: str) -> None:
@@ -123,7 +136,7 @@ def test_an_id_belongs_to_one_node(engine: Engine, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="node_id: 'n1' is in use"):
         join(engine, "n1")
     epoch = first.epoch
-    first.stop()
+    leave(engine, first)
     again = join(engine, "n1")
     assert again.epoch > epoch
     again.stop()
@@ -141,12 +154,12 @@ def test_only_a_node_that_is_gone_for_long_enough_is_taken_over(engine: Engine) 
         clock=lambda: now[0],
     )
     assert watch.look() == []
-    gone.stop()
+    leave(engine, gone)
     assert watch.look() == []
     now[0] += GRACE_SECONDS / 2
     back = join(engine, "gone")
     assert watch.look() == []
-    back.stop()
+    leave(engine, back)
     assert watch.look() == []
     now[0] += GRACE_SECONDS - 0.1
     assert watch.look() == []

@@ -42,6 +42,9 @@ def test_all_delivered_ends_the_job(ran: Bench) -> None:
     assert ran.metric("turnaround_seconds_count", pipeline="chest") == 1
     assert ran.metric("deliveries_total", destination="a", outcome="delivered") == 1
     assert ran.metric("delivery_duration_seconds_count", destination="b") == 1
+    stored = {"destination": "a", "until": "stored"}
+    assert ran.metric("delivery_turnaround_seconds_count", **stored) == 1
+    assert ran.metric("delivery_turnaround_seconds_sum", **stored) >= 0
 
 
 def test_a_retryable_failure_backs_off_within_bounds_and_gives_up(ran: Bench) -> None:

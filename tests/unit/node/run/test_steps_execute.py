@@ -70,6 +70,7 @@ def test_the_pool_is_asked_for_what_the_job_and_the_configuration_say(bench: Ben
     assert request.pipeline == "chest"
     assert request.paths == (bench.data_dir / "spool/1.dcm", bench.data_dir / "spool/2.dcm")
     assert request.content_datetime == datetime.fromtimestamp(1002, UTC)
+    count = bench.pool.options.pop("on_request")
     assert bench.pool.options == {
         "triton_url": "triton:8001",
         "request_timeout_seconds": 7,
@@ -77,6 +78,11 @@ def test_the_pool_is_asked_for_what_the_job_and_the_configuration_say(bench: Ben
         "priority": 100,
         "step_timeout_seconds": 30,
     }
+    for code in ("", "", "inference_failed"):
+        count("lungs", 0.2, code)
+    assert bench.metric("inference_duration_seconds_count", pipeline="chest", model="lungs") == 2
+    failed = {"pipeline": "chest", "model": "lungs", "code": "inference_failed"}
+    assert bench.metric("inference_failures_total", **failed) == 1
 
 
 def test_a_retryable_failure_requeues_with_a_growing_delay_and_counts(bench: Bench) -> None:

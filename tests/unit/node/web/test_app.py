@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -13,6 +14,7 @@ from node.config import WebConfig
 from node.database import deliveries, instances, jobs, series
 from node.metrics import Metrics
 from node.web.app import WebServer, WebStartError, create_app
+from node.web.now import measure
 from tests.unit.node.rows import instance_row, job_row, series_row
 
 UID = "1.2.826.0.1.3680043.8.498.1"
@@ -141,6 +143,31 @@ def test_metrics_count_states_in_the_database(client: httpx.Client, engine: Engi
     assert 'pacsnode_jobs{state="failed"} 1.0' in text
     assert 'pacsnode_jobs{state="queued"} 0.0' in text
     assert 'pacsnode_build_info{version="1.2.3"} 1.0' in text
+
+
+def test_a_scrape_tells_what_waits_and_for_how_long(engine: Engine) -> None:
+    now = time.time()
+    rows = [job_row(job_id=name, state="delivering", created_at=now - 50) for name in ("d1", "d2")]
+    rows += [job_row(job_id="c", state="cancelled"), job_row(job_id="r", state="retry", created_at=now - 9)]
+    with engine.begin() as connection:
+        for row in rows:
+            connection.execute(insert(jobs).values(row))
+            for name, state in (("pacs", "stored"), ("vna", "delivered")):
+                values = {"job_id": row["job_id"], "destination": name, "state": state, "updated_at": now}
+                connection.execute(insert(deliveries).values(values))
+        waiting = series_row(state="open", last_instance_at=now - 20)
+        connection.execute(insert(series).values(waiting))
+    metrics = Metrics("1")
+    measure(engine, metrics, ["pacs", "vna", "other"])
+    value = metrics.registry.get_sample_value
+    found = {name: value("pacsnode_deliveries_waiting", {"destination": name}) for name in ("pacs", "vna")}
+    assert found == {"pacs": 2.0, "vna": 0.0}
+    ages = {"completeness": 20, "routing": 0, "run": 9, "delivery": 50}
+    for what, seconds in ages.items():
+        age = value("pacsnode_spool_age_seconds", {"waiting_for": what})
+        assert age == pytest.approx(seconds, abs=5) and (age or 0) >= seconds, what
+    measure(engine, metrics, ["vna"])
+    assert value("pacsnode_deliveries_waiting", {"destination": "other"}) is None, "it is no more"
 
 
 def test_lists(client: httpx.Client, engine: Engine) -> None:
