@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="pacsnode",
-    help="A DICOM-native inference node: C-STORE in, Triton models, DICOM SEG + SR + secondary captures out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -58,6 +57,21 @@ OptionalConfig = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file; without it, built-in defaults.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """A DICOM-native inference node: C-STORE in, Triton models, DICOM SEG + SR + secondary captures out."""
 
 
 @app.command()
@@ -140,11 +154,18 @@ def demo(
         list[Path] | None,
         typer.Option(help="Folder(s) of DICOM to send; default: a generated chest CT phantom."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Send a chest CT by C-STORE through a whole node into an archive, and show what came back."""
+    """Send a chest CT by C-STORE through a whole node into an archive, and show what came back.
+
+    Exit code 0 only if every series had its results, and they came back from the archive and are valid.
+    """
     from node.demo import run_demo
 
-    raise typer.Exit(run_demo(dicom or [], out, Console()))
+    shown = run_demo(dicom or [], out, Console(stderr=as_json))
+    if as_json:
+        print(json.dumps([asdict(one) for one in shown], indent=2))
+    raise typer.Exit(0 if shown and all(one.valid for one in shown) else 1)
 
 
 @app.command(name="process")

@@ -117,17 +117,23 @@ def jobs_shadows(
 
 
 @app.command("retry")
-def jobs_retry(job_id: str, config: ConfigOption) -> None:
+def jobs_retry(job_id: str, config: ConfigOption, as_json: JsonOption = False) -> None:
     """Ask for a job again; a running node picks it up within a second."""
-    console.print(f"job {operations.retry_job(_database(config), job_id)}: retry requested", soft_wrap=True)
+    _say(operations.retry_job(_database(config), job_id), "retry", "retry requested", as_json=as_json)
 
 
 @app.command("cancel")
-def jobs_cancel(job_id: str, config: ConfigOption) -> None:
+def jobs_cancel(job_id: str, config: ConfigOption, as_json: JsonOption = False) -> None:
     """Cancel a job: its next step isn't begun."""
-    console.print(
-        f"job {operations.cancel_job(_database(config), job_id, _CANCEL)}: cancelled", soft_wrap=True
-    )
+    found = operations.cancel_job(_database(config), job_id, _CANCEL)
+    _say(found, "cancelled", "cancelled", as_json=as_json)
+
+
+def _say(job_id: str, state: str, said: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"job_id": job_id, "state": state}))
+    else:
+        console.print(f"job {job_id}: {said}", soft_wrap=True)
 
 
 def _database(config: Path) -> Engine:

@@ -121,6 +121,7 @@ def train(
     seed: Seed = SEED,
     networks: Networks = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model: on generated phantoms, with --data on real series too, or on labelled pictures alone."""
     entry = _entry_with(name, variant)
@@ -138,9 +139,10 @@ def train(
         networks=networks,
     )
     try:
-        typer.echo(run(entry, settings, resume=resume))
+        checkpoint = run(entry, settings, resume=resume)
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
+    typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else checkpoint)
 
 
 @app.command("cross-validate")
@@ -189,7 +191,10 @@ def cross_validate(
 
 @app.command()
 def export(
-    name: Name, checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run.")]
+    name: Name,
+    *,
+    checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's network into the model repository, with its config.pbtxt."""
     entry = _entry(name)
@@ -202,7 +207,11 @@ def export(
         path = export_model(trained.entry, trained.network)
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
-    typer.echo(f"{path}\nsha256 {weights_sha256(entry)}")
+    sha256 = weights_sha256(entry)
+    if as_json:
+        typer.echo(json.dumps({"model": str(path), "sha256": sha256}))
+    else:
+        typer.echo(f"{path}\nsha256 {sha256}")
 
 
 @app.command()
@@ -219,6 +228,7 @@ def build(
         bool, typer.Option("--small", help="Three light networks with seeded random weights.")
     ] = False,
     out: Annotated[Path, typer.Option(help="The model repository to write into.")] = REPOSITORY,
+    as_json: AsJson = False,
 ) -> None:
     """Build an ensemble (`fusion`) in a model repository: its backbones, its head, and what joins them."""
     entry = _entry(name)
@@ -234,7 +244,8 @@ def build(
         raise typer.Exit(2) from error
     except (FileNotFoundError, ValueError) as error:
         raise _fail(error) from error
-    typer.echo("\n".join(str(folder) for folder in folders))
+    made = [str(folder) for folder in folders]
+    typer.echo(json.dumps({"folders": made}) if as_json else "\n".join(made))
     if "seeded" in (folders[-1] / "config.pbtxt").read_text(encoding="utf-8"):
         typer.echo("some of its weights are seeded random numbers: it answers, and means nothing", err=True)
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,21 @@ RESULT_SECONDS = 1200.0
 PHANTOM_SEED = 9
 
 
-def run_demo(dicom: Sequence[Path], out: Path, console: Console) -> int:
-    """Run the demo; returns the exit code: 0 only if every expected result arrived and validated.
+@dataclass(frozen=True)
+class Shown:
+    """One job of a demo. out: its results' folder, "" without any.  valid: all of them came back, and no
+    validator objects.  reason: why there are none."""
+
+    series_instance_uid: str
+    pipeline: str
+    state: str
+    out: str = ""
+    valid: bool = False
+    reason: str = ""
+
+
+def run_demo(dicom: Sequence[Path], out: Path, console: Console) -> list[Shown]:
+    """Run the demo; returns what came of each job.
 
     dicom: folders to send, or none for a generated chest CT phantom. out: made empty, then holds the results
     and summary.json (one subfolder a series when several series were processed) and node.log.
@@ -63,13 +77,20 @@ def run_demo(dicom: Sequence[Path], out: Path, console: Console) -> int:
         node = _Node(work, archive, out / "node.log", console)
         stack.callback(node.stop)
         jobs = _feed(node, outgoing, console)
-        done = [job for job in jobs if job["state"] == "done"]
-        for job in jobs:
-            if job["state"] != "done":
-                console.print(f"[red]series {job['series_instance_uid']}: {escape(str(job['reason']))}[/red]")
-        several = len(done) > 1
-        good = [_collect(node, archive, job, out, several=several, console=console) for job in done]
-    return 0 if good and all(good) and len(done) == len(jobs) else 1
+        several = sum(job["state"] == "done" for job in jobs) > 1
+        return [_show(node, archive, job, out, several=several, console=console) for job in jobs]
+
+
+def _show(
+    node: _Node, archive: Archive, job: dict[str, Any], out: Path, *, several: bool, console: Console
+) -> Shown:
+    uid = job["series_instance_uid"]
+    if job["state"] != "done":
+        console.print(f"[red]series {uid}: {escape(str(job['reason']))}[/red]")
+        return Shown(uid, job["pipeline"], job["state"], reason=str(job["reason"]))
+    folder = out / uid if several else out
+    good = _collect(node, archive, job, folder, console=console)
+    return Shown(uid, job["pipeline"], job["state"], str(folder), good)
 
 
 def _phantom(folder: Path, console: Console) -> Path:
@@ -210,13 +231,10 @@ def _feed(node: _Node, outgoing: Sequence[Outgoing], console: Console) -> list[d
     return jobs
 
 
-def _collect(
-    node: _Node, archive: Archive, job: dict[str, Any], out: Path, *, several: bool, console: Console
-) -> bool:
-    """Fetch a job's results from the archive into ``out``, validate and show them."""
+def _collect(node: _Node, archive: Archive, job: dict[str, Any], folder: Path, *, console: Console) -> bool:
+    """Fetch a job's results from the archive into ``folder``, validate and show them; whether all is well."""
     source = node.data_dir / job["result_dir"]
     summary = json.loads((source / SUMMARY).read_text(encoding="utf-8"))
-    folder = out / job["series_instance_uid"] if several else out
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.dcm"):
         old.unlink()

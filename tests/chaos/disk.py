@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 _PIECE_BYTES = 1 << 20
+#: what is left before it is filled; the more, the more memory a full disk takes
+_LEFT_BYTES = 64 << 20
 #: what a line of a node's log says, if it has all of the words
 SAYS = {
     "instances_refused": (b'"instance_refused"', b"out_of_space"),
@@ -22,10 +24,15 @@ SAYS = {
 
 
 class SmallDisk:
-    """``folder``: on a tmpfs of ``size_bytes`` if that could be mounted, else on the disk that it is on."""
+    """``folder``: on a tmpfs if that could be mounted, else on the disk that it is on.
+
+    It is small only while it is to be full: what a long run leaves there must not fill it by itself.
+    """
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
+        """size_bytes: of the file system while it isn't to be full."""
         self.folder = folder
+        self._size_bytes = size_bytes
         folder.mkdir(parents=True)
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
         self.is_small = (
@@ -36,6 +43,8 @@ class SmallDisk:
     def fill(self) -> None:
         """Leave no room for anything."""
         assert self.is_small
+        now = os.statvfs(self.folder)
+        self._resize((now.f_blocks - now.f_bfree) * now.f_frsize + _LEFT_BYTES)
         with self._filler.open("ab", buffering=0) as file:
             for size in (_PIECE_BYTES, 4096):
                 while True:
@@ -49,6 +58,11 @@ class SmallDisk:
     def empty(self) -> None:
         """What ``fill`` took is free again."""
         self._filler.unlink(missing_ok=True)
+        if self.is_small:
+            self._resize(self._size_bytes)
+
+    def _resize(self, size_bytes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size_bytes}", str(self.folder)], check=True)
 
     def remove(self) -> None:
         if self.is_small:

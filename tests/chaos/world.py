@@ -49,7 +49,8 @@ ROUTES = [
         "priority": 50,
     },
 ]
-DISK_BYTES = 1536 * 1024 * 1024
+#: of memory, as far as it is used
+DISK_BYTES = 8 << 30
 #: what a node's processes are, by their command line
 PARTS = {"node.receive": "receiver", "pipelines.worker": "pipeline"}
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from sqlalchemy import insert, update
+from typer.core import TyperCommand as Command
+from typer.testing import CliRunner
 
-from node.__main__ import main
+from node import __version__
+from node.__main__ import app, main
 from node.database import deliveries, jobs, open_database, shadows
 from node.triton_server import free_port
 from tests.unit.node.deliver.conftest import write_object
@@ -98,6 +103,52 @@ def test_help_names_every_command() -> None:
     )
     assert done.returncode == 0
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def leaves(command: Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
+    for name, child in getattr(command, "commands", {}).items():
+        yield from leaves(child, (*words, name))
+    if not hasattr(command, "commands"):
+        yield words, command
+
+
+def test_every_command_that_ends_answers_machines() -> None:
+    options = {
+        words: {text for parameter in command.params for text in parameter.opts}
+        for words, command in leaves(typer.main.get_command(app))
+    }
+    assert len(options) > 15
+    assert {words for words, known in options.items() if "--json" not in known} == {("run",), ("triton",)}
+    assert all("--help" in get_help(words) for words in options)
+
+
+def get_help(words: tuple[str, ...]) -> str:
+    return CliRunner().invoke(app, [*words, "--help"]).output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_are_told_what_there_is(shell: str) -> None:
+    """As the script asks that ``pacsnode --install-completion`` puts in place."""
+    words = "pacsnode jobs re"
+    asked = {
+        "bash": {"_PACSNODE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"},
+        "zsh": {"_PACSNODE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words},
+        "fish": {
+            "_PACSNODE_COMPLETE": "complete_fish",
+            "_TYPER_COMPLETE_ARGS": words,
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        },
+    }
+    program = Path(sys.executable).with_name("pacsnode")
+    done = subprocess.run(
+        [program], env=os.environ | asked[shell], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "retry" in done.stdout and "cancel" not in done.stdout, done.stderr
+
+
+def test_the_version(cli: Cli) -> None:
+    ended = cli("--version")
+    assert (ended.code, ended.out) == (0, f"{__version__}\n")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +305,8 @@ def test_jobs_retry_and_cancel(cli: Cli, config: Path) -> None:
     assert f"error: job {JOB_ID} is retry; retry is for jobs that are failed" in ended.err
     ended = cli("jobs", "cancel", JOB_ID, "--config", config)
     assert (ended.code, ended.out) == (0, f"job {JOB_ID}: cancelled\n")
+    ended = cli("jobs", "retry", JOB_ID, "--config", config, "--json")
+    assert ended.json() == {"job_id": JOB_ID, "state": "retry"}
     set_state(config, "done")
     assert cli("jobs", "cancel", JOB_ID, "--config", config).code == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def test_the_command_writes_what_is_read(tmp_path: Path) -> None:
     assert PASSWORD not in text and token not in text
     assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
     assert "prometheus" in run("list", "--file", file)
+    anna, prometheus = json.loads(run("list", "--file", file, "--json"))
+    assert anna == {"name": "anna", "kind": "user", "role": "operator"}
+    assert prometheus == {"name": "prometheus", "kind": "token", "role": "viewer"}
+    made = json.loads(run("token", "prometheus", "--role", "admin", "--file", file, "--json"))
+    assert read_users(Path(file)).of_token(made["token"]) == ("prometheus", Role.ADMIN)
     run("remove", "anna", "--file", file)
     assert read_users(Path(file)).role_of("anna") is None
 
