@@ -236,6 +236,7 @@ class Listener:
                 thread.join()
 
     def _end(self, live: Sender) -> None:
+        ended_at = time.time()  # before what it sent is filed
         self._storage.close(live)
         if self._movers is not None:
             self._movers.end(live.association_id)
@@ -249,7 +250,7 @@ class Listener:
             quarantined=live.quarantined,
             refused=live.refused,
         )
-        self._series.association_ended(live.association_id, released=live.released)
+        self._series.association_ended(live.association_id, released=live.released, at=ended_at)
 
     def _begin_store(self, association: Any, context: Context, command: StoreCommand) -> Reception:
         """A C-STORE-RQ came; runs in the association's thread."""

@@ -244,9 +244,10 @@ class SeriesTracker:
         if row is not None and row.state == "open":
             self._update(connection, row, filing, added=0)
 
-    def association_ended(self, association_id: str, *, released: bool) -> None:
+    def association_ended(self, association_id: str, *, released: bool, at: float | None = None) -> None:
         """Record how an association ended, for every series version that it sent to.
 
+        at: when; what it sent may have been filed since. Without, now.
         If that can't be recorded the series wait for quiet time, as after an abort.
         """
         with self._lock:
@@ -254,13 +255,16 @@ class SeriesTracker:
         if not sent_to:
             return
         try:
-            self._record_end(association_id, sent_to, released=released)
+            self._record_end(
+                association_id, sent_to, released=released, at=self._clock() if at is None else at
+            )
         except SQLAlchemyError:
             log.error("association_end_not_recorded", association_id=association_id, exc_info=True)
         self._wake.set()
 
-    def _record_end(self, association_id: str, sent_to: set[tuple[str, int]], *, released: bool) -> None:
-        now = self._clock()
+    def _record_end(
+        self, association_id: str, sent_to: set[tuple[str, int]], *, released: bool, at: float
+    ) -> None:
         with write_transaction(self._engine) as connection:
             hold_series(connection, [series_instance_uid for series_instance_uid, _version in sent_to])
             for series_instance_uid, version in sorted(sent_to):
@@ -285,8 +289,8 @@ class SeriesTracker:
                     connection,
                     row,
                     evidence={"associations": associations.to_json()},
-                    released_at=None if associations.open else now,
-                    check_at=row.check_at if associations.open else now + settle_seconds(self._config),
+                    released_at=None if associations.open else at,
+                    check_at=row.check_at if associations.open else at + settle_seconds(self._config),
                 )
 
     def _update(self, connection: Connection, row: Row[Any], filing: Filing, *, added: int) -> Sequence[str]:

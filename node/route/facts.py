@@ -13,13 +13,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from node.header import read_header as header_of
@@ -75,6 +78,7 @@ _FACTS = (
 #: Fact name -> its definition. The rules accept these names and no others.
 FACTS: Mapping[str, Fact] = {fact.name: fact for fact in _FACTS}
 
+_CHARACTER_SET = Tag("SpecificCharacterSet")
 _COPIED = {fact.name: fact.keyword for fact in _FACTS if fact.keyword}
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TAGS = sorted(
@@ -96,6 +100,7 @@ _TAGS = sorted(
         "SOPInstanceUID",
     }
 )
+_TAG_OF = {keyword: Tag(keyword) for keyword in _TAGS}
 #: Facts of single images, folded into one value; the others are counted or computed over the series.
 _PER_IMAGE = (
     *_COPIED,
@@ -149,10 +154,12 @@ class FactCollector:
     _localizers: int = 0
     _contrast: bool = False
     _unreadable: int = 0
+    _known: dict[object, tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, header: Dataset, transfer_syntax_uid: str) -> None:
         """Count one instance. A value that its VR can't hold counts as missing."""
-        image_type = _texts(header, "ImageType")
+        known = partial(self._texts, header, header.get_item(_CHARACTER_SET))
+        image_type = known("ImageType")
         orientation = None
         for cosines, position in _planes(header):
             normal = np.cross(cosines[:3], cosines[3:])
@@ -165,28 +172,37 @@ class FactCollector:
                 self._geometry.append(_Geometry(tuple(normal.tolist()), float(np.dot(normal, position))))
         measures = _first_item(header, "PixelMeasuresSequence")
         values: dict[str, FactValue | None] = {
-            name: _text(header, keyword) for name, keyword in _COPIED.items()
+            name: "\\".join(known(keyword)) or None for name, keyword in _COPIED.items()
         }
         sop_class = UID(str(values["sop_class_uid"] or ""))
         values |= {
             "sop_class": (sop_class.keyword or str(sop_class)) or None,
             "transfer_syntax_uid": transfer_syntax_uid or None,
             "image_type": image_type or None,
-            "convolution_kernel": _texts(header, "ConvolutionKernel") or None,
-            "slice_thickness_mm": _number(header, "SliceThickness") or _number(measures, "SliceThickness"),
-            "gantry_tilt_degrees": _number(header, "GantryDetectorTilt"),
-            "rows": _integer(header, "Rows"),
-            "columns": _integer(header, "Columns"),
+            "convolution_kernel": known("ConvolutionKernel") or None,
+            "slice_thickness_mm": _first(known("SliceThickness")) or _number(measures, "SliceThickness"),
+            "gantry_tilt_degrees": _first(known("GantryDetectorTilt")),
+            "rows": _whole(known("Rows")),
+            "columns": _whole(known("Columns")),
             "orientation": orientation,
         }
         for name in _PER_IMAGE:
             self._votes.setdefault(name, Counter())[values[name]] += 1
         self._instances += 1
-        self._frames += _integer(header, "NumberOfFrames") or 1
+        self._frames += _whole(known("NumberOfFrames")) or 1
         self._localizers += "LOCALIZER" in image_type
-        self._contrast |= bool(_text(header, "ContrastBolusAgent")) or bool(
-            header.get("ContrastBolusAgentSequence")
-        )
+        self._contrast |= bool(known("ContrastBolusAgent")) or bool(header.get("ContrastBolusAgentSequence"))
+
+    def _texts(self, header: Dataset, characters: object, keyword: str) -> tuple[str, ...]:
+        """``_texts``, decoded once for all images that have the same bytes."""
+        raw = header.get_item(_TAG_OF[keyword])
+        if not isinstance(raw, RawDataElement) or not isinstance(raw.value, bytes):
+            return _texts(header, keyword)
+        charset = characters.value if isinstance(characters, RawDataElement | DataElement) else None
+        key = (keyword, raw.VR, raw.value, raw.is_implicit_VR, raw.is_little_endian, str(charset))
+        if key not in self._known:
+            self._known[key] = _texts(header, keyword)
+        return self._known[key]
 
     def add_unreadable(self) -> None:
         """Count an instance whose header can't be read."""
@@ -308,13 +324,14 @@ def _texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(text for text in (str(one).strip() for one in values) if text)
 
 
-def _text(header: Dataset, keyword: str) -> str | None:
-    return "\\".join(_texts(header, keyword)) or None
-
-
 def _floats(header: Dataset, keyword: str) -> list[float]:
+    return _numbers(_texts(header, keyword))
+
+
+def _numbers(texts: Iterable[str]) -> list[float]:
+    """None of them where one is no finite number."""
     numbers = []
-    for text in _texts(header, keyword):
+    for text in texts:
         try:
             number = float(text)
         except ValueError:
@@ -326,10 +343,13 @@ def _floats(header: Dataset, keyword: str) -> list[float]:
 
 
 def _number(header: Dataset, keyword: str) -> float | None:
-    numbers = _floats(header, keyword)
-    return numbers[0] if numbers else None
+    return _first(_texts(header, keyword))
 
 
-def _integer(header: Dataset, keyword: str) -> int | None:
-    number = _number(header, keyword)
+def _first(texts: Iterable[str]) -> float | None:
+    return next(iter(_numbers(texts)), None)
+
+
+def _whole(texts: Iterable[str]) -> int | None:
+    number = _first(texts)
     return None if number is None else int(number)

@@ -85,3 +85,24 @@ def test_what_can_t_be_inflated_is_an_error(tmp_path: Path) -> None:
     damaged.write_bytes(whole[:start] + b"\xff" * 100)
     with pytest.raises(ValueError, match="inflated"):
         read_header(damaged, WANTED)
+
+
+@pytest.mark.parametrize("first", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_a_second_transfer_syntax_hides_no_bomb(tmp_path: Path, first: str) -> None:
+    """pydicom goes by the last one: whichever it is, no more is inflated than may be."""
+    path = bomb(tmp_path / "bomb.dcm", 64)
+    whole = path.read_bytes()
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    value = first.encode() + b"\0" * (len(first) % 2)
+    another = bytes.fromhex("02001000") + b"UI" + len(value).to_bytes(2, "little") + value
+    length = (int.from_bytes(whole[140:144], "little") + len(another)).to_bytes(4, "little")
+    path.write_bytes(whole[:140] + length + another + whole[144:])
+    assert len(path.read_bytes()) == len(whole) + len(another) and start < len(whole)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="takes more than"):
+            read_header(path, WANTED)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * header.INFLATED_BYTES
