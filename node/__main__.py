@@ -95,7 +95,7 @@ def run(
 
 @app.command()
 def check(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Check configuration, certificates, destinations (C-ECHO), collector, identity provider, models."""
+    """Check configuration, certificates, ports, destinations (C-ECHO), collector, login, models."""
     from node.app import routes_of
     from node.checks import (
         Finding,
@@ -104,6 +104,7 @@ def check(config: ConfigOption, as_json: JsonOption = False) -> None:
         check_destinations,
         check_login,
         check_models,
+        check_ports,
         check_shadows,
     )
     from node.run.shadowing import check_candidates
@@ -123,6 +124,7 @@ def check(config: ConfigOption, as_json: JsonOption = False) -> None:
     if not as_json:
         _tell(findings[0])
     found(check_configuration(loaded))
+    found(check_ports(loaded))
     found(check_destinations(loaded))
     found(check_audit(loaded))
     found(check_login(loaded))

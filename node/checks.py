@@ -6,6 +6,9 @@ of each model, for the web page.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +17,7 @@ from node.audit_syslog import check_collector
 from node.config import NodeConfig
 from node.deliver import check_commitment, make_destination
 from node.errors import NodeError
+from node.files import is_locked
 from node.tls import check_tls
 from node.web.oidc import Provider, SignOnFailed
 from pipelines.errors import ModelNotServed, PipelineError
@@ -27,7 +31,7 @@ from pipelines.triton import InferenceClient, ModelSpec
 class Finding:
     """level: warning for what works, and should be looked at."""
 
-    kind: Literal["configuration", "destination", "collector", "login", "model", "candidate"]
+    kind: Literal["configuration", "port", "destination", "collector", "login", "model", "candidate"]
     name: str
     level: Literal["ok", "warning", "error"]
     said: str
@@ -53,6 +57,34 @@ def check_configuration(config: NodeConfig) -> Iterator[Finding]:
     """Of its files and references; raises ConfigError for what can't be used at all."""
     for warning in (*check_tls(config), *check_commitment(config)):
         yield Finding("configuration", "tls and commitment", "warning", warning)
+
+
+def check_ports(config: NodeConfig) -> Iterator[Finding]:
+    """Whether the node could listen where it is to. Not asked while it runs: then it has them."""
+    try:
+        running = is_locked(config.own_dir / "lock")
+    except OSError:
+        running = True  # it is another user's: the node may well be running
+    if running:
+        return
+    for name, (host, port) in {
+        "receive.port": (config.receive.host, config.receive.port),
+        "web.port": (config.web.host, config.web.port),
+    }.items():
+        if port == 0:  # any that is free
+            continue
+        address = f"{host}:{port}"
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            hint = "choose another port, or an address of this machine"
+            if error.errno == errno.EADDRINUSE:
+                hint = f"which program has it? `ss -ltnp 'sport = {port}'`; stop it, or choose another port"
+            why = os.strerror(error.errno) if error.errno else str(error)
+            yield Finding("port", name, "error", f"{name}: {address}: {why}", hint)
+        else:
+            yield Finding("port", name, "ok", f"{address} is free")
 
 
 def check_destinations(config: NodeConfig) -> Iterator[Finding]:

@@ -253,7 +253,7 @@ class WebConfig(Model):
     """Health, metrics, web pages and what is taken in by HTTP."""
 
     host: str = "127.0.0.1"
-    port: Port = 8042
+    port: Port = 8090
     users: Path | None = None
     password_login: bool = True
     oidc: OidcConfig | None = None

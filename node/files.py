@@ -20,6 +20,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock file. Raises OSError when it can't be asked."""
+    if not path.exists():
+        return False
+    with path.open("r") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def lock(path: Path, stack: ExitStack, *, wait_seconds: float = 0.0) -> None:
     """Hold a lock file until ``stack`` closes or the process ends.
 

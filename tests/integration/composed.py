@@ -45,7 +45,7 @@ class Service:
         _, _, said = dockerfile.partition("HEALTHCHECK")
         command = json.loads(said.split("CMD", 1)[1].splitlines()[0])
         assert command[0] == "python"
-        asked = [sys.executable, *(part.replace(":8042/", f":{self.web_port}/") for part in command[1:])]
+        asked = [sys.executable, *(part.replace(":8090/", f":{self.web_port}/") for part in command[1:])]
         return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
     def wait(self) -> None:

@@ -110,8 +110,8 @@ class Prometheus:
         config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         here = {
-            "listener:8042": f"127.0.0.1:{stack.listener.web_port}",
-            "worker:8042": f"127.0.0.1:{stack.worker.web_port}",
+            "listener:8090": f"127.0.0.1:{stack.listener.web_port}",
+            "worker:8090": f"127.0.0.1:{stack.worker.web_port}",
             "triton:8002": stack.triton.metrics_url.split("/")[2],
         }
         for job in config["scrape_configs"]:

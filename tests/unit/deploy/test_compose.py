@@ -102,7 +102,7 @@ def test_prometheus_asks_every_node_and_triton(tmp_path: Path) -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
     nodes = [name for name, service in SERVICES.items() if service["image"].startswith("pacsnode")]
-    assert targets == {"pacsnode": [f"{name}:8042" for name in nodes], "triton": ["triton:8002"]}
+    assert targets == {"pacsnode": [f"{name}:8090" for name in nodes], "triton": ["triton:8002"]}
     for name in (*nodes, "triton", "grafana"):
         assert set(SERVICES[name]["networks"]) & set(SERVICES["prometheus"]["networks"])
     for name in ("prometheus.yml", "alerts.yml"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from node import __version__
 from node.__main__ import app, main
 from node.database import deliveries, jobs, open_database, shadows
+from node.files import lock
 from node.triton_server import free_port
 from tests.unit.node.deliver.conftest import write_object
 from tests.unit.node.rows import job_row
@@ -66,8 +69,8 @@ def configure(tmp_path: Path) -> Callable[..., Path]:
 
     def write(**sections: Any) -> Path:
         path = tmp_path / "node.yaml"
-        url = f"127.0.0.1:{free_port()}"
-        path.write_text(yaml.safe_dump({"data_dir": "var", "triton": {"url": url}, **sections}))
+        ours = {"triton": {"url": f"127.0.0.1:{free_port()}"}, "receive": {"port": 0}, "web": {"port": 0}}
+        path.write_text(yaml.safe_dump({"data_dir": "var", **ours, **sections}))
         return path
 
     return write
@@ -195,6 +198,27 @@ def test_check_names_a_tls_file_that_cannot_be_used(cli: Cli, configure: Callabl
         assert ended.code == 2
         file = path.parent / "tls/node.crt"
         assert f"receive.tls.certificate: {file} can't be read: No such file or directory" in ended.err
+
+
+def test_check_names_a_port_that_another_program_has(cli: Cli, configure: Callable[..., Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = configure(web={"port": port}, receive={"port": free_port()})
+        ended = cli("check", "--config", path)
+    assert ended.code == 1
+    assert f"error: web.port: 127.0.0.1:{port}: Address already in use" in ended.err
+    assert "port receive.port: " in ended.out
+
+
+def test_check_of_a_running_node_asks_for_no_ports(
+    cli: Cli, configure: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = configure(web={"port": free_port()})
+    (tmp_path / "var").mkdir()
+    with ExitStack() as stack:
+        lock(tmp_path / "var/lock", stack)
+        assert "port " not in cli("check", "--config", path).out
+    assert "port web.port" in cli("check", "--config", path).out
 
 
 def test_check_of_what_can_be_reached(cli: Cli, configure: Callable[..., Path], tmp_path: Path) -> None:
