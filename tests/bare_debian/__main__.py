@@ -2,9 +2,9 @@
 
     python -m tests.bare_debian [--folder /var/tmp/bare-debian] [--bind FOLDER …] [--keep]
 
-Runs `make demo` from a clone of the committed state; installs the service by the blocks of its README, as they
-are; sends the phantom that the demo sent by DCMTK's storescu; kills every process of the service by kill -9 in
-the middle; and has Debian's own Orthanc, beside it, count the results. Exit code 1 when anything differs.
+Runs `make demo` from a clone of the committed state; installs the service by the blocks of its README, as
+they are; sends a phantom by DCMTK's storescu; kills every process of the service by kill -9 in the middle;
+and has Debian's own Orthanc, beside it, count the results. Exit code 1 when anything differs.
 
 Needs root, and apt-get install debootstrap systemd-container. --bind: a folder that pip's configuration of
 this machine names, if it does.
@@ -35,7 +35,8 @@ path = "/etc/pacsnode/node.yaml"
 config = yaml.safe_load(open(path))
 config["data_dir"] = "/var/lib/pacsnode"
 config["receive"]["allowed_calling_ae_titles"] = ["MODALITY"]
-config["destinations"] = {"pacs": {"type": "cstore", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": 4242}}
+pacs = {"type": "cstore", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": 4242}
+config["destinations"] = {"pacs": pacs}
 config["routes"][0]["destinations"] = ["pacs"]
 config["log"] = {"format": "json"}
 open(path, "w").write(yaml.safe_dump(config))

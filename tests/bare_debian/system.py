@@ -31,7 +31,7 @@ class BareDebian:
     """Use as a context manager: boots, and is powered off in the end. The folder stays."""
 
     def __init__(self, folder: Path, binds: Sequence[Path]) -> None:
-        """folder: for its files; what is there is used again.  binds: folders of this machine that it sees."""
+        """folder: for its files; what is there is used again.  binds: folders of this machine to be seen."""
         self.folder = folder
         self._binds = binds
         if not (folder / "etc/debian_version").exists():
@@ -39,6 +39,7 @@ class BareDebian:
 
     def _make(self) -> None:
         subprocess.run(["debootstrap", "--variant=minbase", RELEASE, str(self.folder)], check=True)
+        self._inside("/etc/apt/sources.list").unlink(missing_ok=True)
         for name in SOURCES:
             if (source := Path(name)).is_dir():
                 shutil.copytree(source, self._inside(name), dirs_exist_ok=True)
