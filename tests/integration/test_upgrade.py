@@ -28,7 +28,7 @@ from tests.integration.running import CALLING, Pacs, RunningNode, storescu
 pytestmark = pytest.mark.integration
 
 CHECKOUT = Path(__file__).parents[2]
-#: what was released last: its version and commit
+#: what was released before this version: its version and commit
 RELEASED = ("0.1.0", "5c0892ac3f16c6088738e00111c24c50c2aaccaf")
 
 

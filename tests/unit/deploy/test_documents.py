@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,13 @@ def test_metrics_that_are_named_are_exported() -> None:
     }
     assert len(named) > 5
     assert not {(name, metric) for name, metric in named if metric not in known}
+
+
+def test_one_version_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version} - " in (ROOT / "CHANGELOG.md").read_text()
+    statement = (ROOT / "docs/conformance-statement.md").read_text()
+    assert f"version {version} (`pacsnode_build_info`)" in statement
+    texts = [path.read_text() for path in (ROOT / "deploy").rglob("*") if path.suffix in {".md", ".yaml"}]
+    tags = {tag for text in texts for tag in re.findall(r"(?:pacsnode:|newTag: )(\d[\w.]*)", text)}
+    assert tags == {version}
