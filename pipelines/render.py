@@ -34,8 +34,10 @@ from pipelines.volume import LESION_TYPES, Findings, Volume
 if TYPE_CHECKING:
     from pipelines.drawing.scene import Scene
 
-#: of a rotation: views of a turn, pixels a side of a frame
+#: of a rotation: views of a turn, columns of a frame
 FRAMES, SIZE = 24, 512
+#: rows of a frame for each of its columns: lungs are about as high as wide, and stand in half of it
+_ROWS = 0.75
 _PROBE_SECONDS = 30.0
 #: Renders one pixel through EGL. In another process: a broken driver aborts the process that loads it.
 _PROBE = """
@@ -92,7 +94,7 @@ class Drawing:
     """One turn about the patient's head-foot axis, drawn on a thread of its own from when this is made.
 
     lungs, lesions: uint8 (slices, rows, columns), 0 or ``Lung`` or ``Lesion``.  frames: views of a turn.
-    size: rows of a view, and columns of both kinds side by side.
+    size: columns of both kinds side by side.
     """
 
     def __init__(
@@ -106,7 +108,9 @@ class Drawing:
     ) -> None:
         self.size = size
         thread = ThreadPoolExecutor(1, thread_name_prefix="drawing")
-        scene = thread.submit(lambda: load_rendering()(volume, lungs, lesions, width=size // 2, height=size))
+        scene = thread.submit(
+            lambda: load_rendering()(volume, lungs, lesions, width=size // 2, height=_rows(size))
+        )
         angles = [360.0 * number / frames for number in range(frames)]
         self._views = [thread.submit(_view_of, scene, degrees) for degrees in angles]
         thread.submit(lambda: scene.result().close())
@@ -116,6 +120,10 @@ class Drawing:
         """The views in their order, each when it is drawn. Raises RenderingUnavailable."""
         for view in self._views:
             yield view.result()
+
+
+def _rows(columns: int) -> int:
+    return round(_ROWS * columns)
 
 
 def _view_of(scene: Future[Scene], degrees: float) -> View:
@@ -128,7 +136,7 @@ def render_rotation(
 ) -> NDArray[np.uint8]:
     """One turn about the patient's head-foot axis, starting with the view from the front.
 
-    Returns (frames, size, size, 3) RGB. The left half shows surfaces, the right half ray casting. Seen from
+    Returns (frames, 3/4 size, size, 3) RGB. The left half shows surfaces, the right half ray casting. Seen from
     the front the patient's right is on the left. Each half has the letters of the directions that point
     left and right in it (R, L, A, P), H above and F below, and a scale bar. Where the findings come with a
     drawing that has begun, it is that one's views.
@@ -144,14 +152,14 @@ def render_rotation(
 
 
 def _frame(view: View, size: int, findings: Findings, *, clinical_use: bool) -> NDArray[np.uint8]:
-    half = size // 2
-    picture = Image.new("RGB", (size, size), palette.BACKGROUND)
+    half, rows = size // 2, _rows(size)
+    picture = Image.new("RGB", (size, rows), palette.BACKGROUND)
     for column, side in enumerate((view.surfaces, view.ray_cast)):
         picture.paste(Image.fromarray(side), (column * half, 0))
     draw = ImageDraw.Draw(picture)
-    draw.line([(half, 0), (half, size)], fill=palette.LINE)
+    draw.line([(half, 0), (half, rows)], fill=palette.LINE)
     for column, title in enumerate(("Surfaces", "Ray casting")):
-        view_box = (column * half, 0, (column + 1) * half, size)
+        view_box = (column * half, 0, (column + 1) * half, rows)
         _annotate(draw, view_box, title, degrees=view.degrees, pixels_per_mm=view.pixels_per_mm)
     _legend(draw, size, findings, clinical_use=clinical_use)
     return np.asarray(picture)
@@ -178,7 +186,7 @@ def _annotate(
     pixels_per_mm: float,
 ) -> None:
     left, top, right, bottom = box
-    font = _font(bottom - top)
+    font = _font(2 * (right - left))
     line = text.line_height(font)
     middle, foot = (left + right) / 2, bottom - 2 * line - 10
     draw.text((middle, top + 4), title, font=font, fill=palette.MUTED, anchor="ma")
@@ -198,7 +206,7 @@ def _font(size: int) -> text.Font:
 def _legend(draw: ImageDraw.ImageDraw, size: int, findings: Findings, *, clinical_use: bool) -> None:
     font = _font(size)
     line = text.line_height(font)
-    x, y = 8.0, size - line - 4
+    x, y = 8.0, _rows(size) - line - 4
     entries = [(palette.NAMES[name], palette.LESION[kind]) for name, kind in LESION_TYPES.items()]
     if not findings.regions:
         entries = [(palette.NAMES[findings.case_type], palette.CALM)]

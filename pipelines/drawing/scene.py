@@ -39,7 +39,7 @@ _SMOOTHING_PASSES = 30
 _STEP_MM = 3.5
 _OPACITY_MM = 2.5
 _MARGIN_MM = 24.0  # around the lungs: ribs are in, arms and table are not
-_RAY_MM = 2.25  # between rays: closer ones would see no more of the voxels, and cost by their number
+_RAY_MM = 2.5  # between rays: closer ones would see no more of the voxels, and cost by their number
 #: Ray casting: HU -> (opacity of ``_OPACITY_MM`` of material, RGB). Linear between the points.
 TRANSFER_FUNCTION: tuple[tuple[float, float, palette.RGB], ...] = (
     (-1000, 0.0, (40, 50, 70)),

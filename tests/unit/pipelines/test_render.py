@@ -50,9 +50,9 @@ def middle(mask: NDArray[np.bool_]) -> tuple[float, float]:
 
 def halves(frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Surfaces and ray casting, without the writing at the top and the legend at the bottom."""
-    size = frame.shape[0]
-    body = frame[size // 10 : size - size // 6]
-    return [body[:, : size // 2], body[:, size // 2 :]]
+    rows, columns = frame.shape[:2]
+    body = frame[rows // 8 : rows - rows // 5]
+    return [body[:, : columns // 2], body[:, columns // 2 :]]
 
 
 @pytest.mark.usefixtures("rendering")
@@ -75,7 +75,7 @@ def test_anatomy_is_on_the_right_side(orientation: str) -> None:
 def test_frames_turn_and_are_the_same_when_drawn_again() -> None:
     volume, findings = chest()
     first = render_rotation(volume, findings, frames=3, size=128)
-    assert (first.shape, first.dtype) == ((3, 128, 128, 3), np.uint8)
+    assert (first.shape, first.dtype) == ((3, 96, 128, 3), np.uint8)
     assert (first[0] != first[1]).any()
     np.testing.assert_array_equal(first, render_rotation(volume, findings, frames=3, size=128))
 
