@@ -136,8 +136,8 @@ def render_rotation(
 ) -> NDArray[np.uint8]:
     """One turn about the patient's head-foot axis, starting with the view from the front.
 
-    Returns (frames, 3/4 size, size, 3) RGB. The left half shows surfaces, the right half ray casting. Seen from
-    the front the patient's right is on the left. Each half has the letters of the directions that point
+    Returns (frames, 3/4 size, size, 3) RGB. The left half shows surfaces, the right half ray casting. Seen
+    from the front the patient's right is on the left. Each half has the letters of the directions that point
     left and right in it (R, L, A, P), H above and F below, and a scale bar. Where the findings come with a
     drawing that has begun, it is that one's views.
 
