@@ -29,9 +29,10 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom import Dataset
@@ -136,7 +137,7 @@ def orthanc(folder: Path, _peaks: list[int]) -> Iterator[tuple[int, str]]:
 @contextmanager
 def ours(folder: Path, peaks: list[int], **receive: object) -> Iterator[tuple[int, str]]:
     """The whole node; Triton and the destination are left out, no route matches. receive: its options."""
-    sections = {
+    sections: dict[str, Any] = {
         "routes": [],
         "series": {"quiet_seconds": 600.0, "released_quiet_seconds": 600.0},
         "receive": {"allowed_calling_ae_titles": [SCU_AE_TITLE], "free_disk_floor_bytes": 0, **receive},
@@ -163,6 +164,7 @@ def peak_bytes(receiver: int) -> int:
 
 def measure_speed(work: Path, rounds: int, names: Sequence[str]) -> dict[str, object]:
     paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
+    receivers: dict[str, Callable[[Path, list[int]], AbstractContextManager[tuple[int, str]]]]
     receivers = {"ours": ours, "dcmtk": dcmtk, "orthanc": orthanc}
     seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in names for n in ASSOCIATIONS}
     peaks: list[int] = []
@@ -264,7 +266,8 @@ def measure_growth(work: Path) -> dict[str, object]:
     """The cost of an instance late over early, in a spool that fills with series of 1,000 slices."""
     rng = np.random.default_rng(1)
     seconds = []
-    with ours(work / "node", peaks := []) as (port, called):
+    peaks: list[int] = []
+    with ours(work / "node", peaks) as (port, called):
         for batch in range(GROWTH_INSTANCES // 1000):
             folder = work / "batch"
             paths = make_slices(folder, 1000, series=f"growth-{batch}", pixels=rng.bytes(64 * 64 * 2))
@@ -280,10 +283,9 @@ def measure_growth(work: Path) -> dict[str, object]:
 def measure_memory(work: Path) -> dict[str, object]:
     """The peak with many associations at once."""
     paths = make_slices(work / "slices", MEMORY_INSTANCES)
-    with ours(work / "node", peaks := [], max_associations_per_peer=MEMORY_ASSOCIATIONS + 10) as (
-        port,
-        called,
-    ):
+    peaks: list[int] = []
+    limit = {"max_associations_per_peer": MEMORY_ASSOCIATIONS + 10}
+    with ours(work / "node", peaks, **limit) as (port, called):
         send(port, called, paths, MEMORY_ASSOCIATIONS)
     return {f"peak_rss_bytes_{MEMORY_ASSOCIATIONS}_associations": peaks[0]}
 

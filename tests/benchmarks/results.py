@@ -17,15 +17,16 @@ import time
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from pipelines import results
 from pipelines.encoding import DEFAULT, Encoding
-from pipelines.render import load_rendering
+from pipelines.render import load_rendering, render_rotation
 from pipelines.results import build_result_set, write_result_set
 from pipelines.results.segmentation import build_segmentation
-from pipelines.volume import Findings, Volume
+from pipelines.volume import Findings, Region, Volume
 from tests.benchmarks.taking import take
 from tests.unit.pipelines.results.synthetic import chest, context, findings_of, region_of
 
@@ -38,7 +39,7 @@ def large_chest() -> tuple[Volume, Findings]:
     """Each region is cut along the columns, so that its parts are on as many slices as it was."""
     volume, findings = chest(shape=SHAPE, spacing=SPACING_MM)
     labels = np.zeros_like(findings.region_labels)
-    regions = []
+    regions: list[Region] = []
     for region in findings.regions:
         first, last = region.bounding_box[2]
         edges = np.linspace(first, last, PARTS[region.number] + 1).astype(int)
@@ -61,16 +62,14 @@ def _seconds(volume: Volume, findings: Findings, folder: Path) -> float:
 def measure(work: Path, rounds: int) -> dict[str, object]:
     volume, findings = large_chest()
     load_rendering()  # a worker has done so before its first study
-    draw = results.render_rotation
-    views = draw(volume, findings)
-    draws = {"with_rotation": draw, "without_rotation": lambda *_, **__: views}
+    views = render_rotation(volume, findings)
+    draws = {"with_rotation": render_rotation, "without_rotation": lambda *_, **__: views}
     seconds: dict[str, list[float]] = {name: [] for name in draws}
     for number in range(rounds + 1):
         for name, took in seconds.items():
-            results.render_rotation = draws[name]
-            took.append(_seconds(volume, findings, work / f"{name}-{number}"))
+            with patch.object(results, "render_rotation", draws[name]):
+                took.append(_seconds(volume, findings, work / f"{name}-{number}"))
             print(f"round {number}, {name}: {took[-1]:.2f} s", flush=True)
-    results.render_rotation = draw
     sizes = {}
     for encoding in (DEFAULT, Encoding("labelmap")):
         path = work / f"{encoding.name}.dcm"

@@ -16,10 +16,15 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import simpy
+
+Returned = TypeVar("Returned")
+#: of a simulated process
+Work = Generator[simpy.Event, object, Returned]
 
 #: share of a day's series that begin in each hour; assumption: two peaks, a quiet night
 HOURS = (9, 7, 6, 6, 7, 10, 22, 48, 82, 92, 93, 85, 68, 74, 80, 76, 62, 44, 34, 29, 24, 19, 14, 9)
@@ -173,12 +178,12 @@ class Site:
         self._env.run()
         return self.outcome
 
-    def _begin(self, series: Iterable[Series]) -> Iterator[simpy.Event]:
+    def _begin(self, series: Iterable[Series]) -> Work[None]:
         for one in series:
             yield self._env.timeout(max(one.at - self._env.now, 0.0))
             self._env.process(self._live(one))
 
-    def _hold(self, place: str, seconds: float) -> Iterator[simpy.Event]:
+    def _hold(self, place: str, seconds: float) -> Work[None]:
         asked = self._env.now
         with self._places[place].request() as turn:
             yield turn
@@ -186,7 +191,7 @@ class Site:
             self.outcome.busy[place] += seconds
             yield self._env.timeout(seconds)
 
-    def _live(self, one: Series) -> Iterator[simpy.Event]:
+    def _live(self, one: Series) -> Work[None]:
         times = self._times
         yield from self._hold("listener", one.slices * times.receive_slice)
         last = self._env.now
@@ -201,7 +206,7 @@ class Site:
         if one.at >= WARM_UP_SECONDS:
             self.outcome.turnaround.append(self._env.now - last)
 
-    def _job(self, slices: int) -> Iterator[simpy.Event]:
+    def _job(self, slices: int) -> Work[bool]:
         """A worker's attempt; returns whether the worker lived to its end."""
         asked = self._env.now
         with self._places["worker"].request() as turn:

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from argparse import ArgumentParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ def write_report(reports: dict[str, Report], seed: int) -> None:
     setups = {name: report.to_json() for name, report in reports.items()}
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps({**totals, "seed": seed, "setups": setups}, indent=2) + "\n")
+
+
+def _say(name: str, line: str) -> None:
+    print(f"{name}: {line}", flush=True)
 
 
 def main() -> int:
@@ -59,7 +64,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="pacsnode-chaos-") as temporary:
             folder = Path(temporary) if arguments.keep is None else arguments.keep / name
             folder.mkdir(parents=True, exist_ok=True)
-            reports[name] = run(plan, folder, lambda line, name=name: print(f"{name}: {line}", flush=True))
+            reports[name] = run(plan, folder, partial(_say, name))
         print(f"{name}: {json.dumps(reports[name].to_json(), indent=2)}", flush=True)
         write_report(reports, arguments.seed)
     faults = {name: report.faults for name, report in reports.items() if report.faults}

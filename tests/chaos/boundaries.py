@@ -70,7 +70,7 @@ class _Finder(ast.NodeVisitor):
             self.found.add(str(argument.value))
         elif called == "stages" and argument is not None:
             text = ast.unparse(argument)
-            names = [argument.value] if isinstance(argument, ast.Constant) else MODEL_STAGES[text]
+            names = [str(argument.value)] if isinstance(argument, ast.Constant) else MODEL_STAGES[text]
             self.found.update(f"{kind}.{name}" for name in names for kind in STAGE)
         elif called == "write_transaction":
             function = ".".join(self.scope).removesuffix(".<locals>")

@@ -99,7 +99,7 @@ class ReceivingNode:
 
     def audited_transfers(self) -> set[tuple[str, ...]]:
         """Of the audit trail so far: (study, action, outcome, instances of the first SOP class, why)."""
-        found = set()
+        found: set[tuple[str, ...]] = set()
         for line in (self.data_dir / "audit/audit-receive.log").read_bytes().splitlines():
             message = parsed(line)
             if event_of(message)[0] == "110104":
@@ -178,7 +178,7 @@ def encoded(image: Dataset) -> bytes:
     """Explicit VR Little Endian."""
     data = encode(image, False, True)
     assert data is not None
-    return data
+    return bytes(data)
 
 
 class Sender:

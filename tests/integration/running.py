@@ -95,7 +95,7 @@ class RunningNode:
         self.log_path = folder / "node.log"
         self.config_path = folder / "node.yaml"
         pacs = {"type": "cstore", "ae_title": ARCHIVE_AE_TITLE, "host": "127.0.0.1", "port": pacs_port}
-        config = {
+        config: dict[str, Any] = {
             "data_dir": str(self.data_dir),
             "receive": {
                 "allowed_calling_ae_titles": [CALLING],

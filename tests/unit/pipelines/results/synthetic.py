@@ -206,7 +206,9 @@ def chest(
     hu[kinds == Lesion.GROUND_GLASS], hu[kinds == Lesion.CONSOLIDATION] = -550, 10
     hu += np.random.default_rng(0).integers(-15, 15, shape).astype(np.int16)
     regions = tuple(
-        region_of(volume, labels, lungs, number, *what) for number, (_, *what) in blobs.items() if lesions
+        region_of(volume, labels, lungs, number, kind, infection, probability)
+        for number, (_, kind, infection, probability) in blobs.items()
+        if lesions
     )
     return volume, findings_of(volume, lungs, kinds, labels, regions)
 
@@ -220,10 +222,12 @@ def without_plane(volume: Volume, findings: Findings, missing: int) -> tuple[Vol
         source_frames=tuple((k, 1) for k in range(len(kept))),
         source_slices=tuple(kept),
     )
-    labels = {
-        name: repaired.as_acquired(getattr(findings, name)) for name in ("lungs", "lesions", "region_labels")
-    }
-    return repaired, replace(findings, **labels)
+    return repaired, replace(
+        findings,
+        lungs=repaired.as_acquired(findings.lungs),
+        lesions=repaired.as_acquired(findings.lesions),
+        region_labels=repaired.as_acquired(findings.region_labels),
+    )
 
 
 def region_of(  # noqa: PLR0917
