@@ -1,4 +1,4 @@
-"""Pictures of the node's own pages: a study's page on a desktop, an upload on a phone.
+"""Pictures of the node's own pages: study, overview and destinations on a desktop, an upload on a phone.
 
 .venv/bin/python -m tests.browser.pages_screenshot DICOM_FOLDER --out docs
 """
@@ -22,6 +22,8 @@ from tests.integration.receiving import wait_for
 from tests.integration.running import storescu
 
 COLORS = 220
+#: further pages -> where they are
+DESKTOP = {"overview": "/", "destinations": "/destinations"}
 
 
 def main() -> None:
@@ -41,6 +43,10 @@ def main() -> None:
             desktop.goto(f"{story.url}/studies/{study}")
             expect(desktop.locator(".said")).to_contain_text("are at pacs", timeout=WAIT)
             take(desktop, arguments.out / "page_study.png")
+            desktop.set_viewport_size({"width": 1180, "height": 300})
+            for name, path in DESKTOP.items():
+                desktop.goto(f"{story.url}{path}")
+                take(desktop, arguments.out / f"page_{name}.png", whole=True)
             link = httpx.get(f"{story.url}/upload").text.partition('id="link" href="')[2].partition('"')[0]
             phone = browser.new_context(**PHONE).new_page()
             phone.goto(link)
@@ -53,10 +59,11 @@ def main() -> None:
             story.stop()
 
 
-def take(page: Page, out: Path) -> None:
+def take(page: Page, out: Path, *, whole: bool = False) -> None:
+    """whole: to the page's end, however long it is."""
     shown = "[...document.images].every((one) => one.complete && one.naturalWidth)"
     wait_for(lambda: page.evaluate(shown), seconds=60, what="the pictures")
-    page.screenshot(path=out)
+    page.screenshot(path=out, full_page=whole)
     Image.open(out).convert("RGB").quantize(COLORS).save(out, optimize=True)
 
 
