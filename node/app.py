@@ -73,16 +73,32 @@ def serve(config: NodeConfig, role: Role = "all", read: Callable[[], NodeConfig]
         )
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, _stop_starting)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to change
     with ExitStack() as stack:
         node = Node(config, role, stack, read or (lambda: config))
-        node.start()
+        try:
+            node.start()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stopping.set())
+        except _StoppedEarly:
+            log.info("node_stopping", hint="it was told to before it had started")
+            return
         signal.signal(signal.SIGHUP, lambda *_: node.reload_soon())
         log.info("node_ready", version=__version__, data_dir=str(config.data_dir), role=role)
         wait_until(stopping)
         log.info("node_stopping")
     log.info("node_stopped")
+
+
+class _StoppedEarly(BaseException):
+    """Told to stop while starting, which may wait for others: a database, a first receiver."""
+
+
+def _stop_starting(*_: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise _StoppedEarly
 
 
 class Node:

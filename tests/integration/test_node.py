@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from pipelines.noisy_or import noisy_or
 from pipelines.triton import InferenceClient
 from tests.integration.receiving import wait_for
 from tests.integration.running import Pacs, RunningNode, storescu
+from tests.processes import children, read
 from tests.shared_data import shared
 from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import chest_phantom
@@ -176,6 +180,28 @@ def test_garbage_beside_a_good_series_changes_nothing(
     job = node.job_in("done", "failed")
     assert job["state"] == "done", job["reason"]
     assert_one_result_set(pacs, node.summary(job), phantom_series)
+
+
+def test_a_node_that_waits_to_start_can_be_stopped(tmp_path: Path, triton: EmbeddedTriton) -> None:
+    """Its receiver never answers: SIGTERM ends the node all the same, as if it had started."""
+    node = RunningNode(tmp_path / "node", triton_url=triton.url, pacs_port=free_port())
+    node.begin()
+    assert node.process is not None
+    pid = node.process.pid
+
+    def receiver() -> int | None:
+        found = [child for child in children(pid) if "node.receive" in read(child, "cmdline")]
+        return found[0] if found else None
+
+    stopped = wait_for(receiver, seconds=60, what="the receiver's process")
+    os.kill(stopped, signal.SIGSTOP)
+    time.sleep(2.0)
+    assert not node.events("node_ready")
+    node.process.send_signal(signal.SIGTERM)
+    time.sleep(2.0)
+    os.kill(stopped, signal.SIGCONT)  # else it takes its time to be killed
+    assert node.process.wait(60) == 0
+    assert node.events("node_stopping") and not node.events("node_ready")
 
 
 def test_a_dead_archive_delays_and_loses_nothing(
