@@ -51,6 +51,9 @@ log = structlog.get_logger("node.receive.series")
 
 #: series changed in one transaction, each of which it holds
 _AT_ONCE = 500
+#: an association's end is heard of when all that it sent is filed. So much of that time is quiet time, too, and
+#: no more: where filing lags, what others sent of the series meanwhile isn't filed yet either
+FILING_SECONDS = 0.25
 
 
 def instance_paths(
@@ -247,17 +250,17 @@ class SeriesTracker:
     def association_ended(self, association_id: str, *, released: bool, at: float | None = None) -> None:
         """Record how an association ended, for every series version that it sent to.
 
-        at: when; what it sent may have been filed since. Without, now.
-        If that can't be recorded the series wait for quiet time, as after an abort.
+        at: when; what it sent may have been filed since, which counts as quiet time up to FILING_SECONDS.
+        Without, now. If that can't be recorded the series wait for quiet time, as after an abort.
         """
         with self._lock:
             sent_to = self._sent_to.pop(association_id, set())
         if not sent_to:
             return
         try:
-            self._record_end(
-                association_id, sent_to, released=released, at=self._clock() if at is None else at
-            )
+            now = self._clock()
+            at = now if at is None else max(at, now - FILING_SECONDS)
+            self._record_end(association_id, sent_to, released=released, at=at)
         except SQLAlchemyError:
             log.error("association_end_not_recorded", association_id=association_id, exc_info=True)
         self._wake.set()

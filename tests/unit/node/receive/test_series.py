@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from node.database import series
-from node.receive.series import instance_paths
+from node.receive.series import FILING_SECONDS, instance_paths
 from tests.unit.node.receive.conftest import Bench
 from tests.unit.node.receive.test_spool import incoming
 
@@ -119,6 +119,17 @@ def test_late_instances_make_versions_with_all_instances_so_far(bench: Bench) ->
     assert counts == [1, 2, 3]
     assert bench.metrics.registry.get_sample_value("pacsnode_series_opened_total") == 3
     assert bench.metrics.registry.get_sample_value("pacsnode_series_late_total") == 2
+
+
+@pytest.mark.parametrize(("filing", "counts"), [(0.2, 0.2), (60.0, FILING_SECONDS)])
+def test_filing_is_quiet_time_for_a_moment(bench: Bench, filing: float, counts: float) -> None:
+    """What another association sent of the series may lag as well."""
+    store(bench, 1, "a1")
+    ended_at = bench.now
+    bench.now += filing
+    bench.tracker.association_ended("a1", released=True, at=ended_at)
+    (row,) = bench.series_rows()
+    assert row["released_at"] == pytest.approx(bench.now - counts)
 
 
 def test_a_restart_keeps_the_timers_and_forgets_open_associations(bench: Bench) -> None:
