@@ -51,8 +51,8 @@ log = structlog.get_logger("node.receive.series")
 
 #: series changed in one transaction, each of which it holds
 _AT_ONCE = 500
-#: an association's end is heard of when all that it sent is filed. So much of that time is quiet time, too, and
-#: no more: where filing lags, what others sent of the series meanwhile isn't filed yet either
+#: an association's end is heard of when all that it sent is filed. So much of that time is quiet time, too,
+#: and no more: where filing lags, what others sent of the series meanwhile isn't filed yet either
 FILING_SECONDS = 0.25
 
 
