@@ -6,12 +6,16 @@ Used by deliveries, queries and Storage Commitment reports.
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 from pynetdicom import AE, Association, evt
 
 from node.config import ClientTls
 from node.tls import ClientHandshake
+
+#: how long a thread that is ready may have to wait for its turn, at most; and how often to look
+_REACTOR_SECONDS, _LOOK_SECONDS = 5.0, 0.0005
 
 
 def request_association(
@@ -42,6 +46,24 @@ def request_association(
         tls_args=None if handshake is None else (handshake, server_name),
         **more,
     )
+
+
+def wait_for_reactor(association: Association) -> None:
+    """Before another request over the same association: return once pynetdicom's reactor goes on.
+
+    It is paused while a request waits for its answer. On a busy machine it may not have gone on when the next
+    request is made, which takes it for paused still: then it takes the answer for a request of the peer's,
+    and whoever waits for that gets none (pynetdicom issue 875).
+    """
+    deadline = time.monotonic() + _REACTOR_SECONDS
+    while association._is_paused and association.is_established and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+
+
+def release(association: Association) -> None:
+    """A-RELEASE, once the reactor goes on: else it might take the answer to that as well."""
+    wait_for_reactor(association)
+    association.release()
 
 
 def _set_up(event: evt.Event, timeout_seconds: float) -> None:

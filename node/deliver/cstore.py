@@ -32,6 +32,7 @@ from node.deliver.dicom_peer import DicomPeer
 from node.deliver.statuses import Outcome
 from node.errors import DeliveryError
 from node.failpoints import failpoint
+from node.scu import wait_for_reactor
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +109,7 @@ class CStoreDeliverer:
         if not association.is_established:
             raise DeliveryError(f"{self.peer}: the association ended before {uid}")
         sent = _as_accepted(instance, accepted, self._deflates(instance))
+        wait_for_reactor(association)
         status = association.send_c_store(sent, msg_id=number).get("Status")
         if status is None:
             raise DeliveryError(f"{self.peer}: no answer to C-STORE of {uid}")

@@ -16,7 +16,7 @@ from node.audit import AuditTrail
 from node.audit_message import Peer
 from node.config import CStoreDestination
 from node.errors import DeliveryError
-from node.scu import request_association
+from node.scu import release, request_association
 from node.tls import TLS_HINT, ClientHandshake, TlsContext, reason_of
 
 MAX_PDU_BYTES = 131072
@@ -72,7 +72,7 @@ class DicomPeer:
             yield association
         finally:
             if association.is_established:
-                association.release()
+                release(association)
 
     def _why_not(self, association: Association, none_accepted: Callable[[], DeliveryError]) -> DeliveryError:
         answer = association.acceptor.primitive

@@ -14,6 +14,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, Association, _config, evt
 
 from node.errors import NodeError
+from node.scu import release, wait_for_reactor
 from pipelines.load import dicom_files
 
 #: an association may propose 128 presentation contexts (PS3.8 9.3.2.2)
@@ -65,7 +66,7 @@ def send(
         if why_not:
             failed.append(f"{item.path.name}: {why_not}")
         progress(done, len(outgoing))
-    association.release()
+    release(association)
     return failed
 
 
@@ -76,6 +77,7 @@ def _store(association: Association, item: Outgoing) -> str:
     accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
     if (item.sop_class_uid, item.transfer_syntax_uid) not in accepted:
         return f"{item.sop_class_uid.name} in {item.transfer_syntax_uid.name} wasn't accepted"
+    wait_for_reactor(association)
     status = association.send_c_store(item.path).get("Status")
     if status is None:
         association.abort()  # unless it is at its end already

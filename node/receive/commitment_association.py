@@ -24,7 +24,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from node.config import CommitmentPeer
-from node.scu import request_association
+from node.scu import release, request_association
 from node.tls import ClientHandshake, reason_of
 
 #: ours first, then what every AE has to support (PS3.5 10.1)
@@ -179,7 +179,7 @@ def own_association(
         yield ReportingAssociation(association), association.accepted_contexts[0]
     finally:
         if association.is_established:
-            association.release()
+            release(association)
 
 
 def is_implicit_vr(context: PresentationContext) -> bool:

@@ -29,7 +29,7 @@ from node.config import QueryPeer
 from node.errors import QueryError
 from node.receive.listener import TRANSFER_SYNTAXES
 from node.receive.part10 import is_uid
-from node.scu import request_association
+from node.scu import release, request_association, wait_for_reactor
 from node.tls import ClientHandshake, query_context, reason_of
 
 log = structlog.get_logger("node.receive.query")
@@ -175,6 +175,7 @@ class QueryScu:
         for number, start in enumerate(range(0, len(uids), _BATCH), start=1):
             keys = _keys("IMAGE", series)
             keys.SOPInstanceUID = uids[start : start + _BATCH]
+            wait_for_reactor(association)
             for status, _failed in request(keys, number):
                 code = self._status(association, status, "retrieve")
                 if code in _PENDING:
@@ -224,7 +225,7 @@ class QueryScu:
             yield association
         finally:
             if association.is_established:
-                association.release()
+                release(association)
 
     def _why_not(self, association: Association, handshake: ClientHandshake | None) -> QueryError:
         if handshake is not None and handshake.error is not None:

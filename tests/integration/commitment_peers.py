@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
 
+from node.scu import release, wait_for_reactor
 from tests.integration.receiving import CALLING
 
 REPORT_SECONDS = 15.0
@@ -92,7 +93,7 @@ class Requestor:
     def __exit__(self, *_: object) -> None:
         """Release; abort if that doesn't end: pynetdicom waits for its reactor without a limit, and a test
         that failed may have left it where it never answers."""
-        releasing = threading.Thread(target=self.association.release, daemon=True)
+        releasing = threading.Thread(target=release, args=(self.association,), daemon=True)
         releasing.start()
         releasing.join(30.0)
         if releasing.is_alive():
@@ -111,12 +112,14 @@ class Requestor:
         action_type: int = 1,
         instance_uid: str = StorageCommitmentPushModelInstance,
     ) -> int:
+        wait_for_reactor(self.association)
         status, _reply = self.association.send_n_action(
             information, action_type, StorageCommitmentPushModel, instance_uid
         )
         return int(status.Status)
 
     def store(self, image: Dataset) -> int:
+        wait_for_reactor(self.association)
         image.ensure_file_meta()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         return int(self.association.send_c_store(image).Status)

@@ -41,6 +41,7 @@ from node.database import instances, series
 from node.log import configure_logging
 from node.receive.journal import SEGMENT_BYTES
 from node.receive.receiver import Receiver
+from node.scu import wait_for_reactor
 from tests.audit_schema import event_of, parsed
 
 CALLING = "SENDER"
@@ -213,6 +214,7 @@ class Sender:
             for cx in self.association.accepted_contexts
             if (cx.abstract_syntax, cx.transfer_syntax[0]) == (sop_class, transfer_syntax)
         )
+        wait_for_reactor(self.association)
         # the reactor would take the answer for a request of the peer
         self.association._reactor_checkpoint.clear()
         while not self.association._is_paused:

@@ -24,6 +24,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from node.config import ClientTls, CommitmentConfig, CommitmentPeer, NodeConfig, ReceiveConfig
 from node.receive.commitment_ledger import DUPLICATE_TRANSACTION, NO_SUCH_INSTANCE
+from node.scu import wait_for_reactor
 from node.triton_server import free_port
 from tests.certificates import Authority, Signed
 from tests.integration.commitment_peers import (
@@ -201,6 +202,7 @@ def raw_action(
     association = requestor.association
     (context,) = [c for c in association.accepted_contexts if c.abstract_syntax == StorageCommitmentPushModel]
     # the reactor would take the answer for a request of the peer
+    wait_for_reactor(association)
     association._reactor_checkpoint.clear()
     wait_for(lambda: association._is_paused)
     try:
