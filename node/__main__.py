@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from node import __version__
+from node.cli_options import ConfigOption, JsonOption
 from node.config import LogConfig, NodeConfig, Role, load_config
 from node.errors import ConfigError, NodeError
 from node.jobs_cli import app as jobs_app
@@ -50,13 +51,9 @@ app.add_typer(models_app, name="models", help="The models: list, train, export, 
 console = Console(markup=False, emoji=False, highlight=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="Configuration file; see deploy/config.example.yaml.")
-]
 OptionalConfig = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file; without it, built-in defaults.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def _version(asked: bool) -> None:

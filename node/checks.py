@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from node.config import NodeConfig
 from node.deliver import check_commitment, make_destination
 from node.errors import NodeError
 from node.files import is_locked
+from node.listening import listen
 from node.tls import check_tls
 from node.web.oidc import Provider, SignOnFailed
 from pipelines.errors import ModelNotServed, PipelineError
@@ -75,8 +75,7 @@ def check_ports(config: NodeConfig) -> Iterator[Finding]:
             continue
         address = f"{host}:{port}"
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            socket.create_server((host, port), family=family).close()
+            listen(host, port).close()
         except OSError as error:
             hint = "choose another port, or an address of this machine"
             if error.errno == errno.EADDRINUSE:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
 
+from node.cli_options import ConfigOption, JsonOption
 from node.config import load_config
 from node.database import open_database
 from node.reasons import of_delivery, of_job
@@ -24,11 +25,6 @@ console = Console(markup=False, emoji=False, highlight=False)
 
 #: who a job says cancelled it
 _CANCEL = "`pacsnode jobs cancel`"
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="Configuration file; see deploy/config.example.yaml.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.command("list")

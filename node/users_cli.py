@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from node.cli_options import JsonOption
 from node.web.users import Entry, RoleName, Users, read_users, write_users
 
 app = typer.Typer(no_args_is_help=True)
@@ -23,8 +24,6 @@ RoleOption = Annotated[
 PasswordFile = Annotated[
     Path | None, typer.Option(help="Take the password from this file's first line instead of asking.")
 ]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.command("add")

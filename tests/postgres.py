@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from node.config import DatabaseConfig
-from node.postgres import postgres_url
+from node.postgres import held_names, postgres_url
 from node.triton_server import free_port
 from tests.integration.receiving import wait_for
 
@@ -39,6 +39,16 @@ def program(name: str) -> str:
         pytest.skip("needs PostgreSQL: apt-get install postgresql")
     assert path is not None, "CI must have PostgreSQL installed"
     return path
+
+
+def until_free(engine: Engine, name: str) -> None:
+    """Until nobody holds it: a session's end is its backend's, some time after its client's."""
+
+    def is_free() -> bool:
+        with engine.connect() as connection:
+            return not held_names(connection, [name])
+
+    wait_for(is_free, seconds=20)
 
 
 class PostgresCluster:

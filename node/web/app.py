@@ -38,6 +38,7 @@ from node import __version__
 from node.config import WebConfig
 from node.database import IS_QUARANTINED, instances, series, write_transaction
 from node.errors import NodeError, SpoolError
+from node.listening import listen
 from node.metrics import Metrics
 from node.run.operations import list_jobs
 from node.web.access import Access
@@ -265,9 +266,8 @@ class WebServer:
     def start(self) -> None:
         """Bind and serve. Raises WebStartError when the address can't be bound."""
         host, port = self._config.host, self._config.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._socket = socket.create_server((host, port), family=family)
+            self._socket = listen(host, port)
         except OSError as error:
             raise WebStartError(
                 f"web {host}:{port}: {error.strerror or error}",

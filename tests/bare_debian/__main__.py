@@ -98,7 +98,7 @@ def walk(system: BareDebian) -> list[str]:
     return wrong
 
 
-#: the same phantom as the demo's, with fewer slices
+#: the demo's phantom
 PHANTOM = (
     "from pathlib import Path; from triton_models.data.dicom_series import write_series; "
     "from triton_models.data.phantom import chest_phantom; "

@@ -125,6 +125,7 @@ class Requestor:
         return int(self.association.send_c_store(image).Status)
 
     def echo(self) -> int:
+        wait_for_reactor(self.association)
         return int(self.association.send_c_echo().Status)
 
 

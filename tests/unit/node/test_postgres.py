@@ -12,7 +12,7 @@ from node.database import open_database
 from node.errors import ConfigError
 from node.postgres import SessionLock, held_names, hold_series, postgres_engine, postgres_url
 from node.triton_server import free_port
-from tests.postgres import PostgresCluster
+from tests.postgres import PostgresCluster, until_free
 
 URL = "postgresql://pacsnode@127.0.0.1:5432/pacsnode"
 WORD = "s3cret"
@@ -57,6 +57,7 @@ def test_names_are_held_until_their_transaction_or_session_ends(postgres: Postgr
         with engine.connect() as connection:
             assert held_names(connection, ["x", "y"]) == {"x"}
         first.release()
+        until_free(engine, "x")
         assert second.hold()
         second.release()
 

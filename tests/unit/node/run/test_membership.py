@@ -11,14 +11,12 @@ from sqlalchemy import Engine, select, update
 
 from node.database import nodes, open_database
 from node.errors import ConfigError
-from node.postgres import held_names
 from node.run import membership
 from node.run.boundary import STOP
 from node.run.membership import GRACE_SECONDS, Membership, Takeover
 from node.run.steps import TAKEN_OVER_SECONDS, Steps
 from node.run.worker_pool import PipelineFailed
-from tests.integration.receiving import wait_for
-from tests.postgres import PostgresCluster
+from tests.postgres import PostgresCluster, until_free
 from tests.unit.node.run.conftest import JOB, Bench
 
 
@@ -38,14 +36,9 @@ def join(engine: Engine, node_id: str) -> Membership:
 
 
 def leave(engine: Engine, ours: Membership) -> None:
-    """Stop it, and wait until the server has noticed: a session's end is its backend's, some time later."""
+    """Stop it, and wait until the server has noticed."""
     ours.stop()
-
-    def is_noticed() -> bool:
-        with engine.connect() as connection:
-            return not held_names(connection, [ours._lock.name])
-
-    wait_for(is_noticed, seconds=20)
+    until_free(engine, ours._lock.name)
 
 
 def take_over(engine: Engine, node_id: str) -> None:
