@@ -5,13 +5,13 @@ Used by deliveries, queries and Storage Commitment reports.
 
 from __future__ import annotations
 
-import socket
 import time
 from typing import Any
 
 from pynetdicom import AE, Association, evt
 
 from node.config import ClientTls
+from node.tcp import acknowledge_at_once, send_at_once
 from node.tls import ClientHandshake
 
 #: how long a thread that is ready may have to wait for its turn, at most; and how often to look
@@ -66,9 +66,23 @@ def release(association: Association) -> None:
     association.release()
 
 
+def send_and_acknowledge_at_once(event: evt.Event) -> None:
+    """On EVT_CONN_OPEN: for an association's connection, what ``node.tcp`` is for. The answer to a C-STORE
+    comes 40 ms earlier from DCMTK's SCPs and Orthanc; without the first of both, each C-STORE takes as much
+    longer."""
+    transport = event.assoc.dul.socket
+    connection, read = transport.socket, transport.recv
+    send_at_once(connection)
+
+    def recv(nr_bytes: int) -> bytearray:
+        data: bytearray = read(nr_bytes)
+        acknowledge_at_once(connection)
+        return data
+
+    transport.recv = recv  # pynetdicom reads a PDU's first six bytes, then the others
+
+
 def _set_up(event: evt.Event, timeout_seconds: float) -> None:
-    connection = event.assoc.dul.socket.socket
-    # Nagle's algorithm against delayed acknowledgement makes C-STORE 10 to 30 times slower
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_and_acknowledge_at_once(event)
     # pynetdicom has taken the timeout away: a peer that stops within a PDU would hold us for ever
-    connection.settimeout(timeout_seconds)
+    event.assoc.dul.socket.socket.settimeout(timeout_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, Association, _config, evt
 
 from node.errors import NodeError
-from node.scu import release, wait_for_reactor
+from node.scu import release, send_and_acknowledge_at_once, wait_for_reactor
 from pipelines.load import dicom_files
 
 #: an association may propose 128 presentation contexts (PS3.8 9.3.2.2)
@@ -56,7 +55,7 @@ def send(
     for sop_class, syntax in kinds[:MAX_CONTEXTS]:
         ae.add_requested_context(sop_class, syntax)
     association = ae.associate(
-        "127.0.0.1", port, ae_title=ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
+        "127.0.0.1", port, ae_title=ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, send_and_acknowledge_at_once)]
     )
     if not association.is_established:
         raise NodeError("the node didn't accept the demo's association", hint="see node.log")
@@ -83,7 +82,3 @@ def _store(association: Association, item: Outgoing) -> str:
         association.abort()  # unless it is at its end already
         return "no answer"
     return "" if status == 0x0000 else f"status {status:#06x}"
-
-
-def _no_delay(event: evt.Event) -> None:
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

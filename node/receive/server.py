@@ -21,6 +21,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from node.receive.admission import Admission, hang_up, host_of
 from node.receive.stream import limit_waiting
+from node.tcp import send_at_once
 from node.tls import TlsContext
 
 log = structlog.get_logger("node.receive.server")
@@ -55,8 +56,7 @@ class Server(ThreadedAssociationServer):  # type: ignore[misc]
             request = self._tls.current().wrap_socket(
                 request, server_side=True, do_handshake_on_connect=False
             )
-        # Nagle's algorithm against the peer's delayed ACK costs 40 ms an answer.
-        request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(request)
         # A peer that stops in the middle of a PDU, or reads no answers, would block its thread for ever.
         limit_waiting(request, self.ae.network_timeout)
         self._sockets.add(request)

@@ -28,6 +28,7 @@ from node.receive.command import (
     store_command,
     store_response,
 )
+from node.tcp import SMALL_READ_BYTES, acknowledge_at_once
 
 BUFFER_BYTES = 128 * 1024
 MAX_COMMAND_BYTES = 64 * 1024
@@ -154,6 +155,8 @@ class ReadAhead:
         count = self.connection.recv_into(self.data[self.end :])
         if count == 0:
             raise ConnectionError("closed by the peer")
+        if count < SMALL_READ_BYTES:
+            acknowledge_at_once(self.connection)
         self.end += count
 
     def give_back(self, unused: bytes) -> None:

@@ -41,6 +41,7 @@ from node.errors import NodeError, SpoolError
 from node.listening import listen
 from node.metrics import Metrics
 from node.run.operations import list_jobs
+from node.tcp import send_at_once
 from node.web.access import Access
 from node.web.destinations_page import destination_routes
 from node.web.events import Pulse, event_routes
@@ -273,8 +274,7 @@ class WebServer:
                 f"web {host}:{port}: {error.strerror or error}",
                 hint="is the port in use, is the address ours?",
             ) from error
-        # for the connections that it accepts: the second half of an answer would wait 40 ms for an ACK
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(self._socket)  # which its connections inherit
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )

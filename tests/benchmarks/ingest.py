@@ -7,13 +7,14 @@ their start to their end. Ours syncs every instance with its index entry (the jo
 it answers, and makes files and rows of them a moment later; storescp promises no durability.
 
 Small PDUs: the same over one association with PDUs of 4 and 16 KiB, against storescp.
+Default sender: the same from a storescu that nobody has tuned: Nagle's algorithm, its own PDUs and buffers.
 Slow senders: 20 others trickle one slice each at 20 KB/s while the 300 slices are sent over one association;
 how much longer these take than alone.
 Growth: 50,000 small slices, 1,000 an association; the time of the last five thousand over that of the first.
 Memory: the receiver's processes at their peak, after 600 slices over 50 associations at once.
 
     python -m tests.benchmarks.ingest [--rounds 5] [--without-orthanc]
-        [--only speed|small-pdus|slow|growth|memory]
+        [--only speed|small-pdus|default-sender|slow|growth|memory]
 
 Prints a table and writes build/bench/ingest.json; with --only, its figures are added to those there.
 """
@@ -53,8 +54,10 @@ ASSOCIATIONS = (1, 4)
 SMALL_PDUS = (4096, 16384)
 SLOW_SENDERS = 20
 GROWTH_INSTANCES = 50_000
+MEASURES = ("speed", "small-pdus", "default-sender", "slow", "growth", "memory")
 MEMORY_ASSOCIATIONS, MEMORY_INSTANCES = 50, 600
-ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1", "TCP_BUFFER_LENGTH": "131072"}
+TUNED = {"TCP_NODELAY": "1", "TCP_BUFFER_LENGTH": "131072"}
+ENVIRONMENT = {**os.environ, **TUNED}
 
 
 def make_slices(
@@ -91,23 +94,15 @@ def make_slices(
 
 
 def send(
-    port: int, called: str, paths: Sequence[Path], associations: int, *, pdu_bytes: int = 131072
+    port: int, called: str, paths: Sequence[Path], associations: int, *, pdu_bytes: int | None = 131072
 ) -> float:
-    """Seconds that the senders take."""
-    command = [
-        STORESCU,
-        "-aet",
-        "STORESCU",
-        "-aec",
-        called,
-        "--max-send-pdu",
-        str(pdu_bytes),
-        "127.0.0.1",
-        str(port),
-    ]
+    """Seconds that the senders take. pdu_bytes: None for a sender that nobody has tuned."""
+    tuned = [] if pdu_bytes is None else ["--max-send-pdu", str(pdu_bytes)]
+    environment = {**os.environ, **({} if pdu_bytes is None else TUNED)}
+    command = [STORESCU, "-aet", "STORESCU", "-aec", called, *tuned, "127.0.0.1", str(port)]
     shares = [[str(path) for path in paths[i::associations]] for i in range(associations)]
     started = time.perf_counter()
-    senders = [subprocess.Popen([*command, *share], env=ENVIRONMENT) for share in shares]
+    senders = [subprocess.Popen([*command, *share], env=environment) for share in shares]
     codes = [sender.wait() for sender in senders]
     seconds = time.perf_counter() - started
     if any(codes):
@@ -152,6 +147,13 @@ def ours(folder: Path, peaks: list[int], **receive: object) -> Iterator[tuple[in
         node.stop()
 
 
+RECEIVERS: dict[str, Callable[[Path, list[int]], AbstractContextManager[tuple[int, str]]]] = {
+    "ours": ours,
+    "dcmtk": dcmtk,
+    "orthanc": orthanc,
+}
+
+
 def peak_bytes(receiver: int) -> int:
     """The receiver's peak resident memory, and what each of its movers had beyond what it shares with it."""
     total = peak_kilobytes(receiver)
@@ -164,8 +166,6 @@ def peak_bytes(receiver: int) -> int:
 
 def measure_speed(work: Path, rounds: int, names: Sequence[str]) -> dict[str, object]:
     paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
-    receivers: dict[str, Callable[[Path, list[int]], AbstractContextManager[tuple[int, str]]]]
-    receivers = {"ours": ours, "dcmtk": dcmtk, "orthanc": orthanc}
     seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in names for n in ASSOCIATIONS}
     peaks: list[int] = []
     total_bytes = sum(path.stat().st_size for path in paths)
@@ -173,7 +173,7 @@ def measure_speed(work: Path, rounds: int, names: Sequence[str]) -> dict[str, ob
         for associations in ASSOCIATIONS:
             for name in names:
                 folder = work / f"{name}-{number}-{associations}"
-                with receivers[name](folder, peaks) as (port, called):
+                with RECEIVERS[name](folder, peaks) as (port, called):
                     send(port, called, warm_up, 1)
                     seconds[name, associations].append(send(port, called, paths, associations))
                 shutil.rmtree(folder)
@@ -216,6 +216,26 @@ def measure_small_pdus(work: Path, rounds: int) -> dict[str, object]:
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         ratios[str(pdu_bytes)] = round(medians["dcmtk"] / medians["ours"], 3)
     return {"ratio_vs_dcmtk_by_pdu_bytes": ratios}
+
+
+def measure_default_sender(work: Path, rounds: int, names: Sequence[str]) -> dict[str, object]:
+    """Seconds of the others over ours."""
+    paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            folder = work / f"{name}-{number}"
+            with RECEIVERS[name](folder, []) as (port, called):
+                send(port, called, warm_up, 1)
+                seconds[name].append(send(port, called, paths, 1, pdu_bytes=None))
+            shutil.rmtree(folder)
+            print(f"default sender, {name}: {seconds[name][-1]:.3f} s", flush=True)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        f"default_sender_ratio_vs_{name}": round(medians[name] / medians["ours"], 3)
+        for name in names
+        if name != "ours"
+    }
 
 
 def measure_slow(work: Path, rounds: int) -> dict[str, object]:
@@ -294,12 +314,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-orthanc", action="store_true")
-    parser.add_argument("--only", choices=("speed", "small-pdus", "slow", "growth", "memory"))
+    parser.add_argument("--only", choices=MEASURES)
     arguments = parser.parse_args()
     names = ["ours", "dcmtk"] + ([] if arguments.without_orthanc else ["orthanc"])
     measures: dict[str, Measure] = {
         "speed": lambda work: measure_speed(work, arguments.rounds, names),
         "small-pdus": lambda work: measure_small_pdus(work, arguments.rounds),
+        "default-sender": lambda work: measure_default_sender(work, arguments.rounds, names),
         "slow": lambda work: measure_slow(work, arguments.rounds),
         "growth": measure_growth,
         "memory": measure_memory,
