@@ -18,7 +18,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from pipelines.errors import SeriesRefused
-from pipelines.load import MALFORMED, Progress
+from pipelines.instance import MALFORMED
+from pipelines.load import Progress
 
 #: HU of black and white: the lung window through which ``triton_models`` learns from pictures and measures
 #: itself on them (``triton_models.data.grey``, which a test compares)

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 from pipelines.drawing import palette
 from pipelines.drawing.page import Page
 from pipelines.errors import SeriesRefused
-from pipelines.load import MALFORMED
+from pipelines.instance import MALFORMED
 from pipelines.results import codes
 from pipelines.results.capture import build_capture
 from pipelines.results.document import (

@@ -16,7 +16,8 @@ from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, generate_uid
 
 from pipelines.errors import SeriesRefused
-from pipelines.load import AIR_HU, dicom_files, load_series
+from pipelines.instance import AIR_HU
+from pipelines.load import dicom_files, load_series
 from tests.shared_data import shared
 from triton_models.data.dicom_series import write_series
 from triton_models.data.phantom import Phantom, chest_phantom
