@@ -31,8 +31,9 @@ NODE_STOPPING = "node_stopping"
 OnProgress = Callable[[str, int, int], None]
 #: called with (model, seconds, "" or the error's code) of a request to Triton that has ended
 OnRequest = Callable[[str, float, str], object]
-#: glibc's malloc: a worker's threads share two heaps; with more, 150 MB of a study of 600 slices lie idle
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+#: glibc's malloc: a worker's threads share two heaps; with more, 150 MB of a study of 600 slices lie idle.
+#: OpenBLAS: no matrix here is worth a second thread, which would spin for 50 ms after each small product.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class PipelineFailed(NodeError):

@@ -38,6 +38,8 @@ _SMOOTHING_PASSES = 30
 #: between samples along a ray
 _STEP_MM = 3.5
 _OPACITY_MM = 2.5
+#: a grid that strays by less than so much of a voxel from a volume's axes goes along them
+_ALIGNED = 0.05
 _MARGIN_MM = 24.0  # around the lungs: ribs are in, arms and table are not
 _RAY_MM = 2.5  # between rays: closer ones would see no more of the voxels, and cost by their number
 #: Ray casting: HU -> (opacity of ``_OPACITY_MM`` of material, RGB). Linear between the points.
@@ -177,6 +179,9 @@ def _sample(
     stride = [max(1, int(step // 1.5)) for step in steps]
     reduced = array[tuple(slice(None, None, n) for n in stride)]
     scaled = matrix[:3] / np.array(stride)[:, None]
+    scales = np.diagonal(scaled)
+    if np.all(np.abs(scaled[:, :3] - np.diag(scales)) @ shape < _ALIGNED):
+        return _sample_along_axes(reduced, scales, scaled[:, 3], shape, outside, smooth=smooth)
     sampled: NDArray[Any] = ndimage.affine_transform(
         reduced,
         scaled[:, :3],
@@ -187,6 +192,38 @@ def _sample(
         cval=outside,
         prefilter=False,
     )
+    return sampled
+
+
+def _sample_along_axes(
+    array: NDArray[Any],
+    scales: NDArray[np.float64],
+    offsets: NDArray[np.float64],
+    shape: tuple[int, ...],
+    outside: int,
+    *,
+    smooth: bool,
+) -> NDArray[Any]:
+    """``ndimage.affine_transform`` where an index says all of its axis: one axis after the other, in a fifth
+    of the time."""
+    sampled = array
+    for axis in (1, 2, 0):  # rows and columns become fewer, which makes less of what follows
+        at = offsets[axis] + scales[axis] * np.arange(shape[axis])
+        last = array.shape[axis] - 1
+        if smooth:
+            low = np.clip(np.floor(at).astype(int), 0, max(last - 1, 0))
+            share = (at - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+            below = np.take(sampled, low, axis=axis).astype(np.float32)
+            above = np.take(sampled, np.minimum(low + 1, last), axis=axis)
+            sampled = below + share * (above - below)
+        else:
+            sampled = np.take(sampled, np.clip(np.floor(at + 0.5).astype(int), 0, last), axis=axis)
+    if smooth:
+        sampled = np.rint(sampled).astype(array.dtype)
+    for axis in range(3):
+        at = offsets[axis] + scales[axis] * np.arange(shape[axis])
+        planes = [slice(None)] * axis
+        sampled[(*planes, (at < 0) | (at > array.shape[axis] - 1))] = outside
     return sampled
 
 
@@ -291,22 +328,25 @@ def _colored(grid: _PatientGrid) -> NDArray[np.uint8]:
     points = [point[0] for point in TRANSFER_FUNCTION]
     hu = np.arange(points[0], points[-1] + 1)  # a table: HU are whole numbers, and far fewer than voxels
     entries = np.clip(grid.hu, points[0], points[-1]) - points[0]
-    opacity = np.interp(hu, points, [point[1] for point in TRANSFER_FUNCTION]).astype(np.float32)[entries]
-    rgba = np.empty((*grid.hu.shape, 4), np.uint8)
+    opacities = np.interp(hu, points, [point[1] for point in TRANSFER_FUNCTION]).astype(np.float32)
     colors = [
         np.interp(hu, points, [point[2][channel] for point in TRANSFER_FUNCTION]) for channel in range(3)
     ]
-    rgba[..., :3] = np.stack(colors, axis=-1).astype(np.uint8)[entries]
+    opacity = np.take(opacities, entries)
+    color = np.take(np.stack(colors, axis=-1).astype(np.uint8), entries, axis=0)
     # The outermost voxel of a lung is half chest wall: left in, it would hide what is behind it.
     inside = ndimage.binary_erosion(grid.lungs > 0)
-    opacity[~inside] = 0.0
-    opacity[~inside & (grid.hu > 180) & _near(inside, _MARGIN_MM)] = _WALL_OPACITY
+    opacity *= inside
+    opacity[(grid.hu > 180) & ~inside & _near(inside, _MARGIN_MM)] = _WALL_OPACITY
     for kind in Lesion:
         hit = grid.lesions == kind
-        rgba[hit, :3] = palette.LESION[kind]
+        color[hit] = palette.LESION[kind]
         opacity[hit] = _LESION_OPACITY
-    rgba[..., :3] = (rgba[..., :3] * _shade(opacity)[..., None]).astype(np.uint8)
-    rgba[..., 3] = (1 - (1 - opacity) ** (_STEP_MM / _OPACITY_MM)) * 255
+    rgba = np.empty((*grid.hu.shape, 4), np.uint8)
+    np.multiply(color, _shade(opacity)[..., None], out=rgba[..., :3], casting="unsafe")
+    seen = opacity > 0  # a small part
+    rgba[..., 3] = 0
+    rgba[seen, 3] = (1 - (1 - opacity[seen]) ** (_STEP_MM / _OPACITY_MM)) * 255
     return rgba
 
 
