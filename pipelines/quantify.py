@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.candidates import Chest
+from pipelines.masks import bounding_box
 from pipelines.volume import LESION_TYPES, Lung, LungMeasures
 
 #: lesion is peripheral within this distance of the lungs' edge, in the axial plane
@@ -70,8 +71,11 @@ def near_edge(lung: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray
     """
     steps = [max(1, round(_WORKING_MM / mm)) for mm in pixel_mm]
     sampling = [mm * n for mm, n in zip(pixel_mm, steps, strict=True)]
-    coarse = np.pad(lung[:: steps[0], :: steps[1]], 1)
-    near = ndimage.distance_transform_edt(coarse, sampling=sampling)[1:-1, 1:-1] <= PERIPHERAL_MM
+    coarse = lung[:: steps[0], :: steps[1]]
+    box = bounding_box(coarse[None])[1:]  # a lung fills a sixth of a slice
+    near = np.zeros(coarse.shape, np.bool_)
+    surrounded = np.pad(coarse[box], 1)
+    near[box] = ndimage.distance_transform_edt(surrounded, sampling=sampling)[1:-1, 1:-1] <= PERIPHERAL_MM
     fine = near.repeat(steps[0], axis=0).repeat(steps[1], axis=1)
     return np.asarray(fine[: lung.shape[0], : lung.shape[1]] & lung)
 

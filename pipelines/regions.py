@@ -148,7 +148,8 @@ def find_regions(
     for number, one in enumerate(entered, start=1):
         axial[one.drawn.box][one.drawn.inside] = number
     labels = chest.view.restore(axial)
-    boxes = ndimage.find_objects(labels)
+    crop = bounding_box(labels)
+    boxes = [moved(box, crop) for box in ndimage.find_objects(labels[crop])] if entered else []
     regions = tuple(
         _describe(number, one, chest, labels[box] == number, box)
         for number, (one, box) in enumerate(zip(entered, boxes, strict=True), start=1)

@@ -32,6 +32,9 @@ from pipelines.triton import InferenceClient
 from pipelines.warm_up import warm_up
 
 Emit = Callable[[dict[str, Any]], None]
+#: how long a thread keeps the interpreter from another that waits for it: the one that draws asks for it
+#: after each call of VTK, and would wait Python's 5 ms for it each time
+SWITCH_SECONDS = 0.0002
 
 
 def _claim_stdout() -> Emit:
@@ -116,6 +119,7 @@ def _give_back_memory() -> None:
 
 
 def main() -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)
     emit = _claim_stdout()
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()

@@ -327,7 +327,7 @@ def _colored(grid: _PatientGrid) -> NDArray[np.uint8]:
     """HU and labels -> (z, y, x, RGBA), by TRANSFER_FUNCTION inside the lungs."""
     points = [point[0] for point in TRANSFER_FUNCTION]
     hu = np.arange(points[0], points[-1] + 1)  # a table: HU are whole numbers, and far fewer than voxels
-    entries = np.clip(grid.hu, points[0], points[-1]) - points[0]
+    entries: NDArray[np.intp] = np.subtract(np.clip(grid.hu, points[0], points[-1]), points[0], dtype=np.intp)
     opacities = np.interp(hu, points, [point[1] for point in TRANSFER_FUNCTION]).astype(np.float32)
     colors = [
         np.interp(hu, points, [point[2][channel] for point in TRANSFER_FUNCTION]) for channel in range(3)

@@ -14,6 +14,7 @@ build/bench/study.json; with --only, its figures are added to those there.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -94,8 +95,9 @@ class Bare:
 
     def __init__(self) -> None:
         backend = embedded_backend()
+        threads = backend.thread_count({}, os.environ)
         self._sessions = {
-            spec.name: backend.open_session(MODELS[spec.name].onnx_path, {}, "CPU")
+            spec.name: backend.open_session(MODELS[spec.name].onnx_path, threads, "CPU")
             for spec in PIPELINE.models
         }
         self.asked: list[tuple[ServedModel, Arrays]] = []

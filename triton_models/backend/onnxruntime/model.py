@@ -131,10 +131,10 @@ def group_requests(shapes: Sequence[tuple], most: int) -> list[list[int]]:
     return groups
 
 
-def open_session(path: Path, config: Mapping, kind: str) -> ort.InferenceSession:
+def open_session(path: Path, threads: int, kind: str) -> ort.InferenceSession:
     """ONNX Runtime session for a model file; on the GPU when the instance is one and CUDA is there."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = thread_count(config, os.environ)
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # spinning threads would take the CPU from the client that prepares the next slices
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -155,26 +155,28 @@ def piece_length(feeds: Mapping[str, np.ndarray]) -> int:
 
 
 class SplitSession:
-    """A session that computes a batch in pieces, on as many threads as the session has.
+    """Computes a batch in pieces, each on a thread of its own; what is one piece has all threads together.
 
     Threads that share each operator wait for one another at its end, and a large batch's intermediate
-    results don't fit into a core's cache; pieces on threads of their own have neither trouble. A batch of one
-    still has the session's own threads. Models that are served with a batch axis treat its items
-    independently, so the answers are the same.
+    results don't fit into a core's cache; pieces on threads of their own have neither trouble. Models that
+    are served with a batch axis treat its items independently, so the answers are the same.
     """
 
-    def __init__(self, session: ort.InferenceSession, threads: int) -> None:
-        self._session = session
+    def __init__(self, whole: ort.InferenceSession, alone: ort.InferenceSession, threads: int) -> None:
+        """whole: a session of ``threads`` threads.  alone: of the same model, one of a single thread: pieces
+        in a session of several would share out their operators among them all the same."""
+        self._whole = whole
+        self._alone = alone
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pieces")
 
     def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Outputs ``names`` for inputs with a batch axis, like ``InferenceSession.run``."""
         count, length = len(next(iter(feeds.values()))), piece_length(feeds)
         if count <= length:
-            return self._session.run(names, feeds)
+            return self._whole.run(names, feeds)
 
         def compute(start: int) -> list[np.ndarray]:
-            return self._session.run(names, {k: v[start : start + length] for k, v in feeds.items()})
+            return self._alone.run(names, {k: v[start : start + length] for k, v in feeds.items()})
 
         answers = list(self._pool.map(compute, range(0, count, length)))
         return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
@@ -212,7 +214,8 @@ class TritonPythonModel:
         self.config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / MODEL_FILE
         try:
-            session = open_session(path, self.config, args["model_instance_kind"])
+            threads, kind = thread_count(self.config, os.environ), args["model_instance_kind"]
+            session = open_session(path, threads, kind)
             batched = self.config["max_batch_size"] > 0
             check_contract(
                 "input", self.config["input"], tensor_configs(session.get_inputs(), batched=batched)
@@ -221,8 +224,8 @@ class TritonPythonModel:
                 "output", self.config["output"], tensor_configs(session.get_outputs(), batched=batched)
             )
             on_cpu = session.get_providers() == ["CPUExecutionProvider"]
-            threads = thread_count(self.config, os.environ)
-            self.session = SplitSession(session, threads) if batched and on_cpu else session
+            splits = batched and on_cpu and threads > 1
+            self.session = SplitSession(session, open_session(path, 1, kind), threads) if splits else session
         except ContractError as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         self.required = {
