@@ -6,14 +6,14 @@ Zhang et al. 2021. One pipeline for each source of candidates; they are alike ot
 
 So that the models have something to do while the stages between them work, what a model can be asked before
 its stage begins is asked early, on another thread. When it is asked changes no answer. Likewise, the 3D views
-of lungs and lesions are drawn while the regions are found.
+of lungs and lesions are begun while the lesions are looked for, and drawn while the regions are found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -47,7 +47,7 @@ def analyse(
     source: CandidateSource,
 ) -> Findings:
     """Find pneumonia in a chest CT volume."""
-    with _threads() as threads:  # whatever ends this, nothing is asked for any more after it
+    with _threads() as threads, ExitStack() as stack:  # whatever ends this, nothing goes on after it
         early = ask_early(source, volume, inference, models, threads)
         with stages("lungs") as progress:
             mask = lungs.ask_lungs(volume, inference, models["lungs"], progress=progress)
@@ -56,15 +56,21 @@ def analyse(
             known = threads.submit(ask, volume, likely, inference, models["lesions"])
             lung_labels = lungs.label_lungs(volume, mask)
             del mask
+        drawing = Drawing(volume, lung_labels) if stages.draws else None
+        if drawing is not None:
+            stack.callback(drawing.close)
         with stages("lesions"):
             within = lungs.closed_lungs(volume, lung_labels)
             lesion_labels = lesions.segment_lesions(
                 volume, within, inference, models["lesions"], known=known.result()
             )
             del known
+            if drawing is not None:
+                drawing.wait()
             lungs.include_lesions(lung_labels, within, lesion_labels)
             del within
-        drawing = Drawing(volume, lung_labels, lesion_labels) if stages.draws else None
+        if drawing is not None:
+            drawing.show(lung_labels, lesion_labels)
         chest = Chest.of(volume, lung_labels, lesion_labels)
         with stages("candidates") as progress:
             candidates = find_candidates(source, chest, inference, models, early=early, progress=progress)

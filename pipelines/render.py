@@ -17,7 +17,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -91,30 +91,41 @@ class View:
 
 
 class Drawing:
-    """One turn about the patient's head-foot axis, drawn on a thread of its own from when this is made.
+    """One turn about the patient's head-foot axis, drawn on a thread of its own: begun when the lungs are
+    known, gone on with once it is told what to show.
 
-    lungs, lesions: uint8 (slices, rows, columns), 0 or ``Lung`` or ``Lesion``.  frames: views of a turn.
-    size: columns of both kinds side by side.
+    lungs: uint8 (slices, rows, columns), 0 or ``Lung``.  frames: views of a turn.  size: columns of both
+    kinds side by side.
     """
 
     def __init__(
-        self,
-        volume: Volume,
-        lungs: NDArray[np.uint8],
-        lesions: NDArray[np.uint8],
-        *,
-        frames: int = FRAMES,
-        size: int = SIZE,
+        self, volume: Volume, lungs: NDArray[np.uint8], *, frames: int = FRAMES, size: int = SIZE
     ) -> None:
         self.size = size
-        thread = ThreadPoolExecutor(1, thread_name_prefix="drawing")
-        scene = thread.submit(
-            lambda: load_rendering()(volume, lungs, lesions, width=size // 2, height=_rows(size))
+        self._angles = [360.0 * number / frames for number in range(frames)]
+        self._views: list[Future[View]] = []
+        self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="drawing")
+        self._scene = self._thread.submit(
+            lambda: load_rendering()(volume, lungs, width=size // 2, height=_rows(size))
         )
-        angles = [360.0 * number / frames for number in range(frames)]
-        self._views = [thread.submit(_view_of, scene, degrees) for degrees in angles]
-        thread.submit(lambda: scene.result().close())
-        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return once the lungs that it began with aren't looked at any more."""
+        wait([self._scene])
+
+    def show(self, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> None:
+        """Once. lungs: as they are now.  lesions: uint8 (slices, rows, columns), 0 or ``Lesion``."""
+        assert self._thread is not None  # noqa: S101 - it is closed by this
+        shown = self._thread.submit(lambda: self._scene.result().show(lungs, lesions))
+        self._views = [self._thread.submit(_view_of, self._scene, shown, degrees) for degrees in self._angles]
+        self.close()
+
+    def close(self) -> None:
+        """Nothing will be shown, or nothing else."""
+        if self._thread is not None:
+            self._thread.submit(lambda: self._scene.result().close())
+            self._thread.shutdown(wait=False)
+            self._thread = None
 
     def views(self) -> Iterator[View]:
         """The views in their order, each when it is drawn. Raises RenderingUnavailable."""
@@ -126,8 +137,9 @@ def _rows(columns: int) -> int:
     return round(_ROWS * columns)
 
 
-def _view_of(scene: Future[Scene], degrees: float) -> View:
+def _view_of(scene: Future[Scene], shown: Future[None], degrees: float) -> View:
     it = scene.result()
+    shown.result()
     return View(degrees, it.surfaces(degrees), it.ray_cast(degrees), it.pixels_per_mm)
 
 
@@ -145,7 +157,8 @@ def render_rotation(
     """
     drawing = findings.drawing
     if drawing is None:
-        drawing = Drawing(volume, findings.lungs, findings.lesions, frames=frames, size=size)
+        drawing = Drawing(volume, findings.lungs, frames=frames, size=size)
+        drawing.show(findings.lungs, findings.lesions)
     return np.stack(
         [_frame(view, drawing.size, findings, clinical_use=clinical_use) for view in drawing.views()]
     )

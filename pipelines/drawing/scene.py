@@ -60,29 +60,38 @@ _LIGHT_LPS = (-0.45, -0.6, 0.66)  # where the baked-in light comes from: right, 
 class Scene:
     """Holds two off-screen windows until it is closed. Every call must come from the same thread.
 
-    lungs, lesions: uint8 (slices, rows, columns).
+    lungs: uint8 (slices, rows, columns); what is in view is told by them, before lesions are known.
     pixels_per_mm: of the views, which are parallel projections.
     """
 
-    def __init__(
-        self,
-        volume: Volume,
-        lungs: NDArray[np.uint8],
-        lesions: NDArray[np.uint8],
-        *,
-        width: int,
-        height: int,
-    ) -> None:
-        grid = _PatientGrid(volume, lungs, lesions)
+    def __init__(self, volume: Volume, lungs: NDArray[np.uint8], *, width: int, height: int) -> None:
+        self._grid = grid = _PatientGrid(volume, lungs)
         across, up = max(grid.lungs_mm[:2]), grid.lungs_mm[2]
         self.pixels_per_mm = float(min(height / (1.35 * up), width / (1.12 * across)))
-        self._centre = grid.centre_mm
         self._size = width, height
         rays = min(1.0, 1.0 / (_RAY_MM * self.pixels_per_mm))
-        self._windows = [
-            self._window(width, height, _surface_actors(grid), []),
-            self._window(round(width * rays), round(height * rays), [], [_cast_volume(grid)]),
-        ]
+        self._windows = [self._window(width, height), self._window(round(width * rays), round(height * rays))]
+        self._lungs = _lung_actors(grid)
+        self._add(self._lungs)
+        self.surfaces(0.0)  # the first view takes long
+
+    def show(self, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> None:
+        """Complete the scene. lungs, lesions: uint8 (slices, rows, columns), the lungs perhaps not quite as
+        before: what lesions had hidden of them may be in them now."""
+        if self._grid.label(lungs, lesions):
+            _, surfaces = self._windows[0]
+            for actor in self._lungs:
+                surfaces.RemoveActor(actor)
+            self._lungs = _lung_actors(self._grid)
+            self._add(self._lungs)
+        self._add(_lesion_actors(self._grid))
+        _, rays = self._windows[1]
+        rays.AddVolume(_cast_volume(self._grid))
+
+    def _add(self, actors: list[vtkActor]) -> None:
+        _, surfaces = self._windows[0]
+        for actor in actors:
+            surfaces.AddActor(actor)
 
     def close(self) -> None:
         for window, _ in self._windows:
@@ -97,15 +106,9 @@ class Scene:
         rays = Image.fromarray(self._view(1, degrees))
         return np.asarray(rays.resize(self._size, Image.Resampling.BICUBIC))
 
-    def _window(
-        self, width: int, height: int, actors: list[vtkActor], volumes: list[vtkVolume]
-    ) -> tuple[vtkEGLRenderWindow, vtkRenderer]:
+    def _window(self, width: int, height: int) -> tuple[vtkEGLRenderWindow, vtkRenderer]:
         renderer = vtkRenderer()
         renderer.SetBackground(*(c / 255 for c in palette.BACKGROUND))
-        for actor in actors:
-            renderer.AddActor(actor)
-        for volume in volumes:
-            renderer.AddVolume(volume)
         light = vtkLight()
         light.SetLightTypeToHeadlight()
         renderer.AddLight(light)
@@ -124,7 +127,7 @@ class Scene:
         window, renderer = self._windows[index]
         camera = renderer.GetActiveCamera()
         angle = np.deg2rad(degrees)
-        x, y, z = self._centre
+        x, y, z = self._grid.centre_mm
         # LPS: the front of the patient is towards -y, the head towards +z
         camera.SetPosition(x + 2000 * np.sin(angle), y - 2000 * np.cos(angle), z)
         camera.SetFocalPoint(x, y, z)
@@ -146,7 +149,7 @@ class Scene:
 class _PatientGrid:
     """HU and labels on a coarse grid along the patient's axes; arrays are (z, y, x), as VTK stores them."""
 
-    def __init__(self, volume: Volume, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> None:
+    def __init__(self, volume: Volume, lungs: NDArray[np.uint8]) -> None:
         spans = [np.flatnonzero(lungs.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
         edges = [(s[0], s[-1]) if s.size else (0, n - 1) for s, n in zip(spans, lungs.shape, strict=True)]
         corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float64)
@@ -155,15 +158,22 @@ class _PatientGrid:
         self.origin_mm = low
         self.centre_mm = (low + high) / 2
         self.lungs_mm = high - low - 2 * _MARGIN_MM
-        shape = tuple(int(n) for n in np.ceil((high - low)[::-1] / _VOXEL_MM) + 1)
+        self._shape = tuple(int(n) for n in np.ceil((high - low)[::-1] / _VOXEL_MM) + 1)
         # output index (z, y, x) -> LPS -> input index (slice, row, column)
         to_lps = np.eye(4)
         to_lps[:3, :3] = np.eye(3)[:, ::-1] * _VOXEL_MM
         to_lps[:3, 3] = low
-        matrix = np.linalg.inv(volume.affine) @ to_lps
-        self.hu = _sample(volume.hu, matrix, shape, -1024, smooth=True)
-        self.lungs = _sample(lungs, matrix, shape, 0)
-        self.lesions = _sample(lesions, matrix, shape, 0)
+        self._matrix = np.linalg.inv(volume.affine) @ to_lps
+        self.hu = _sample(volume.hu, self._matrix, self._shape, -1024, smooth=True)
+        self.lungs = _sample(lungs, self._matrix, self._shape, 0)
+        self.lesions = np.zeros_like(self.lungs)
+
+    def label(self, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> bool:
+        """Take other labels; returns whether the lungs are others."""
+        before = self.lungs
+        self.lungs = _sample(lungs, self._matrix, self._shape, 0)
+        self.lesions = _sample(lesions, self._matrix, self._shape, 0)
+        return not np.array_equal(before, self.lungs)
 
 
 def _sample(
@@ -241,14 +251,18 @@ def _image(grid: _PatientGrid, array: NDArray[np.uint8], *, block: int = 1) -> v
     return image
 
 
-def _surface_actors(grid: _PatientGrid) -> list[vtkActor]:
-    actors = [
+def _lesion_actors(grid: _PatientGrid) -> list[vtkActor]:
+    actors = (
         _surface(grid, grid.lesions == kind, palette.LESION[kind], opacity=1.0, block=1) for kind in Lesion
-    ]
-    actors += [
+    )
+    return [actor for actor in actors if actor is not None]
+
+
+def _lung_actors(grid: _PatientGrid) -> list[vtkActor]:
+    actors = (
         _surface(grid, grid.lungs == lung, palette.LUNG[lung], opacity=0.2, block=_LUNG_BLOCK)
         for lung in Lung
-    ]
+    )
     return [actor for actor in actors if actor is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -83,9 +84,35 @@ def test_frames_turn_and_are_the_same_when_drawn_again() -> None:
 @pytest.mark.usefixtures("rendering")
 def test_a_drawing_that_began_before_the_findings_were_known_is_used() -> None:
     volume, findings = chest()
-    drawing = Drawing(volume, findings.lungs, findings.lesions, frames=2, size=128)
+    drawing = Drawing(volume, findings.lungs, frames=2, size=128)
+    drawing.show(findings.lungs, findings.lesions)
     early = render_rotation(volume, replace(findings, drawing=drawing), frames=5)
     np.testing.assert_array_equal(early, render_rotation(volume, findings, frames=2, size=128))
+
+
+@pytest.mark.usefixtures("rendering")
+def test_a_drawing_that_began_with_lungs_that_lesions_hid_shows_them_whole() -> None:
+    """At the least, consolidation at the pleura isn't among the lungs at first."""
+    volume, findings = chest()
+    hidden = findings.lungs.copy()
+    hidden[findings.lesions > 0] = 0
+    drawing = Drawing(volume, hidden, frames=2, size=128)
+    drawing.wait()
+    drawing.show(findings.lungs, findings.lesions)
+    early = render_rotation(volume, replace(findings, drawing=drawing))
+    np.testing.assert_array_equal(early, render_rotation(volume, findings, frames=2, size=128))
+
+
+@pytest.mark.usefixtures("rendering")
+def test_a_drawing_that_has_nothing_to_show_ends() -> None:
+    volume, findings = chest()
+    drawing = Drawing(volume, findings.lungs)
+    drawing.close()
+    drawing.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("drawing"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.mark.usefixtures("rendering")
