@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -262,12 +262,16 @@ def measure_growth(work: Path, volume: Volume, rounds: int) -> dict[str, object]
 
 
 def measure_two(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
-    """Two series at once by two workers, against the same two by one worker."""
-    seconds: dict[int, float] = {}
-    for workers in (1, 2):
-        took = []
-        with site(work / f"site-{workers}", workers=workers) as running:
-            for number in range(rounds + 1):
+    """Two series at once by two workers, against the same two by one worker, rounds alternating: each site
+    idles beside the other."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with ExitStack() as stack:
+        sites = {
+            workers: stack.enter_context(site(work / f"site-{workers}", workers=workers))
+            for workers in seconds
+        }
+        for number in range(rounds + 1):
+            for workers, running in sites.items():
                 folders = [
                     make_series(
                         volume,
@@ -277,10 +281,12 @@ def measure_two(work: Path, volume: Volume, rounds: int) -> dict[str, object]:
                     )
                     for which in ("first", "second")
                 ]
-                took.append(running.study(*folders).seconds)
-                print(f"{workers} worker(s), two series, round {number}: {took[-1]:.2f} s", flush=True)
-        seconds[workers] = statistics.median(took[1:])
-    return {"throughput_two_over_one": round(seconds[1] / seconds[2], 3)}
+                took = running.study(*folders).seconds
+                print(f"{workers} worker(s), two series, round {number}: {took:.2f} s", flush=True)
+                if number:  # the first warms up
+                    seconds[workers].append(took)
+    medians = {workers: statistics.median(took) for workers, took in seconds.items()}
+    return {"throughput_two_over_one": round(medians[1] / medians[2], 3)}
 
 
 def _median(work: Path, volume: Volume, slices: int, rounds: int) -> tuple[float, int]:
