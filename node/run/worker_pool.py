@@ -34,6 +34,8 @@ OnRequest = Callable[[str, float, str], object]
 #: glibc's malloc: a worker's threads share two heaps; with more, 150 MB of a study of 600 slices lie idle.
 #: OpenBLAS: no matrix here is worth a second thread, which would spin for 50 ms after each small product.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+#: what Mesa draws with on a processor: threads of several workers would wait for one another
+_DRAWING_THREADS = "LP_NUM_THREADS"
 
 
 class PipelineFailed(NodeError):
@@ -45,14 +47,14 @@ class PipelineFailed(NodeError):
 class _Worker:
     """One process and the line protocol with it."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, drawing_threads: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.worker", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={**os.environ, **ENVIRONMENT},
+            env={_DRAWING_THREADS: str(drawing_threads), **os.environ, **ENVIRONMENT},
         )
         self._events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="worker-events", daemon=True).start()
@@ -134,6 +136,7 @@ class WorkerPool:
         warm up, which is for those that run several studies."""
         self._nice = nice
         self._options = () if warm else (COLD,)
+        self._drawing_threads = max(1, len(os.sched_getaffinity(0)) // size)
         self._idle: list[_Worker | None] = [None] * size  # the last one used is used next: it is warm
         self._waiting: list[tuple[int, int]] = []  # a heap of (priority, ticket)
         self._tickets = count()
@@ -202,7 +205,7 @@ class WorkerPool:
         with self._lock:
             if self._stopped:
                 raise WorkerCrashed("the node is stopping")
-            worker = _Worker(*self._options)
+            worker = _Worker(*self._options, drawing_threads=self._drawing_threads)
             if self._nice:
                 os.setpriority(os.PRIO_PROCESS, worker.pid, self._nice)
             self._started = [w for w in self._started if w.alive] + [worker]
