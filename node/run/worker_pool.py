@@ -136,7 +136,7 @@ class WorkerPool:
         warm up, which is for those that run several studies."""
         self._nice = nice
         self._options = () if warm else (COLD,)
-        self._drawing_threads = max(1, len(os.sched_getaffinity(0)) // size)
+        self._drawing_threads = max(1, len(os.sched_getaffinity(0)) // max(1, size))
         self._idle: list[_Worker | None] = [None] * size  # the last one used is used next: it is warm
         self._waiting: list[tuple[int, int]] = []  # a heap of (priority, ticket)
         self._tickets = count()
