@@ -23,10 +23,9 @@ from triton_models.registry import HU_RANGE
 #: slices, rows, columns of the working grid
 GRID = (64, 128, 128)
 #: never those of validation (``slices.VALIDATION_SEEDS``) or test (``slices.TEST_SEEDS``)
-VOLUME_SEEDS = range(2000, 2300)
-#: phantoms to learn from are as many pixels wide as scans are: fewer, and what is left of the noise at the
-#: working grid is about twice that of a scan
-PHANTOM_PIXELS = 512
+VOLUME_SEEDS = range(2000, 2280)
+#: phantoms to learn from are this many pixels wide; a network sees a quarter of them at most
+PHANTOM_PIXELS = 256
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def phantom_volume(seed: int, cache: Path | None = None) -> WorkingVolume:
         volume = to_grid(phantom.hu, components(phantom.lesions, phantom.spacing_mm))
         return {"hu": volume.hu, "numbers": volume.numbers, "counts": volume.counts}
 
-    return WorkingVolume(**cached_arrays(cache, f"volume_{PHANTOM_PIXELS}_{seed}", make))
+    return WorkingVolume(**cached_arrays(cache, f"volume_{seed}", make))
 
 
 def phantom_volumes(
