@@ -223,9 +223,10 @@ class TritonPythonModel:
             check_contract(
                 "output", self.config["output"], tensor_configs(session.get_outputs(), batched=batched)
             )
-            on_cpu = session.get_providers() == ["CPUExecutionProvider"]
-            splits = batched and on_cpu and threads > 1
-            self.session = SplitSession(session, open_session(path, 1, kind), threads) if splits else session
+            self.session = session
+            if batched and session.get_providers() == ["CPUExecutionProvider"]:
+                alone = session if threads == 1 else open_session(path, 1, kind)
+                self.session = SplitSession(session, alone, threads)
         except ContractError as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         self.required = {

@@ -187,6 +187,31 @@ def test_a_batch_in_pieces_gives_the_answers_of_a_whole_one(backend, folder: Pat
     np.testing.assert_array_equal(response.tensors["TWICE"], a + a)
 
 
+class _Recording:
+    """A session that keeps how many items it was given at once."""
+
+    def __init__(self, session, lengths: list[int]) -> None:
+        self._session, self._lengths = session, lengths
+
+    def run(self, names, feeds):
+        self._lengths.append(len(feeds["A"]))
+        return self._session.run(names, feeds)
+
+    def __getattr__(self, name: str):
+        return getattr(self._session, name)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_the_pieces_do_not_depend_on_the_threads(backend, folder: Path, monkeypatch, threads: str) -> None:
+    lengths: list[int] = []
+    opened = backend.open_session
+    monkeypatch.setattr(backend, "open_session", lambda *terms: _Recording(opened(*terms), lengths))
+    monkeypatch.setattr(backend, "PIECE_BYTES", 24)
+    config = {**CONFIG, "parameters": {"intra_op_thread_count": {"string_value": threads}}}
+    _initialized(backend, folder, config).execute([_Request({"A": _ones(4), "B": _ones(4)})])
+    assert lengths == [1, 1, 1, 1]
+
+
 def test_a_piece_is_as_long_as_its_bytes_allow(backend) -> None:
     def slices(count: int, pixels: int) -> dict[str, np.ndarray]:
         return {"HU": np.zeros((count, pixels, pixels), np.int16)}
