@@ -287,8 +287,8 @@ def _decode(images: Sequence[Image], frames: Sequence[Frame], progress: Progress
         its = [(k, frames[k]) for k in slices_of[source]]
         stored = stored_values(images[source], rows, columns, max(frame.number for _, frame in its))
         for k, frame in its:
-            terms = {"slope": frame.slope, "intercept": frame.intercept}
-            to_hu(stored[frame.number - 1], images[source].header, **terms, out=hu[k])
+            values, header = stored[frame.number - 1], images[source].header
+            to_hu(values, header, slope=frame.slope, intercept=frame.intercept, out=hu[k])
         return len(its)
 
     done = 0

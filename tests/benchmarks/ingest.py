@@ -201,25 +201,25 @@ def measure_speed(work: Path, rounds: int, names: Sequence[str]) -> dict[str, ob
 
 def measure_small_pdus(work: Path, rounds: int) -> dict[str, object]:
     """Seconds of storescp over ours, by PDU size."""
-    paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
-    ratios: dict[str, float] = {}
+    ratios = {}
     for pdu_bytes in SMALL_PDUS:
-        seconds: dict[str, list[float]] = {"ours": [], "dcmtk": []}
-        for number in range(rounds):
-            for name, receiver in (("ours", ours), ("dcmtk", dcmtk)):
-                folder = work / f"{name}-{number}-{pdu_bytes}"
-                with receiver(folder, []) as (port, called):
-                    send(port, called, warm_up, 1)
-                    seconds[name].append(send(port, called, paths, 1, pdu_bytes=pdu_bytes))
-                shutil.rmtree(folder)
-                print(f"PDUs of {pdu_bytes}, {name}: {seconds[name][-1]:.3f} s", flush=True)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        medians = _medians(work / str(pdu_bytes), rounds, ("ours", "dcmtk"), pdu_bytes=pdu_bytes)
         ratios[str(pdu_bytes)] = round(medians["dcmtk"] / medians["ours"], 3)
     return {"ratio_vs_dcmtk_by_pdu_bytes": ratios}
 
 
 def measure_default_sender(work: Path, rounds: int, names: Sequence[str]) -> dict[str, object]:
     """Seconds of the others over ours."""
+    medians = _medians(work / "default", rounds, names, pdu_bytes=None)
+    return {
+        f"default_sender_ratio_vs_{name}": round(medians[name] / medians["ours"], 3)
+        for name in names
+        if name != "ours"
+    }
+
+
+def _medians(work: Path, rounds: int, names: Sequence[str], *, pdu_bytes: int | None) -> dict[str, float]:
+    """Seconds over one association by receiver, rounds alternating. pdu_bytes: of ``send``."""
     paths, warm_up = make_slices(work / "slices"), make_slices(work / "warm-up", 1, series="warm-up")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
@@ -227,15 +227,10 @@ def measure_default_sender(work: Path, rounds: int, names: Sequence[str]) -> dic
             folder = work / f"{name}-{number}"
             with RECEIVERS[name](folder, []) as (port, called):
                 send(port, called, warm_up, 1)
-                seconds[name].append(send(port, called, paths, 1, pdu_bytes=None))
+                seconds[name].append(send(port, called, paths, 1, pdu_bytes=pdu_bytes))
             shutil.rmtree(folder)
-            print(f"default sender, {name}: {seconds[name][-1]:.3f} s", flush=True)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        f"default_sender_ratio_vs_{name}": round(medians[name] / medians["ours"], 3)
-        for name in names
-        if name != "ours"
-    }
+            print(f"PDUs of {pdu_bytes or 'its own'}, {name}: {seconds[name][-1]:.3f} s", flush=True)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def measure_slow(work: Path, rounds: int) -> dict[str, object]:
