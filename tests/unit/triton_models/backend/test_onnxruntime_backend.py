@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 import triton_models
@@ -136,6 +138,13 @@ def _initialized(backend, folder: Path, config: dict = CONFIG):
         }
     )
     return model
+
+
+@pytest.fixture(autouse=True)
+def _subnormals() -> Iterator[None]:
+    """A session that takes them for zero leaves the thread that made it so, and other tests need them."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 def _ones(n: int, length: int = 3, value: float = 1.0) -> np.ndarray:
