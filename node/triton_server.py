@@ -9,51 +9,34 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections import deque
-from importlib import metadata
 from pathlib import Path
 from threading import Thread
 
 import httpx
 import structlog
 
-import triton_models
 from node import child
 from node.errors import TritonStartError
+from node.triton_folder import MODELS_DIR, ServerFolder, sweep, wheel_path
 from pipelines.triton import InferenceClient
 
 log = structlog.get_logger(__name__)
 
-MODELS_DIR = Path(triton_models.__file__).parent
 DEFAULT_REPOSITORY = MODELS_DIR / "repository"
 STOP_SECONDS = 10.0
 #: how often what we start is tried with other free ports, when another program was faster to take one
 PORT_TRIES = 3
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open puts it (Linux)
 #: what the server says at every start on a machine without a GPU; no reason to alarm anyone
 NO_GPU = ("pinned_memory_manager", "CudaDriverHelper", "DCGM")
 #: what the server says before it ends, when it can't bind a port
 _IN_USE = re.compile(r"Socket '[^']*:(\d+)' already in use")
-
-
-def _wheel_path(relative: str) -> Path:
-    try:
-        distribution = metadata.distribution("nvidia-pytriton")
-    except metadata.PackageNotFoundError:
-        raise TritonStartError(
-            "the package nvidia-pytriton, which carries tritonserver, isn't installed",
-            hint="pip install nvidia-pytriton, or set triton.url to an external server",
-            retryable=False,
-        ) from None
-    return Path(str(distribution.locate_file(relative)))
 
 
 class _PortInUse(TritonStartError):
@@ -94,7 +77,7 @@ class EmbeddedTriton:
         self._ports = self._wanted_ports
         self._start_timeout = start_timeout_seconds
         self._process: subprocess.Popen[str] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ServerFolder | None = None
         self._tail: deque[str] = deque(maxlen=40)
         self._backends = 0
 
@@ -139,11 +122,11 @@ class EmbeddedTriton:
                 return
 
     def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pacsnode-triton-")
-        server, backends = _assemble(Path(self._folder.name))
+        sweep()
+        self._folder = ServerFolder()
         started = time.monotonic()
         self._process = subprocess.Popen(
-            child.command(*self._arguments(server, backends)),
+            child.command(*self._arguments(self._folder)),
             env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -184,23 +167,16 @@ class EmbeddedTriton:
                 self._process.wait()
             self._process = None
             self._backends = 0
-            for left in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):  # by one that was killed
-                left.unlink(missing_ok=True)
         if self._folder is not None:
-            _kill_programs_below(Path(self._folder.name))
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
 
-    @property
-    def _shared_memory_prefix(self) -> str:
-        return f"pacsnode-{os.getpid()}-{self._ports['grpc']}-"
-
-    def _arguments(self, server: Path, backends: Path) -> list[str]:
+    def _arguments(self, folder: ServerFolder) -> list[str]:
         ports = self._ports
         return [
-            str(server),
+            str(folder.server),
             f"--model-repository={self.repository}",
-            f"--backend-directory={backends}",
+            f"--backend-directory={folder.backends}",
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
@@ -209,7 +185,7 @@ class EmbeddedTriton:
             f"--metrics-port={ports['metrics']}",
             "--exit-on-error=true",
             "--disable-auto-complete-config",
-            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={folder.shared_memory_prefix}",
             "--log-verbose=0",
         ]
 
@@ -256,42 +232,11 @@ def _children(parent: int) -> int:
     return count
 
 
-def _kill_programs_below(folder: Path) -> None:
-    """Backends whose server was killed while they computed: they wait for ever, and keep their memory."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            program = path.read_bytes().partition(b"\0")[0].decode(errors="replace")
-            if program.startswith(f"{folder}/"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-        except OSError:  # it ended meanwhile
-            continue
-
-
-def _assemble(folder: Path) -> tuple[Path, Path]:
-    """Lay out an executable server and a backend folder: the wheel's files aren't executable, may be
-    read-only, and lack the stub of this Python beside the Python backend."""
-    wheel = _wheel_path("pytriton/tritonserver")
-    server = folder / "tritonserver"
-    shutil.copyfile(wheel / "bin" / "tritonserver", server)
-    server.chmod(0o755)
-    backends = folder / "backends"
-    shutil.copytree(wheel / "backends" / "python", backends / "python")
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = _wheel_path(f"pytriton/tritonserver/python_backend_stubs/{python}/triton_python_backend_stub")
-    if not stub.is_file():
-        raise TritonStartError(f"nvidia-pytriton has no backend stub for Python {python}", retryable=False)
-    target = backends / "python" / stub.name
-    shutil.copyfile(stub, target)
-    target.chmod(0o755)
-    shutil.copytree(MODELS_DIR / "backend" / "onnxruntime", backends / "onnxruntime")
-    return server, backends
-
-
 def _environment() -> dict[str, str]:
     """The server's environment: its bundled libraries, libpython, and this virtual environment's Python."""
     libraries = [
-        str(_wheel_path("nvidia_pytriton.libs")),
-        str(_wheel_path("pytriton/tritonserver/lib")),
+        str(wheel_path("nvidia_pytriton.libs")),
+        str(wheel_path("pytriton/tritonserver/lib")),
         str(sysconfig.get_config_var("LIBDIR")),
     ]
     inherited = os.environ.get("LD_LIBRARY_PATH")
