@@ -100,8 +100,8 @@ def away(node: RunningNode, triton: EmbeddedTriton, series: list[Path]) -> None:
     wait_for(lambda: len(node.jobs()) == 1 + len(series), seconds=120, what="all jobs to be queued")
     assert node.get("/readyz")["failing"].keys() == {"triton"}
     time.sleep(max(0.0, STOPPED_SECONDS / 2 - (time.monotonic() - began)))
-    assert triton._folder is not None
-    backends = f"{triton._folder.name}/backends/"
+    assert triton._folder is not None and triton._process is not None
+    backends = f"{triton._folder.backends}/"
     triton._process.kill()
     triton.stop()
     wait_for(lambda: not running(backends), seconds=60, what="backends to end with their server")
