@@ -8,6 +8,7 @@ Oblique, coronal, sagittal and reversed sources come out the same, because only 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from scipy import ndimage
 from pipelines.drawing import palette
 from pipelines.volume import Findings, Lesion, Volume
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 _OUTSIDE_HU = -1024
 LUNG_WINDOW = (-600.0, 1500.0)  # centre and width, HU
 
@@ -72,9 +74,7 @@ def heights_mm(volume: Volume, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     return volume.to_patient(index.astype(np.float64))[:, 2]
 
 
-def axial_plane(
-    volume: Volume, grid: AxialGrid, z_mm: float, array: NDArray[np.generic]
-) -> NDArray[np.generic]:
+def axial_plane(volume: Volume, grid: AxialGrid, z_mm: float, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
     """Sample ``array`` (on the volume's grid) on one plane: linear for signed (HU), nearest for labels.
 
     z_mm: LPS z (towards the head) of the plane. Outside of the volume: -1024 for HU, 0 for labels.
@@ -90,7 +90,7 @@ def axial_plane(
     inverse = np.linalg.inv(volume.affine)
     index = np.tensordot(inverse[:3, :3], lps, axes=1) + inverse[:3, 3][:, None, None]
     continuous = np.issubdtype(array.dtype, np.signedinteger)
-    sampled: NDArray[np.generic] = ndimage.map_coordinates(
+    sampled: NDArray[_Scalar] = ndimage.map_coordinates(
         array,
         index,
         order=1 if continuous else 0,

@@ -78,7 +78,7 @@ def test_thin_slices_are_averaged_not_skipped() -> None:
 
 
 def test_candidates_out_of_the_lungs_or_below_the_threshold_are_left_out() -> None:
-    boxes = [[5.0, 20, 20, 9, 30, 30], [5, 0, 20, 9, 8, 30], [12, 20, 20, 15, 30, 30]]
+    boxes: list[list[float]] = [[5, 20, 20, 9, 30, 30], [5, 0, 20, 9, 8, 30], [12, 20, 20, 15, 30, 30]]
     found = find(PROPOSALS, chest(), candidates=lambda _: answer(boxes, [0.5, 0.4, 0.05]))
     assert [one.box for one in found] == [tuple(boxes[0])]
 

@@ -40,7 +40,8 @@ def chest(rows: int = 160, columns: int = 200) -> tuple[NDArray[np.uint8], NDArr
     row, column = np.mgrid[:rows, :columns]
 
     def ellipse(centre: float, width: float, height: float) -> NDArray[np.bool_]:
-        return ((row - rows / 2) / height) ** 2 + ((column - centre) / width) ** 2 < 1
+        inside: NDArray[np.bool_] = ((row - rows / 2) / height) ** 2 + ((column - centre) / width) ** 2 < 1
+        return inside
 
     lungs = ellipse(columns * 0.3, columns * 0.14, rows * 0.3) | ellipse(
         columns * 0.7, columns * 0.14, rows * 0.3
@@ -150,7 +151,7 @@ def test_what_is_marked_has_to_look_like_lungs() -> None:
         (grey, np.zeros_like(mask)),
         (grey, np.ones_like(mask)),
         (grey, one_side),
-        (255 - grey, mask),
+        ((255 - grey).astype(np.uint8), mask),
         (np.full_like(grey, 42), mask),
     ):
         with pytest.raises(SeriesRefused, match="no lungs as a lung window shows them") as caught:

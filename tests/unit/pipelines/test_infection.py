@@ -95,5 +95,6 @@ def test_the_model_is_asked_patches_and_their_distances() -> None:
     assert inputs["DISTANCE"][0, 0] == pytest.approx(6 / np.hypot(40, 70))
     assert inputs["DISTANCE"][3, 0] == pytest.approx(20 / np.hypot(40, 70))
     assert [[vote.place[0] for vote in three] for three in votes] == [[4, 5, 6], [0, 1, 2]]
-    assert infection.vote(votes[0]) == ("covid19", pytest.approx(0.7))
+    kind, confidence = infection.vote(votes[0])
+    assert kind == "covid19" and confidence == pytest.approx(0.7)
     assert infection.classify([], scene, inference, model) == []

@@ -303,7 +303,11 @@ def test_a_broken_attribute_ends_in_a_volume_or_a_named_reason(series: list[Path
 def test_pixels_that_are_no_hounsfield_units(
     series: list[Path], change: dict[str, object], code: str
 ) -> None:
-    edit(series[1], lambda d: [setattr(d, keyword, value) for keyword, value in change.items()])
+    def changed(dataset: Dataset) -> None:
+        for keyword, value in change.items():
+            setattr(dataset, keyword, value)
+
+    edit(series[1], changed)
     assert refusal(series)[0] == code
 
 

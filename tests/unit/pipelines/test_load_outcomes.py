@@ -68,8 +68,9 @@ def outcome(path: Path) -> Read | str:
         return refused.code
     expected = OUTCOMES[str(path.relative_to(SHARED_DATA))]
     told = expected.notes if isinstance(expected, Read) else ()
+    slices, rows, columns = volume.hu.shape
     return Read(
-        volume.hu.shape,
+        (slices, rows, columns),
         round(volume.spacing_mm[0], 2),
         len(volume.source_frames),
         tuple(word for word, note in zip(told, volume.notes, strict=True) if word in note),

@@ -17,7 +17,7 @@ SPACING = (2.0, 1.5, 1.5)
 
 
 def ellipsoid(
-    shape: tuple[int, int, int], centre: tuple[float, ...], radii: tuple[float, ...]
+    shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]
 ) -> NDArray[np.bool_]:
     grid = np.indices(shape).astype(float)
     distance = sum(((grid[i] - centre[i]) / radii[i]) ** 2 for i in range(3))

@@ -113,7 +113,7 @@ def test_candidates_voted_irrelevant_are_dropped_and_said_so() -> None:
     scene = Scene()
     scene.add((slice(4, 8), slice(20, 30), slice(50, 60)), Lesion.GROUND_GLASS)
     found, notes = scene.found("irrelevant")
-    assert found.regions == found.entered == ()
+    assert (found.regions, found.entered) == ((), ())
     assert notes == ("1 candidate(s) voted irrelevant to infection, left out of the Noisy-OR",)
 
 

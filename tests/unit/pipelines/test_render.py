@@ -76,7 +76,7 @@ def test_anatomy_is_on_the_right_side(orientation: str) -> None:
 def test_frames_turn_and_are_the_same_when_drawn_again() -> None:
     volume, findings = chest()
     first = render_rotation(volume, findings, frames=3, size=128)
-    assert (first.shape, first.dtype) == ((3, 96, 128, 3), np.uint8)
+    assert first.shape == (3, 96, 128, 3) and first.dtype == np.uint8
     assert (first[0] != first[1]).any()
     np.testing.assert_array_equal(first, render_rotation(volume, findings, frames=3, size=128))
 

@@ -128,12 +128,13 @@ def turned(
 
 def in_patient(labels: NDArray[Any], volume: Volume, onto: Volume) -> NDArray[Any]:
     """``labels`` on the grid of ``onto``, voxel by voxel through both affines."""
-    index = np.stack(np.indices(onto.hu.shape), axis=-1).reshape(-1, 3).astype(np.float64)
+    index = np.moveaxis(np.indices(onto.hu.shape), 0, -1).reshape(-1, 3).astype(np.float64)
     inverse = np.linalg.inv(volume.affine)
     there = onto.to_patient(index) @ inverse[:3, :3].T + inverse[:3, 3]
     nearest = np.rint(there).astype(np.intp)
     np.testing.assert_allclose(there, nearest, atol=1e-3)
-    return labels[tuple(nearest.T)].reshape(onto.hu.shape)
+    found: NDArray[Any] = labels[tuple(nearest.T)].reshape(onto.hu.shape)
+    return found
 
 
 #: axes and which are reversed -> a right- or left-handed stack of planes
@@ -161,7 +162,8 @@ def test_planes_of_any_direction(
         assert measures.volume_ml == pytest.approx(found.measures[side].volume_ml)
         assert measures.peripheral_percent == pytest.approx(found.measures[side].peripheral_percent)
     for one, other in zip(findings.regions, found.regions, strict=True):
-        assert (one.votes, one.centroid_lps_mm) == (other.votes, pytest.approx(other.centroid_lps_mm))
+        assert one.votes == other.votes
+        assert one.centroid_lps_mm == pytest.approx(other.centroid_lps_mm)
 
 
 def test_order_of_arrival(paths: list[Path], axial: Volume) -> None:

@@ -54,11 +54,11 @@ def test_it_can_be_asked_again_later(client: InferenceClient) -> None:
     with pytest.raises(InferenceUnavailable, match=f"model lungs at {client.url}: StatusCode") as raised:
         client.check(SPEC)
     assert (raised.value.code, raised.value.retryable) == ("triton_unavailable", True)
-    with pytest.raises(PipelineError, match=f"model lungs at {client.url}: StatusCode") as raised:
+    with pytest.raises(PipelineError, match=f"model lungs at {client.url}: StatusCode") as failed:
         client.run(MODEL, INPUTS)
-    timed_out = "DEADLINE_EXCEEDED" in str(raised.value)
+    timed_out = "DEADLINE_EXCEEDED" in str(failed.value)
     expected = "inference_interrupted" if timed_out else "triton_unavailable"
-    assert (raised.value.code, raised.value.retryable) == (expected, True)
+    assert (failed.value.code, failed.value.retryable) == (expected, True)
 
 
 def test_a_model_that_is_being_loaded_is_waited_for(
@@ -72,29 +72,25 @@ def test_a_model_that_is_being_loaded_is_waited_for(
             client.check(SPEC)
 
 
-class Answering(grpc.GenericRpcHandler):
-    """Says that the server is ready, and keeps what came with the question."""
-
-    def __init__(self) -> None:
-        self.heard: dict[str, str] = {}
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        self.heard = {key: str(value) for key, value in details.invocation_metadata}
-        ready = ServerReadyResponse(ready=True)
-        return grpc.unary_unary_rpc_method_handler(
-            lambda _request, _context: ready, response_serializer=ServerReadyResponse.SerializeToString
-        )
-
-
 def test_tls_and_a_token(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     signed = authority.sign("triton")
     keys = [(signed.key.read_bytes(), signed.certificate.read_bytes())]
     token = tmp_path / "token"
     token.write_text("s3cret\n")
-    handler = Answering()
+    heard: dict[str, str] = {}
+
+    def ready_and_heard(_request: bytes, context: grpc.ServicerContext) -> ServerReadyResponse:
+        heard.update((key, str(value)) for key, value in context.invocation_metadata())
+        return ServerReadyResponse(ready=True)
+
+    answering = grpc.unary_unary_rpc_method_handler(
+        ready_and_heard, response_serializer=ServerReadyResponse.SerializeToString
+    )
     server = grpc.server(ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers([handler])
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ServerReady": answering})]
+    )
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(keys))
     server.start()
     try:
@@ -103,6 +99,6 @@ def test_tls_and_a_token(tmp_path: Path) -> None:
         for access, ready in ((trusted, True), (stranger, False), (PLAIN, False)):
             with InferenceClient(f"127.0.0.1:{port}", timeout_seconds=3.0, access=access) as client:
                 assert client.ready() == ready, access
-        assert handler.heard["authorization"] == "Bearer s3cret"
+        assert heard["authorization"] == "Bearer s3cret"
     finally:
         server.stop(None)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from pipelines import warm_up
+from pipelines.chest_ct_pneumonia import PIPELINE
 from pipelines.results.result_set import ResultSet
 
 
 def test_all_results_are_made_of_a_phantom_with_a_region(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[Any, ResultSet]] = []
-    real = warm_up.PIPELINE
+    real = PIPELINE
 
     def build(volume: Any, findings: Any, context: Any) -> ResultSet:
         made.append((findings, real.build_results(volume, findings, context)))

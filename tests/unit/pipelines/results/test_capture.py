@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from numpy.typing import NDArray
 
 from pipelines.results.capture import build_capture
 from tests.unit.pipelines.results.synthetic import chest, context
@@ -26,7 +28,7 @@ def test_pixels_read_back(shape: tuple[int, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
-def test_other_arrays_are_refused(wrong: np.ndarray) -> None:
+def test_other_arrays_are_refused(wrong: NDArray[Any]) -> None:
     volume, _ = chest()
     with pytest.raises(ValueError, match="uint8"):
         build_capture(wrong, volume, context(), role="picture")

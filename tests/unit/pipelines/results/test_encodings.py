@@ -12,13 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from pipelines.encoding import DEFAULT, Encoding
+from pipelines.encoding import DEFAULT, EmptyFrames, Encoding, SegmentationType
 from pipelines.results.report import build_report
 from pipelines.results.segmentation import build_segmentation, region_tracking, segment_numbers
 from pipelines.volume import Findings, Volume
 from tests.unit.pipelines.results.synthetic import chest, context
 
-ENCODINGS = [Encoding(*both) for both in product(("binary", "labelmap", "fractional"), ("omit", "include"))]
+SEGMENTATIONS: tuple[SegmentationType, ...] = ("binary", "labelmap", "fractional")
+EMPTY_FRAMES: tuple[EmptyFrames, ...] = ("omit", "include")
+ENCODINGS = [Encoding(kind, empty) for kind, empty in product(SEGMENTATIONS, EMPTY_FRAMES)]
 
 
 def with_probabilities(findings: Findings) -> Findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,8 @@ def test_patient_and_study_are_copied_exactly() -> None:
 def test_what_the_input_lacks_is_empty_and_not_made_up() -> None:
     type_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
     others = ("StudyDescription", "PatientAge", "SpecificCharacterSet")
-    volume, _ = chest(**dict.fromkeys((*type_2, *others, "ReferringPhysicianName", "AccessionNumber")))
+    absent: dict[str, Any] = dict.fromkeys((*type_2, *others, "ReferringPhysicianName", "AccessionNumber"))
+    volume, _ = chest(**absent)
     result = capture(volume, context())
     assert all(keyword in result and not result[keyword].value for keyword in type_2)
     assert all(keyword not in result for keyword in others)

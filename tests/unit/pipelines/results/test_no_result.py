@@ -19,8 +19,11 @@ REASON = "instance 1.2.3: its plane is 2.5 mm from where the volume has slice 7 
 
 @pytest.fixture(params=["classic", "enhanced"])
 def headers(request: pytest.FixtureRequest) -> Volume:
-    named: dict[str, object] = {"PatientName": "Wang^XiaoDong=王^小東", "SpecificCharacterSet": "ISO_IR 192"}
-    volume, _ = chest(enhanced=request.param == "enhanced", **named)
+    volume, _ = chest(
+        enhanced=request.param == "enhanced",
+        PatientName="Wang^XiaoDong=王^小東",
+        SpecificCharacterSet="ISO_IR 192",
+    )
     return Volume(volume.hu[:0, :0, :0], volume.affine, volume.sources, ())
 
 

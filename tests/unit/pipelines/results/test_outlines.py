@@ -33,7 +33,8 @@ def test_an_outline_holds_the_largest_part_and_nothing_else(mask: NDArray[np.boo
     part = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     points = trace(mask)
     assert (points[0] == points[-1]).all()
-    np.testing.assert_array_equal(filled(points, mask.shape), ndimage.binary_fill_holes(part))
+    rows, columns = mask.shape
+    np.testing.assert_array_equal(filled(points, (rows, columns)), ndimage.binary_fill_holes(part))
     x, y = points.T
     area = abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
     assert area == ndimage.binary_fill_holes(part).sum()

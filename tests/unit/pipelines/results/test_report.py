@@ -8,6 +8,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import pydicom
@@ -256,7 +257,7 @@ def test_a_superseding_report_names_its_predecessor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"enhanced": True}, {"orientation": "coronal"}, {"StudyID": None}])
-def test_highdicom_reads_it_back(tmp_path: Path, arguments: dict[str, object]) -> None:
+def test_highdicom_reads_it_back(tmp_path: Path, arguments: dict[str, Any]) -> None:
     make(tmp_path, **arguments)
     report = hd.sr.srread(tmp_path / "report.dcm")
     assert len(report.content.get_volumetric_roi_measurement_groups()) >= 3

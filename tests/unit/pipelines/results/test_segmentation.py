@@ -28,9 +28,9 @@ needs_dcmqi = pytest.mark.skipif(
 )
 
 
-def corner_marked(orientation: str, **arguments: bool) -> tuple[Volume, Findings]:
+def corner_marked(orientation: str, *, enhanced: bool = False) -> tuple[Volume, Findings]:
     """A chest whose lesion also fills an asymmetric corner: any flip or shift moves it."""
-    volume, findings = chest(orientation, **arguments)
+    volume, findings = chest(orientation, enhanced=enhanced)
     findings.lesions[0, :5, :3] = 1
     findings.lungs[0, :5, :3] = 1
     findings.region_labels[0, :5, :3] = 1
@@ -226,8 +226,7 @@ def test_more_regions_than_a_byte_can_count() -> None:
     labels[6, 4, 4] = 300
     regions = tuple(dataclasses.replace(findings.regions[0], number=n) for n in (1, 300))
     findings.lungs[6, 4, 4] = 1
-    segmentation = build_segmentation(
-        volume, dataclasses.replace(findings, region_labels=labels, regions=regions), context()
-    )
+    findings = dataclasses.replace(findings, region_labels=labels, regions=regions)  # type: ignore[arg-type]  # more than a byte counts
+    segmentation = build_segmentation(volume, findings, context())
     assert segmentation.SegmentSequence[-1].SegmentLabel == "Region 300"
     assert segmentation.pixel_array[-1, 4, 4] == 1 and segmentation.pixel_array[-1].sum() == 1
