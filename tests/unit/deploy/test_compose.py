@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from node.app import routes_of
-from node.config import load_config
+from node.config import CStoreDestination, load_config
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/compose"
@@ -74,6 +74,7 @@ def test_the_node_s_configuration_is_valid_and_reaches_the_services() -> None:
     assert config.shared
     assert config.database.url is not None
     pacs = config.destinations["pacs"]
+    assert isinstance(pacs, CStoreDestination)
     named = [config.database.url.split("@")[1], config.triton.url, f"{pacs.host}:{pacs.port}"]
     hosts = [str(address).split(":")[0] for address in named]
     assert hosts == ["postgres", "triton", "orthanc"]
@@ -91,6 +92,7 @@ def test_orthanc_is_the_destination_and_lets_the_node_store() -> None:
     orthanc = json.loads((FOLDER / "orthanc.json").read_text())
     config = load_config(FOLDER / "node.yaml")
     pacs = config.destinations["pacs"]
+    assert isinstance(pacs, CStoreDestination)
     assert (orthanc["DicomAet"], orthanc["DicomPort"]) == (pacs.ae_title, pacs.port)
     ours = orthanc["DicomModalities"]["pacsnode"]
     assert (ours["AET"], ours["Port"]) == (config.receive.ae_title, config.receive.port)

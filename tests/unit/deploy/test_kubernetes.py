@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from node.app import routes_of
-from node.config import load_config
+from node.config import CStoreDestination, load_config
 from node.config_fields import NodeId
 from node.metrics import Metrics
 
@@ -118,6 +118,7 @@ def test_the_node_s_configuration_is_valid_and_fits_the_pods() -> None:
     assert len(routes_of(config)) == 1
     tls, pacs = config.receive.tls, config.destinations["pacs"]
     assert tls is not None
+    assert isinstance(pacs, CStoreDestination) and pacs.tls is not None
     assert config.database.password_file is not None
     assert config.web.users is not None
     named = {
@@ -134,6 +135,7 @@ def test_the_node_s_configuration_is_valid_and_fits_the_pods() -> None:
         mounts = {mount["mountPath"] for mount in node["volumeMounts"]}
         assert str(config.data_dir) in mounts
         for path in named:
+            assert path is not None
             assert str(path.parent) in mounts
             assert f"--from-file=deploy/kubernetes/secrets/{path.name}" in readme
         assert node["args"][:3] == ["run", "--config", "/etc/pacsnode/node.yaml"]
@@ -157,6 +159,7 @@ def test_what_the_node_needs_is_let_through() -> None:
 
     assert ports("senders-to-listeners", "ingress") == {config.receive.port}
     pacs = config.destinations["pacs"]
+    assert isinstance(pacs, CStoreDestination)
     assert ports("nodes-to-pacs-and-database", "egress") == {pacs.port, 5432}
     assert ports("workers-to-triton", "egress") == ports("triton-from-workers", "ingress") == {8001}
     assert ports("prometheus-to-all", "ingress") == {config.web.port, 8002}

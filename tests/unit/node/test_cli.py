@@ -17,7 +17,7 @@ import pytest
 import typer
 import yaml
 from sqlalchemy import insert, update
-from typer.core import TyperCommand as Command
+from typer.core import TyperCommand, TyperGroup
 from typer.testing import CliRunner
 
 from node import __version__
@@ -108,17 +108,21 @@ def test_help_names_every_command() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
-def leaves(command: Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
-    for name, child in getattr(command, "commands", {}).items():
-        yield from leaves(child, (*words, name))
-    if not hasattr(command, "commands"):
+def leaves(
+    command: TyperCommand | TyperGroup, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+    if isinstance(command, TyperCommand):
         yield words, command
+        return
+    for name, child in command.commands.items():
+        assert isinstance(child, TyperCommand | TyperGroup)
+        yield from leaves(child, (*words, name))
 
 
 def test_every_command_that_ends_answers_machines() -> None:
     options = {
         words: {text for parameter in command.params for text in parameter.opts}
-        for words, command in leaves(typer.main.get_command(app))
+        for words, command in leaves(typer.main.get_group(app))
     }
     assert len(options) > 15
     assert {words for words, known in options.items() if "--json" not in known} == {("run",), ("triton",)}

@@ -12,7 +12,7 @@ from sqlalchemy import inspect
 
 from node import database
 from node.database import metadata, open_database
-from node.database_layout import SCHEMA_VERSION
+from node.database_layout import SCHEMA_VERSION, STEPS
 from node.errors import ConfigError, NodeError
 from tests.unit.node.receive.conftest import Bench
 
@@ -86,7 +86,7 @@ def test_the_first_version_is_brought_up_to_date_and_goes_on(tmp_path: Path) -> 
     for table in metadata.sorted_tables:
         assert found[table.name][0] == {column.name for column in table.columns}
     for name in ("instances", "series", "jobs"):
-        new = {index.name for index in metadata.tables[name].indexes}
+        new = {str(index.name) for index in metadata.tables[name].indexes}
         assert {each for each in new if "by_study" in each or "quarantined" in each} <= found[name][1]
     assert found["series"][1] >= {"series_by_check", "series_unmatched", "series_by_time"}
     assert "quarantined_by_time" in found["instances"][1] and "jobs_by_study" in found["jobs"][1]
@@ -141,7 +141,7 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(_connection: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(database, "STEPS", (*database.STEPS, fail))
+    monkeypatch.setattr(database, "STEPS", (*STEPS, fail))
     with pytest.raises(RuntimeError):
         open_database(tmp_path)
     monkeypatch.undo()

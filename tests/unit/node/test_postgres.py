@@ -38,7 +38,7 @@ def test_the_password_comes_from_a_file_or_the_environment(
         assert postgres_url(database).password == WORD
         assert "s3cret" not in f"{postgres_url(database)} {database!r} {database.model_dump_json()}"
     with pytest.raises(ConfigError, match=r"database\.password_env: the environment has no NOWHERE"):
-        postgres_url(DatabaseConfig(url=URL, **{"password_env": "NOWHERE"}))
+        postgres_url(DatabaseConfig.model_validate({"url": URL, "password_env": "NOWHERE"}))
     with pytest.raises(ConfigError, match=r"database\.password_file: .*nowhere: No such file"):
         postgres_url(DatabaseConfig(url=URL, password_file=tmp_path / "nowhere"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def test_what_needs_a_restart_is_named_and_not_used(running: Running) -> None:
 
 @pytest.mark.anyio
 async def test_the_button_is_for_admins(running: Running, engine: Engine, tmp_path: Path) -> None:
-    parts: dict[str, Callable[[], Any] | Any] = {
+    parts: dict[str, Any] = {
         "reloading": running.reloading,
         "routes": lambda: running.router.routes,
         "gates": lambda: running.gates,

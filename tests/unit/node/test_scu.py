@@ -87,8 +87,9 @@ def test_no_answer_is_taken_by_a_reactor_that_goes_on_late(
     monkeypatch.setattr(dicom_peer, "request_association", request)
     peer = Peer(CTImageStorage)
     try:
-        address = {"ae_title": PEER, "host": "127.0.0.1", "port": peer.port}
-        config = CStoreDestination(type="cstore", timeout_seconds=2, **address)
+        config = CStoreDestination(
+            type="cstore", ae_title=PEER, host="127.0.0.1", port=peer.port, timeout_seconds=2
+        )
         files = [write_object(tmp_path, number) for number in range(1, 6)]
         stored = make_destination("pacs", config, calling_ae_title="PACSNODE").deliver(files)
     finally:

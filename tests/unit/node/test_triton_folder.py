@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from node import triton_folder
+from node.errors import TritonStartError
 from node.triton_folder import PREFIX, SHARED_MEMORY, ServerFolder, sweep
 
 HOLD = """
@@ -95,6 +96,6 @@ def test_a_python_without_a_stub_leaves_nothing(temporary: Path, monkeypatch: py
         "wheel_path",
         lambda name: temporary / "none" if "stubs" in name else wheel(name),
     )
-    with pytest.raises(triton_folder.TritonStartError, match="no backend stub for Python"):
+    with pytest.raises(TritonStartError, match="no backend stub for Python"):
         ServerFolder()
     assert list(temporary.iterdir()) == []

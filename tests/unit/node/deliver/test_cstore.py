@@ -50,14 +50,16 @@ def peer(server: Peer) -> Peer:
     return server
 
 
-def deliverer(port: int, *, timeout_seconds: float = 10.0, **options: str) -> CStoreDeliverer:
+def deliverer(
+    port: int, *, timeout_seconds: float = 10.0, calling_ae_title: str | None = None
+) -> CStoreDeliverer:
     config = CStoreDestination(
         type="cstore",
         ae_title=PEER,
         host="127.0.0.1",
         port=port,
         timeout_seconds=timeout_seconds,
-        **options,
+        calling_ae_title=calling_ae_title,
     )
     made = make_destination("pacs", config, calling_ae_title="PACSNODE")
     assert isinstance(made, CStoreDeliverer)
@@ -68,9 +70,9 @@ def uids(files: list[Path]) -> list[str]:
     return [str(dcmread(file).SOPInstanceUID) for file in files]
 
 
-def refusal(port: int, files: list[Path], **options: Any) -> DeliveryError:
+def refusal(port: int, files: list[Path], *, timeout_seconds: float = 10.0) -> DeliveryError:
     with pytest.raises(DeliveryError) as raised:
-        deliverer(port, **options).deliver(files)
+        deliverer(port, timeout_seconds=timeout_seconds).deliver(files)
     assert str(raised.value).startswith(f"destination pacs (PACS at 127.0.0.1:{port})")
     assert "Doe" not in str(raised.value)
     return raised.value
@@ -187,7 +189,9 @@ def test_a_peer_that_aborts_in_the_middle(peer: Peer, files: list[Path]) -> None
     deliverer(peer.port).deliver(files)
 
 
-def test_a_peer_that_aborts_between_two_instances(peer: Peer, files: list[Path]) -> None:
+def test_a_peer_that_aborts_between_two_instances(
+    peer: Peer, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The association is gone before the next instance is sent."""
     sending = deliverer(peer.port)
     send = sending._send
@@ -197,7 +201,7 @@ def test_a_peer_that_aborts_between_two_instances(peer: Peer, files: list[Path])
         association.abort()
         return outcome
 
-    sending._send = send_then_lose  # type: ignore[method-assign]
+    monkeypatch.setattr(sending, "_send", send_then_lose)
     with pytest.raises(DeliveryError, match=f"ended before {uids(files)[1]}") as raised:
         sending.deliver(files)
     assert raised.value.retryable

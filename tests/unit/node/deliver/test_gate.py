@@ -44,9 +44,9 @@ def test_only_what_can_pass_counts(files: list[Path]) -> None:
     it, _, metrics = gate()
     for error in (DeliveryError("refused", retryable=False), FileNotFoundError(2, "ours")):
         fail(it, error, 3)
-    assert it.condition.state == "closed" and circuit(metrics) == {"closed": 1.0}
+    assert (it.condition.state, circuit(metrics)) == ("closed", {"closed": 1.0})
     fail(it, DeliveryError("no connection"), 2)
-    assert it.condition.state == "open" and circuit(metrics) == {"open": 1.0}
+    assert (it.condition.state, circuit(metrics)) == ("open", {"open": 1.0})
     assert it.condition.last_error == "no connection"
     opened = metrics.registry.get_sample_value(
         "pacsnode_destination_circuit_opened_total", {"destination": "it"}

@@ -73,7 +73,12 @@ def parts(headers: Any, body: bytes) -> list[bytes]:
     """The parts of a multipart body, as the standard library takes it apart."""
     head = f"Content-Type: {headers.get('Content-Type', '')}\r\n\r\n".encode()
     message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
-    return [part.get_payload(decode=True) for part in message.iter_parts()] if body else []  # type: ignore[misc, attr-defined]
+    found = []
+    for part in message.iter_parts() if body else ():
+        payload = part.get_payload(decode=True)
+        assert isinstance(payload, bytes)
+        found.append(payload)
+    return found
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def request(*items: Dataset, transaction: str | None = TRANSACTION) -> Dataset:
 
 
 def encoded(dataset: Dataset, *, implicit_vr: bool = False) -> bytes:
-    data = encode(dataset, implicit_vr, True)
+    data: bytes | None = encode(dataset, implicit_vr, True)
     assert data is not None
     return data
 

@@ -150,10 +150,10 @@ def test_a_uid_that_is_there_twice(implicit: bool) -> None:
     image = encode(IMAGE, implicit, True)
     assert image is not None
     with pytest.raises(InstanceRejected, match="twice") as rejected:
-        read_filing_uids(encode(other, implicit, True) + image, syntax)  # type: ignore[operator]
+        read_filing_uids(encode(other, implicit, True) + image, syntax)
     assert rejected.value.code == "unreadable_dataset"
     other.SOPInstanceUID = IMAGE.SOPInstanceUID
-    assert _uids(encode(other, implicit, True) + image, syntax) == UIDS  # type: ignore[operator]
+    assert _uids(encode(other, implicit, True) + image, syntax) == UIDS
 
 
 @pytest.mark.parametrize("uid", ["1.2.840.10008.1.1", "1", "1.2.00.3"])

@@ -19,7 +19,7 @@ from node.errors import DeliveryError
 from node.metrics import Metrics
 from node.run.results import Services
 from node.run.steps import Steps
-from node.run.worker_pool import OnProgress
+from node.run.worker_pool import OnProgress, WorkerPool
 from pipelines.request import SUMMARY, Request
 from tests.unit.node.rows import instance_row, job_row, series_row
 
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 @dataclass
-class ScriptedPool:
+class ScriptedPool(WorkerPool):
     """Takes the place of ``WorkerPool``. Does the next thing of ``script``: an exception is raised, a
     function is called before the result set is made."""
 

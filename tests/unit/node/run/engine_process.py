@@ -18,8 +18,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
-import dbos
 from dbos._dbos import _get_dbos_instance
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
@@ -32,25 +32,28 @@ from node.run.boundary import STOP, Next
 from node.run.engine import WORKFLOW_VERSION, JobEngine, Limits, Sharing
 from node.run.left import LeftWatch
 from node.run.membership import Membership, Takeover
+from node.run.steps import Steps
 
 RETRY_SECONDS = 0.5
 GRACE_SECONDS = 2.0
 LEFT_SECONDS = 1.0
 
 
-class RecordedSteps:
-    """The interface of ``node.run.steps.Steps``."""
+class RecordedSteps(Steps):
+    """Writes down what it is asked; there is no node behind it."""
 
     def __init__(self, data_dir: Path, node_id: str, ours: Membership | None) -> None:
         self._data_dir = data_dir
         self._node_id = node_id
-        self._ours = ours
+        self._membership = ours
         self._failed: set[str] = set()
 
     def epoch(self) -> int | None:
-        return None if self._ours is None else self._ours.epoch
+        return None if self._membership is None else self._membership.epoch
 
-    def execute(self, job_id: str, generation: int, attempt: int, failures: int, _epoch: int | None) -> Next:
+    def execute(
+        self, job_id: str, generation: int, attempt: int, failures: int, epoch: int | None = None
+    ) -> Next:
         self._write(f"execute {job_id} {generation} {attempt} {failures}")
         if "retry" in job_id and attempt < 3:
             return Next(destinations=[], retry_in_seconds=RETRY_SECONDS, failures=failures + 1)
@@ -59,7 +62,7 @@ class RecordedSteps:
             raise RuntimeError("ends the workflow")
         while "hang" in job_id and not (self._data_dir / "go").exists():
             time.sleep(0.02)
-        return Next(destinations={"a": 2, "b": 2}, retry_in_seconds=None, failures=failures)
+        return Next(destinations=["a", "b"], retry_in_seconds=None, failures=failures)
 
     def deliver(self, job_id: str, destination: str, generation: int, attempt: int) -> Next:
         self._write(f"deliver {job_id} {generation} {destination} {attempt}")
@@ -122,11 +125,11 @@ def main(arguments: Namespace) -> None:
             version=arguments.version,
         )
         if arguments.recovers_nothing:  # as when the database can't be written at that moment
-            dbos._dbos.startup_recovery_thread = lambda *_: None
+            stack.enter_context(patch("dbos._dbos.startup_recovery_thread"))
         engine.start()
         if arguments.overclaim:  # as if the threads of what was begun never got to run
             begun = _get_dbos_instance()._active_workflows_set
-            begun.count_for_queue = lambda _name: 0
+            stack.enter_context(patch.object(begun, "count_for_queue", return_value=0))
         left_watch = LeftWatch(
             engine, lambda job, generation: engine.enqueue(job, 100, generation + 1, "chest"), LEFT_SECONDS
         )

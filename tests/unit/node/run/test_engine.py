@@ -24,7 +24,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start an engine with these jobs; it is ended with the test."""
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
 
     def started(*jobs: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.unit.node.run.engine_process", str(tmp_path), *jobs]
@@ -35,6 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.wait()
+        assert process.stdin is not None
         process.stdin.close()
 
 

@@ -136,12 +136,20 @@ def test_an_id_belongs_to_one_node(engine: Engine, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_a_node_that_is_gone_for_long_enough_is_taken_over(engine: Engine) -> None:
-    now, handed_on, alive, swept = [1000.0], [], [], []
+    now = [1000.0]
+    handed_on: list[str] = []
+    alive: list[set[str]] = []
+    swept: list[float] = []
     gone, lives = join(engine, "gone"), join(engine, "lives")
+
+    def hand_on(node_id: str) -> int:
+        handed_on.append(node_id)
+        return 1
+
     watch = Takeover(
         engine,
         "lives",
-        lambda node_id: handed_on.append(node_id) or 1,
+        hand_on,
         on_versions=alive.append,
         on_gone=lambda: swept.append(now[0]),
         clock=lambda: now[0],

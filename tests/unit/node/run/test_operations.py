@@ -132,13 +132,16 @@ def test_the_watch_hands_retries_on_as_a_new_generation(
         job = bench.job(job_id)
         enqueued.append((job_id, job["state"], job["generation"]))
 
+    def wait_for_generation(number: int) -> None:
+        wait_for(lambda: (JOB, "queued", number) in enqueued)
+
     watch = AskedWatch(bench.engine, enqueue)
     watch.start()
     try:
         for generation in (1, 2):
             bench.set_job(state="failed")
             retry_job(bench.engine, JOB)
-            wait_for(lambda generation=generation: (JOB, "queued", generation) in enqueued)
+            wait_for_generation(generation)
         time.sleep(0.1)
     finally:
         watch.stop()

@@ -135,7 +135,7 @@ def test_a_refused_series_gets_an_object_that_says_why(
     assert bench.steps.execute(JOB, 0, 1, 0)["destinations"] == ["a", "b"]
     assert bench.pool.requests[-1].no_result == NoResult(
         "geometry_gap", "5 slices in a row are missing", kind
-    )  # type: ignore[arg-type]
+    )
     assert (bench.job()["state"], bench.job()["reason_code"]) == ("delivering", "geometry_gap")
     deliver_all(bench)
     job = bench.job()

@@ -75,7 +75,7 @@ class Shadowed:
         self.config: NodeConfig = parse_config(raw, source="test", base=self.bench.data_dir)
         bench = self.bench
         bench.steps = Steps(
-            Services(self.config, self.engine, bench.pool, bench.gates, bench.metrics, lambda: "triton:8001")  # type: ignore[arg-type]
+            Services(self.config, self.engine, bench.pool, bench.gates, bench.metrics, lambda: "triton:8001")
         )
 
     def watch(self, config: NodeConfig | None = None) -> ShadowWatch:

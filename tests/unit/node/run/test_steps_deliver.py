@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import Row, delete, update
 from structlog.testing import capture_logs
 
 from node.database import deliveries
@@ -128,12 +129,14 @@ def test_two_deliveries_that_end_together_end_the_job_once(ran: Bench) -> None:
     assert ran.metric(FINISHED, pipeline="chest", state="done", code="none") == 1
 
 
-def test_a_job_ends_once_when_both_deliveries_see_it_settled(ran: Bench) -> None:
+def test_a_job_ends_once_when_both_deliveries_see_it_settled(
+    ran: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The interleaving in which both record their delivery before either looks."""
     delivering = ran.steps._delivering
     finish = delivering._finish_if_settled
-    waiting = []
-    delivering._finish_if_settled = waiting.append  # type: ignore[method-assign]
+    waiting: list[Row[Any]] = []
+    monkeypatch.setattr(delivering, "_finish_if_settled", waiting.append)
     for name in "ab":
         ran.steps.deliver(JOB, name, 0, 1)
     for job in waiting:

@@ -193,7 +193,8 @@ def test_a_candidates_process_stands_back_and_doesnt_warm_up() -> None:
     try:
         (worker,) = pool._started
         assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 19
-        assert worker._process.args[-1] == "--cold"
+        arguments = worker._process.args
+        assert isinstance(arguments, list) and arguments[-1] == "--cold"
         assert json.loads(worker._events.get(timeout=120) or "") == {"event": "ready"}
     finally:
         pool.stop()

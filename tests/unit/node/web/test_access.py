@@ -64,15 +64,15 @@ async def test_probes_are_open_and_tell_nothing(engine: Engine) -> None:
 @pytest.mark.anyio
 async def test_the_loopback_is_open_unless_it_only_seems_to_be_it(engine: Engine) -> None:
     local = {"address": "127.0.0.1", "host": "localhost:8090"}
-    async with asking(engine, None, **local) as client:  # type: ignore[arg-type]
+    async with asking(engine, None, **local) as client:
         assert (await client.get("/api/jobs")).status_code == 200
         assert "10.1.2.3" in (await client.get("/readyz")).text
         proxied = await client.get("/api/jobs", headers={"X-Forwarded-For": "192.0.2.7"})
         assert proxied.status_code == 401
     rebound = {"address": "127.0.0.1", "host": "attacker.example.org:8090"}
-    async with asking(engine, None, **rebound) as client:  # type: ignore[arg-type]
+    async with asking(engine, None, **rebound) as client:
         assert (await client.get("/api/jobs")).status_code == 401
-    async with asking(engine, None, open_loopback=False, **local) as client:  # type: ignore[arg-type]
+    async with asking(engine, None, open_loopback=False, **local) as client:
         assert (await client.get("/api/jobs")).status_code == 401
 
 

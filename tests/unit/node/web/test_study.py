@@ -43,7 +43,7 @@ def add(
 
 
 MATCHED = {"routes": [{**ROUTE, "matches": True, "why": "all facts fit"}], "matched": ["chest"]}
-ROUTED = {
+ROUTED: dict[str, Any] = {
     "state": "routed",
     "completed_at": 12.0,
     "evidence": {"rule": "association_release"},

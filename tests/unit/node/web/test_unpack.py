@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -20,13 +21,15 @@ DICOM = bytes(128) + b"DICM" + b"rest"
 LIMITS = Limits(body_bytes=10_000, parts=3)
 
 
-def request(body: bytes, content_type: str, chunk: int = 7, **headers: str) -> Request:
+def request(
+    body: bytes, content_type: str, chunk: int = 7, headers: Mapping[str, str] | None = None
+) -> Request:
     pieces = [body[at : at + chunk] for at in range(0, len(body), chunk)] or [b""]
 
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
-    fields = {"content-type": content_type, **headers}
+    fields = {"content-type": content_type, **(headers or {})}
     raw = [(name.encode(), value.encode()) for name, value in fields.items()]
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
 
@@ -94,7 +97,7 @@ async def test_what_is_no_body(tmp_path: Path, sent: bytes, kind: str, status: i
 
 @pytest.mark.anyio
 async def test_what_says_that_it_is_too_large_is_not_read(tmp_path: Path) -> None:
-    asked = request(b"x", "application/octet-stream", **{"content-length": "20000"})
+    asked = request(b"x", "application/octet-stream", headers={"content-length": "20000"})
     with pytest.raises(BadBody, match="at most"):
         await save_body(asked, tmp_path / "file", 10_000)
     with pytest.raises(BadBody, match="at most"):

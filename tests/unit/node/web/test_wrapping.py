@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
@@ -82,7 +85,7 @@ def test_the_same_file_is_the_same_instance_and_another_is_another(tmp_path: Pat
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_it_is_upright_and_nothing_else_is_kept(tmp_path: Path, kind: str, orientation: int) -> None:
-    turned = {
+    turned: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -208,12 +211,12 @@ def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_decodes_has_none_of_the_nodes_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PACS_TOKEN", "secret")
     seen: list[dict[str, str]] = []
-    run = wrapping.subprocess.run
+    run = subprocess.run
 
     def spied(command: list[str], **options: Any) -> Any:
         seen.append(options["env"])
         return run(command, **options)
 
-    monkeypatch.setattr(wrapping.subprocess, "run", spied)
+    monkeypatch.setattr(subprocess, "run", spied)
     wrap(tmp_path, encoded(gradient()))
     assert seen and "PACS_TOKEN" not in seen[0]
