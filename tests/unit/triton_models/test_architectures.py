@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pytest
 import torch
 from torch import nn
 
 from triton_models.architectures.build import build_network
-from triton_models.architectures.covseg import CHANNELS, COVSegNet, Inception, slice_channels
+from triton_models.architectures.covseg import CHANNELS, COVSegNet, Inception, Layer, slice_channels
 from triton_models.architectures.vnet2d import ResidualStage, SkipSelfAttention, VNet2D
 from triton_models.architectures.windows import windowed
 from triton_models.registry import MODELS, ModelEntry
 from triton_models.served.base import build_served
 from triton_models.served.segmentation import THRESHOLD
 
+Kind = TypeVar("Kind", bound=nn.Module)
 SEGMENTATION = [entry for entry in MODELS.values() if entry.kind == "segmentation"]
 
 
@@ -25,13 +29,19 @@ def test_a_channel_of_logits_for_each_class(entry: ModelEntry) -> None:
     assert logits.shape == (2, len(entry.classes), entry.network_size, entry.network_size)
 
 
-def _of(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+def _of(network: nn.Module, kind: type[Kind]) -> list[Kind]:
     return [module for module in network.modules() if isinstance(module, kind)]
+
+
+def _first(layers: nn.Module, kind: type[Kind]) -> Kind:
+    first = next(layers.children())
+    assert isinstance(first, kind)
+    return first
 
 
 def test_vnet_has_strided_convolutions_prelu_and_attention_on_each_skip() -> None:
     network = VNet2D(1, 256)
-    assert [layer[0].stride for layer in network.down] == [(2, 2)] * 4
+    assert [_first(layer, nn.Conv2d).stride for layer in network.down] == [(2, 2)] * 4
     assert not _of(network, nn.MaxPool2d)
     assert _of(network, nn.PReLU)
     assert not _of(network, nn.ReLU)
@@ -67,8 +77,10 @@ def test_covseg_has_nine_layers_pools_3x3_and_drops_half() -> None:
 
 def test_covseg_inception_has_the_four_branches() -> None:
     block = Inception(16)
-    kernels = [branch[0].kernel_size for branch in block.branches]
-    assert kernels == [(1, 1), (3, 3), (5, 5), 3]
+    *convolving, pooling = block.branches
+    kernels = [_first(branch, nn.Conv2d).kernel_size for branch in convolving]
+    assert kernels == [(1, 1), (3, 3), (5, 5)]
+    assert _first(pooling, nn.MaxPool2d).kernel_size == 3
     assert block(torch.rand(1, 16, 8, 8)).shape == (1, 16, 8, 8)
     with pytest.raises(ValueError, match="multiple of 4"):
         Inception(10)
@@ -78,12 +90,13 @@ def test_covseg_merges_4_6_3_7_2_8_1_9() -> None:
     network = COVSegNet(2, 64).eval()
     sizes: dict[str, tuple[int, ...]] = {}
 
-    def remember(name: str):
+    def remember(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         return lambda _module, args, _result: sizes.update({name: tuple(args[0].shape[1:])})
 
     for number, layer in enumerate([*network.down, *reversed(network.up)], start=1):
         layer.register_forward_hook(remember(str(number)))
-    outputs = {n: list(network.down)[n - 1].first[0].out_channels for n in (1, 2, 3, 4, 5)}
+    down = _of(network.down, Layer)
+    outputs = {n: _first(down[n - 1].first, nn.Conv2d).out_channels for n in (1, 2, 3, 4, 5)}
     network(torch.zeros(1, 1, 64, 64))
     below = outputs[5]
     for left, right in ((4, 6), (3, 7), (2, 8), (1, 9)):

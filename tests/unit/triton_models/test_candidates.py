@@ -5,22 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from triton_models.architectures.vnet_ir import STRIDE, InceptionResidual, Proposals, VNetIR
 from triton_models.data.volumes import GRID, WorkingVolume
 from triton_models.served.detection import cell_boxes, on_image, top_peaks
-from triton_models.training.recipes.candidates import CELLS, grid_boxes, move, proposal_loss, targets_of
+from triton_models.training.recipes.candidates import (
+    CELLS,
+    Targets,
+    grid_boxes,
+    move,
+    proposal_loss,
+    targets_of,
+)
 
 
-def _numbers(*boxes: tuple[int, ...]) -> np.ndarray:
+def _numbers(*boxes: tuple[int, ...]) -> NDArray[np.uint8]:
     numbers = np.zeros(GRID, np.uint8)
     for index, (z0, y0, x0, z1, y1, x1) in enumerate(boxes, start=1):
         numbers[z0:z1, y0:y1, x0:x1] = index
     return numbers
 
 
-def _proposals(targets) -> Proposals:
+def _proposals(targets: Targets) -> Proposals:
     """What a perfect network would answer, whatever the cell: every cell proposes the first box."""
     cells = np.indices(CELLS) + 0.5
     start, stop = targets.boxes[0, :3].numpy(), targets.boxes[0, 3:].numpy()
@@ -42,7 +50,9 @@ def test_every_stage_has_inception_residual_blocks() -> None:
 
 def test_inception_residual_adds_its_input() -> None:
     block = InceptionResidual(4).eval()
-    nn.init.zeros_(block.join[0].weight)
+    joining = block.join[0]
+    assert isinstance(joining, nn.Conv3d)
+    nn.init.zeros_(joining.weight)
     x = torch.rand(1, 4, 4, 4, 4)  # positive, so PReLU is the identity
     assert torch.allclose(block(x), x)
 

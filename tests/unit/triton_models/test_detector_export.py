@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from triton_models.architectures.build import build_network
 from triton_models.data.phantom import Phantom
 from triton_models.export import export_onnx
-from triton_models.registry import MODELS
-from triton_models.served.base import build_served
+from triton_models.registry import MODELS, ModelEntry
+from triton_models.served.base import Served, build_served
 
-SIZES = {
+#: the graph in torch, and in ONNX Runtime
+Exported = tuple[ModelEntry, Served, ort.InferenceSession]
+Outputs = Sequence[NDArray[np.float32]]
+
+SIZES: dict[str, list[tuple[int, ...]]] = {
     "candidates": [(1, 12, 160, 160), (2, 11, 150, 131)],
     "lesion_boxes": [(1, 160, 160), (3, 150, 131)],
 }
@@ -24,7 +30,7 @@ RANKED = {"candidates": {"peak": 2.0}, "lesion_boxes": {"propose_logits": 30.0, 
 
 
 @pytest.fixture(scope="module", params=list(SIZES))
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     # weights in half precision would add a difference of their own
     entry = replace(MODELS[request.param], half_weights=False)
     torch.manual_seed(1)
@@ -38,7 +44,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return entry, build_served(entry, network).eval(), session
 
 
-def _image(phantom: Phantom, shape: tuple[int, ...]) -> np.ndarray:
+def _image(phantom: Phantom, shape: tuple[int, ...]) -> NDArray[np.int16]:
     if len(shape) == 4:
         return np.stack(
             [phantom.hu[-shape[1] :, -shape[2] - i :][:, : shape[2], : shape[3]] for i in range(shape[0])]
@@ -46,7 +52,7 @@ def _image(phantom: Phantom, shape: tuple[int, ...]) -> np.ndarray:
     return phantom.hu[4 : 4 + shape[0], : shape[1], : shape[2]].copy()
 
 
-def _same(ours, theirs) -> None:
+def _same(ours: Outputs, theirs: Outputs) -> None:
     """Ranks may swap where scores nearly tie."""
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-3)
     assert (np.abs(ours[0] - theirs[0]).max(axis=-1) < 0.1).mean() > 0.9
@@ -54,7 +60,7 @@ def _same(ours, theirs) -> None:
         assert (np.abs(ours[2] - theirs[2]).max(axis=-1) < 1e-3).mean() > 0.9
 
 
-def test_torch_and_onnx_runtime_agree(exported, small_phantom: Phantom) -> None:
+def test_torch_and_onnx_runtime_agree(exported: Exported, small_phantom: Phantom) -> None:
     entry, served, session = exported
     for shape in SIZES[entry.name]:
         hu = _image(small_phantom, shape)
@@ -74,7 +80,7 @@ def test_torch_and_onnx_runtime_agree(exported, small_phantom: Phantom) -> None:
         _same(actual, expected)
 
 
-def test_batch_does_not_change_an_image(exported, small_phantom: Phantom) -> None:
+def test_batch_does_not_change_an_image(exported: Exported, small_phantom: Phantom) -> None:
     entry, _, session = exported
     hu = _image(small_phantom, SIZES[entry.name][1])
     together = session.run(None, {"HU": hu})

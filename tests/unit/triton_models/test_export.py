@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -11,14 +13,17 @@ from tests.unit.triton_models.portable import check_portable
 from triton_models.architectures.build import build_network
 from triton_models.export import example_inputs, export_onnx, render_config
 from triton_models.registry import MODELS, ModelEntry
-from triton_models.served.base import build_served
+from triton_models.served.base import Served, build_served
+
+#: the graph in torch, and its file
+Exported = tuple[ModelEntry, Served, Path]
 
 #: fusion is exported part by part: see tests/integration/test_fusion.py
 EXPORTED = {name: entry for name, entry in MODELS.items() if name != "fusion"}
 
 
 @pytest.fixture(scope="module", params=EXPORTED.values(), ids=list(EXPORTED))
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     entry: ModelEntry = request.param
     torch.manual_seed(1)
     network = build_network(entry).eval()
@@ -28,13 +33,13 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def segmentation(exported):
+def segmentation(exported: Exported) -> Exported:
     if exported[0].kind != "segmentation":
         pytest.skip("takes more than slices of any size")
     return exported
 
 
-def test_torch_and_onnx_runtime_agree_on_example_inputs(exported) -> None:
+def test_torch_and_onnx_runtime_agree_on_example_inputs(exported: Exported) -> None:
     entry, served, path = exported
     if entry.kind == "detection":
         pytest.skip("an untrained detector's scores tie, and so do its ranks: see test_detector_export")
@@ -57,7 +62,7 @@ def test_torch_and_onnx_runtime_agree_on_example_inputs(exported) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 512, 512), (3, 200, 331), (2, 768, 640)])
-def test_torch_and_onnx_runtime_agree(segmentation, shape: tuple[int, int, int]) -> None:
+def test_torch_and_onnx_runtime_agree(segmentation: Exported, shape: tuple[int, int, int]) -> None:
     entry, served, path = segmentation
     hu = np.random.default_rng(2).integers(-3024, 3071, shape).astype(np.int16)
     with torch.inference_mode():
@@ -75,7 +80,7 @@ def test_torch_and_onnx_runtime_agree(segmentation, shape: tuple[int, int, int])
             assert difference.max() <= 1
 
 
-def test_batch_does_not_change_a_slice(segmentation) -> None:
+def test_batch_does_not_change_a_slice(segmentation: Exported) -> None:
     _, _, path = segmentation
     hu = np.random.default_rng(3).integers(-1024, 600, (4, 150, 170)).astype(np.int16)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -84,7 +89,7 @@ def test_batch_does_not_change_a_slice(segmentation) -> None:
     assert (together != alone).mean() < 1e-3
 
 
-def test_graph_is_portable(exported) -> None:
+def test_graph_is_portable(exported: Exported) -> None:
     _, _, path = exported
     check_portable(path)
     assert path.stat().st_size < 8_000_000

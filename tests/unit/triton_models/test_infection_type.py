@@ -23,12 +23,16 @@ def test_it_is_a_resnet18_with_256_and_16_features_and_three_layers() -> None:
     assert isinstance(network, LocationAttention)
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
     convolutions = 1 + sum(isinstance(m, torch.nn.Conv2d) for b in blocks for m in b.convolutions)
-    flat = network.extractor[-2]
+    flat, features = network.extractor[-2], network.features[0]
+    assert isinstance(flat, torch.nn.Linear) and isinstance(features, torch.nn.Linear)
     linear = [module for module in network.head if isinstance(module, torch.nn.Linear)]
     assert (len(blocks), convolutions) == (8, 17)
-    assert (flat.out_features, network.features[0].out_features) == (FLAT, FEATURES) == (256, 16)
+    assert (flat.out_features, features.out_features) == (FLAT, FEATURES) == (256, 16)
     assert (len(linear), linear[0].in_features, linear[-1].out_features) == (3, 17, 3)
-    assert build_network(ENTRY, "plain").head[0].in_features == 16
+    plain = build_network(ENTRY, "plain")
+    assert isinstance(plain, LocationAttention)
+    first = plain.head[0]
+    assert isinstance(first, torch.nn.Linear) and first.in_features == 16
 
 
 def test_only_location_attention_minds_the_distance() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -46,7 +48,7 @@ NARROW = (16, 32, 64, 128)
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_stages_have_the_strides_and_channels_they_say(kind: type[Body]) -> None:
+def test_stages_have_the_strides_and_channels_they_say(kind: Callable[[], Body]) -> None:
     body = kind().eval()
     with torch.inference_mode():
         maps = body(torch.rand(2, 1, 64, 64))
@@ -58,7 +60,7 @@ def test_stages_have_the_strides_and_channels_they_say(kind: type[Body]) -> None
 
 def test_resnet_34_has_its_16_blocks_of_two_convolutions() -> None:
     body = ResNet34()
-    assert [len(stage) for stage in body.stages] == [3, 4, 6, 3]
+    assert [len(stage) for stage in body.stages if isinstance(stage, torch.nn.Sequential)] == [3, 4, 6, 3]
     inner = [module for module in body.stages.modules() if isinstance(module, torch.nn.Conv2d)]
     assert sum(module.kernel_size == (3, 3) for module in inner) == 32
 
@@ -66,9 +68,10 @@ def test_resnet_34_has_its_16_blocks_of_two_convolutions() -> None:
 def _features_where(found: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
     """The features of a body's maps, where its decoder answers ``found`` (n, masks, rows, columns)."""
     pooled = LungPooled(ResNet34(NARROW)).eval()
-    pooled.masks = lambda _maps: found  # type: ignore[method-assign, assignment]
-    pooled.body.forward = lambda _x: maps  # type: ignore[method-assign]
-    return pooled.features(torch.zeros(1, 1, 128, 128))[0]
+    decoded = patch.object(pooled, "masks", return_value=found)
+    seen = patch.object(pooled.body, "forward", return_value=maps)
+    with decoded, seen:
+        return pooled.features(torch.zeros(1, 1, 128, 128))[0]
 
 
 def _maps() -> list[torch.Tensor]:
@@ -142,7 +145,8 @@ def test_linear_head_finds_the_one_minimum() -> None:
         head = StandardisedLinear(8, 3)
         fit_linear_head(head, features, labels, decay=0.01)
         answers.append(head(features))
-    assert torch.allclose(*answers, atol=1e-3)
+    first, second = answers
+    assert torch.allclose(first, second, atol=1e-3)
     assert (answers[0].argmax(1) == labels).float().mean() > 0.8
 
 
@@ -208,7 +212,7 @@ def test_a_batch_of_teaching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     windows, masks = batches[0]
     assert windows.shape == (6, 1, 96, 96)
     assert masks.shape == (6, len(MASKS), 24, 24)
-    assert set(masks.unique().tolist()) <= {0, 1, IGNORE}
+    assert set(masks.flatten().tolist()) <= {0, 1, IGNORE}
     assert torch.equal(windows, batches[1][0]), "the same random numbers, the same batch"
 
 

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from triton_models.evaluation.level_metrics import LevelCounts, level_estimates
 from triton_models.evaluation.pixel_metrics import METRICS, Counts, estimates
 
 
-def _mask(text: str) -> np.ndarray:
+def _mask(text: str) -> NDArray[np.bool_]:
     return np.array([c == "x" for c in text])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -30,7 +31,7 @@ all_models = pytest.mark.parametrize("entry", BUILT, ids=lambda entry: entry.nam
 
 
 @pytest.fixture(scope="module")
-def command():
+def command() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_engines", ROOT / "deploy/triton/build_engines.py")
     assert spec is not None
     assert spec.loader is not None
@@ -40,7 +41,7 @@ def command():
 
 
 def _is_int16(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.elem_type == TensorProto.INT16
+    return bool(value.type.tensor_type.elem_type == TensorProto.INT16)
 
 
 @all_models
@@ -53,7 +54,9 @@ def test_each_model_has_profiles_that_fit_its_inputs(entry: ModelEntry) -> None:
 
 
 @all_models
-def test_engine_graph_answers_the_same_without_16_bit_integers(entry: ModelEntry, command) -> None:
+def test_engine_graph_answers_the_same_without_16_bit_integers(
+    entry: ModelEntry, command: ModuleType
+) -> None:
     original = onnx.load(entry.onnx_path)
     changed = engine_graph(original)
     graph = changed.graph
@@ -142,7 +145,9 @@ def test_tolerances_tell_labels_from_probabilities() -> None:
         differences({"S": floats}, {"T": floats}, TOLERANCES["fp16"])
 
 
-def test_dry_run_says_what_and_writes_nothing(command, tmp_path: Path, capsys) -> None:
+def test_dry_run_says_what_and_writes_nothing(
+    command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.main(["--dry-run", "--out", str(tmp_path / "overlay"), "lungs"]) == 0
     said = capsys.readouterr().out
     assert "lungs: fp16, HU min=1x64x64 opt=8x512x512 max=16x1024x1024" in said
@@ -150,7 +155,9 @@ def test_dry_run_says_what_and_writes_nothing(command, tmp_path: Path, capsys) -
     assert not (tmp_path / "overlay").exists()
 
 
-def test_unknown_models_and_a_missing_tensorrt_are_explained(command, tmp_path: Path, capsys) -> None:
+def test_unknown_models_and_a_missing_tensorrt_are_explained(
+    command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.main(["--out", str(tmp_path), "hearts"]) == 2
     assert "no model hearts" in capsys.readouterr().err
     if importlib.util.find_spec("tensorrt") is None:
@@ -158,7 +165,7 @@ def test_unknown_models_and_a_missing_tensorrt_are_explained(command, tmp_path: 
         assert "needs TensorRT and polygraphy" in capsys.readouterr().err
 
 
-def test_overlay_is_written_whole_with_its_provenance(command, tmp_path: Path) -> None:
+def test_overlay_is_written_whole_with_its_provenance(command: ModuleType, tmp_path: Path) -> None:
     parts = overlay(read_config(MODELS["lungs"].folder))
     for _ in range(2):  # the second replaces the first
         command.write_overlay(tmp_path, parts, b"plan", {"tensorrt": "10"})

@@ -9,36 +9,41 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 import triton_models
 
 MODEL_PY = Path(triton_models.__file__).parent / "backend" / "onnxruntime" / "model.py"
+#: of the inputs of a request, by name
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class _Tensor:
-    def __init__(self, name: str, array: np.ndarray) -> None:
+    def __init__(self, name: str, array: NDArray[Any]) -> None:
         self._name, self.array = name, array
 
     def name(self) -> str:
         return self._name
 
-    def __dlpack__(self, **arguments):
+    def __dlpack__(self, **_arguments: object) -> object:
         return self.array.__dlpack__()
 
-    def __dlpack_device__(self):
+    def __dlpack_device__(self) -> tuple[int, int]:
         return self.array.__dlpack_device__()
 
     @classmethod
-    def from_dlpack(cls, name: str, source) -> _Tensor:
+    def from_dlpack(cls, name: str, source: Any) -> _Tensor:
         return cls(name, np.array(source._array))
 
 
@@ -51,24 +56,35 @@ class _TritonError(Exception):
 
 
 class _Response:
-    def __init__(self, output_tensors=(), error=None) -> None:
+    def __init__(self, output_tensors: Iterable[_Tensor] = (), error: _TritonError | None = None) -> None:
         self.tensors = {tensor.name(): tensor.array for tensor in output_tensors}
         self.error = error
 
 
 class _Request:
-    def __init__(self, arrays: dict, outputs=("SUM", "TWICE"), cancelled: bool = False) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        outputs: Iterable[str] = ("SUM", "TWICE"),
+        cancelled: bool = False,
+    ) -> None:
         self._inputs = [_Tensor(name, array) for name, array in arrays.items()]
         self._outputs, self._cancelled = list(outputs), cancelled
 
-    def inputs(self):
+    def inputs(self) -> list[_Tensor]:
         return self._inputs
 
-    def requested_output_names(self):
+    def requested_output_names(self) -> list[str]:
         return self._outputs
 
-    def is_cancelled(self):
+    def is_cancelled(self) -> bool:
         return self._cancelled
+
+
+class _Model(Protocol):
+    """A loaded model."""
+
+    def execute(self, requests: Sequence[_Request]) -> list[_Response]: ...
 
 
 class _ModelException(Exception):
@@ -76,7 +92,7 @@ class _ModelException(Exception):
 
 
 @pytest.fixture(scope="module")
-def backend():
+def backend() -> Iterator[ModuleType]:
     stand_in = ModuleType("triton_python_backend_utils")
     vars(stand_in).update(
         Tensor=_Tensor,
@@ -86,13 +102,14 @@ def backend():
     )
     sys.modules[stand_in.__name__] = stand_in
     spec = importlib.util.spec_from_file_location("onnxruntime_backend_model", MODEL_PY)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
     del sys.modules[stand_in.__name__]
 
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "max_batch_size": 4,
     "input": [
         {"name": "A", "data_type": "TYPE_FP32", "dims": ["-1"]},
@@ -110,7 +127,7 @@ CONFIG = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder whose graph gives SUM = A + B and TWICE = A + A."""
 
-    def value(name: str):
+    def value(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "length"])
 
     graph = helper.make_graph(
@@ -126,7 +143,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _initialized(backend, folder: Path, config: dict = CONFIG):
+def _initialized(backend: ModuleType, folder: Path, config: dict[str, Any] = CONFIG) -> _Model:
     model = backend.TritonPythonModel()
     model.initialize(
         {
@@ -137,7 +154,8 @@ def _initialized(backend, folder: Path, config: dict = CONFIG):
             "model_instance_kind": "CPU",
         }
     )
-    return model
+    initialized: _Model = model
+    return initialized
 
 
 @pytest.fixture(autouse=True)
@@ -147,11 +165,11 @@ def _subnormals() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-def _ones(n: int, length: int = 3, value: float = 1.0) -> np.ndarray:
+def _ones(n: int, length: int = 3, value: float = 1.0) -> NDArray[np.float32]:
     return np.full((n, length), value, dtype=np.float32)
 
 
-def test_threads_come_from_config_then_environment_then_cpus(backend) -> None:
+def test_threads_come_from_config_then_environment_then_cpus(backend: ModuleType) -> None:
     parameter = {"parameters": {"intra_op_thread_count": {"string_value": "3"}}}
     variable = {"TRITON_ORT_INTRA_OP_THREADS": "5"}
     assert backend.thread_count(parameter, variable) == 3
@@ -163,8 +181,8 @@ def test_threads_come_from_config_then_environment_then_cpus(backend) -> None:
         backend.thread_count({}, {"TRITON_ORT_INTRA_OP_THREADS": "many"})
 
 
-def test_requests_of_one_shape_are_grouped_up_to_the_limit(backend) -> None:
-    def shape(n: int, length: int):
+def test_requests_of_one_shape_are_grouped_up_to_the_limit(backend: ModuleType) -> None:
+    def shape(n: int, length: int) -> Shapes:
         return (("A", (n, length)),)
 
     shapes = [shape(1, 3), shape(2, 3), shape(1, 5), shape(2, 3), shape(1, 5), shape(9, 5)]
@@ -172,7 +190,7 @@ def test_requests_of_one_shape_are_grouped_up_to_the_limit(backend) -> None:
     assert backend.group_requests(shapes[:3], 0) == [[0], [1], [2]]
 
 
-def test_answers_keep_the_order_and_the_batch_boundaries(backend, folder: Path) -> None:
+def test_answers_keep_the_order_and_the_batch_boundaries(backend: ModuleType, folder: Path) -> None:
     model = _initialized(backend, folder)
     requests = [
         _Request({"A": _ones(1, 3, 1), "B": _ones(1, 3, 10)}),
@@ -185,7 +203,9 @@ def test_answers_keep_the_order_and_the_batch_boundaries(backend, folder: Path) 
         assert np.array_equal(response.tensors["SUM"], _ones(n, length, value))
 
 
-def test_a_batch_in_pieces_gives_the_answers_of_a_whole_one(backend, folder: Path, monkeypatch) -> None:
+def test_a_batch_in_pieces_gives_the_answers_of_a_whole_one(
+    backend: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random((4, 3), dtype=np.float32), rng.random((4, 3), dtype=np.float32)
     monkeypatch.setattr(backend, "PIECE_BYTES", 24)  # an item of both inputs
@@ -199,19 +219,22 @@ def test_a_batch_in_pieces_gives_the_answers_of_a_whole_one(backend, folder: Pat
 class _Recording:
     """A session that keeps how many items it was given at once."""
 
-    def __init__(self, session, lengths: list[int]) -> None:
+    def __init__(self, session: ort.InferenceSession, lengths: list[int]) -> None:
         self._session, self._lengths = session, lengths
 
-    def run(self, names, feeds):
+    def run(self, names: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self._lengths.append(len(feeds["A"]))
-        return self._session.run(names, feeds)
+        answers: list[NDArray[Any]] = self._session.run(names, feeds)
+        return answers
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> object:
         return getattr(self._session, name)
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
-def test_the_pieces_do_not_depend_on_the_threads(backend, folder: Path, monkeypatch, threads: str) -> None:
+def test_the_pieces_do_not_depend_on_the_threads(
+    backend: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
     lengths: list[int] = []
     opened = backend.open_session
     monkeypatch.setattr(backend, "open_session", lambda *terms: _Recording(opened(*terms), lengths))
@@ -221,8 +244,8 @@ def test_the_pieces_do_not_depend_on_the_threads(backend, folder: Path, monkeypa
     assert lengths == [1, 1, 1, 1]
 
 
-def test_a_piece_is_as_long_as_its_bytes_allow(backend) -> None:
-    def slices(count: int, pixels: int) -> dict[str, np.ndarray]:
+def test_a_piece_is_as_long_as_its_bytes_allow(backend: ModuleType) -> None:
+    def slices(count: int, pixels: int) -> dict[str, NDArray[np.int16]]:
         return {"HU": np.zeros((count, pixels, pixels), np.int16)}
 
     assert [backend.piece_length(slices(n, 512)) for n in (1, 16)] == [1, 1]
@@ -230,7 +253,7 @@ def test_a_piece_is_as_long_as_its_bytes_allow(backend) -> None:
     assert [backend.piece_length(slices(n, 64)) for n in (1, 64)] == [64, 64]
 
 
-def test_only_requested_outputs_are_answered(backend, folder: Path) -> None:
+def test_only_requested_outputs_are_answered(backend: ModuleType, folder: Path) -> None:
     model = _initialized(backend, folder)
     first, second = model.execute(
         [
@@ -241,7 +264,7 @@ def test_only_requested_outputs_are_answered(backend, folder: Path) -> None:
     assert (set(first.tensors), set(second.tensors)) == ({"SUM"}, {"TWICE"})
 
 
-def test_a_bad_request_fails_alone(backend, folder: Path) -> None:
+def test_a_bad_request_fails_alone(backend: ModuleType, folder: Path) -> None:
     model = _initialized(backend, folder)
     responses = model.execute(
         [
@@ -266,7 +289,7 @@ def test_a_bad_request_fails_alone(backend, folder: Path) -> None:
     ],
 )
 def test_a_config_that_disagrees_with_the_file_does_not_load(
-    backend, folder: Path, change: dict, message: str
+    backend: ModuleType, folder: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(_ModelException, match=message):
         _initialized(backend, folder, {**CONFIG, **change})

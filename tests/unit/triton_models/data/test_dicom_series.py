@@ -12,20 +12,22 @@ import pytest
 
 from triton_models.data.dicom_folder import AIR_HU, read_folder
 from triton_models.data.dicom_series import phantom_uid, write_series
-from triton_models.data.phantom import chest_phantom
+from triton_models.data.phantom import Phantom, chest_phantom
 from triton_models.data.scanner import outside_circle
+
+Series = tuple[Phantom, Path, list[Path]]
 
 
 @pytest.fixture(
     scope="module", params=[1, 2, 3, 6]
 )  # Toshiba, Siemens and two kinds of GE and Toshiba padding
-def series(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def series(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Series:
     phantom = chest_phantom(request.param, slices=4, rows=96, columns=128)
     folder = tmp_path_factory.mktemp("series")
     return phantom, folder, write_series(phantom, folder, seed=request.param)
 
 
-def test_reads_back_with_values_and_geometry(series) -> None:
+def test_reads_back_with_values_and_geometry(series: Series) -> None:
     phantom, folder, paths = series
     assert len(paths) == 4
     (read,) = read_folder(folder)
@@ -44,7 +46,7 @@ def test_reads_back_with_values_and_geometry(series) -> None:
     ]
 
 
-def test_padding_value_is_declared(series) -> None:
+def test_padding_value_is_declared(series: Series) -> None:
     phantom, _, paths = series
     ds = pydicom.dcmread(paths[0])
     scanner = phantom.meta.scanner
@@ -69,7 +71,7 @@ def test_uids_are_a_function_of_the_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
-def test_dciodvfy_finds_no_error(series) -> None:
+def test_dciodvfy_finds_no_error(series: Series) -> None:
     _, _, paths = series
     for path in (paths[0], paths[-1]):
         result = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from triton_models.data.grey import GREY_HU, grey_to_hu
 from triton_models.data.labelled_2d import UNTYPED, is_labelled_2d, read_labelled_2d
 
 
-def _picture(path: Path, pixels: np.ndarray) -> None:
+def _picture(path: Path, pixels: NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from triton_models.data.lung_field import lung_field
 from triton_models.data.phantom import Phantom
 
 
-def _picture() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _picture() -> tuple[NDArray[np.int16], NDArray[np.bool_], NDArray[np.bool_]]:
     """A body in air with two lungs, a vessel, a hazy lesion and a consolidation at the wall."""
     rows, columns = np.mgrid[:160, :200]
     body = ((rows - 80) / 78) ** 2 + ((columns - 100) / 98) ** 2 < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from triton_models.data.lesions import PATTERNS
 from triton_models.data.phantom import Phantom, chest_phantom
 from triton_models.data.scanner import outside_circle
 
-SMALL = {"slices": 10, "rows": 128, "columns": 128}
+
+class Size(TypedDict):
+    slices: int
+    rows: int
+    columns: int
+
+
+SMALL: Size = {"slices": 10, "rows": 128, "columns": 128}
 
 
 def test_same_seed_gives_the_same_arrays() -> None:
@@ -91,7 +99,7 @@ def test_given_spacing_and_thickness_are_kept() -> None:
         {"lesions": "measles"},
     ],
 )
-def test_impossible_arguments_are_refused(arguments: dict) -> None:
+def test_impossible_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"phantom|spacing_mm|thickness_mm|pattern"):
         chest_phantom(1, **{**SMALL, **arguments})
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from triton_models.evaluation.classification import ClassifiedCases, collect, compare
 from triton_models.evaluation.evaluate import evaluate
+from triton_models.evaluation.predictor import Arrays
 from triton_models.evaluation.source import Source
 from triton_models.registry import MODELS, TensorSpec
 
@@ -27,9 +28,9 @@ class ByBrightness:
     """Bright if the picture's mean HU is above -400."""
 
     weights_sha256 = "00"
-    classes = ("bright", "dark")
+    classes: tuple[str, ...] = ("bright", "dark")
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Arrays) -> Arrays:
         mean = inputs["HU"].mean(axis=(1, 2))
         bright = 1.0 / (1.0 + np.exp(-(mean + 400.0) / 100.0))
         return {"PROBABILITIES": np.stack([bright, 1.0 - bright], axis=1).astype(np.float32)}
@@ -80,7 +81,7 @@ def test_phantoms_of_infection_type() -> None:
         weights_sha256 = "00"
         classes = MODELS["infection_type"].classes
 
-        def __call__(self, inputs):
+        def __call__(self, inputs: Arrays) -> Arrays:
             assert inputs["HU"].shape[1:] == (64, 64)
             near = np.exp(-inputs["DISTANCE"] / 0.05)
             return {"PROBABILITIES": np.concatenate([near, 1 - near, 0 * near], axis=1)}
@@ -109,8 +110,8 @@ def test_compare_on_pictures(pictures: Path) -> None:
     class Always(ByBrightness):
         weights_sha256 = "11"
 
-        def __call__(self, inputs):
-            return {"PROBABILITIES": np.tile(np.float32([0.9, 0.1]), (len(inputs["HU"]), 1))}
+        def __call__(self, inputs: Arrays) -> Arrays:
+            return {"PROBABILITIES": np.tile(np.array([0.9, 0.1], np.float32), (len(inputs["HU"]), 1))}
 
     result = compare(ENTRY, (ByBrightness(), Always()), Source(data=pictures))
     assert json.loads(result.to_json())["less"] == "11"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,9 +20,12 @@ from triton_models.data.phantom import Phantom, chest_phantom
 from triton_models.evaluation.detection import collect, found_in
 from triton_models.evaluation.evaluate import evaluate
 from triton_models.evaluation.froc import RATES
+from triton_models.evaluation.predictor import Arrays
 from triton_models.evaluation.source import Source
-from triton_models.registry import MODELS, weights_sha256
+from triton_models.registry import MODELS, ModelEntry, weights_sha256
 
+#: which labels an image's pixels have
+Lesion = Callable[[NDArray[np.int16]], NDArray[np.uint8] | NDArray[np.int16]]
 VOLUMES, SLICES = MODELS["candidates"], MODELS["lesion_boxes"]
 
 
@@ -28,12 +33,12 @@ class Oracle:
     """Answers with the boxes of what it is told to be lesion, and with one that is wrong."""
 
     weights_sha256 = "00"
-    classes = ("ground_glass", "consolidation")
+    classes: tuple[str, ...] = ("ground_glass", "consolidation")
 
-    def __init__(self, model, lesion) -> None:
+    def __init__(self, model: ModelEntry, lesion: Lesion) -> None:
         self.model, self.lesion = model, lesion
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Arrays) -> Arrays:
         (image,) = inputs["HU"]
         found = components(self.lesion(image), (1.0,) * image.ndim)
         count, sides = self.model.outputs[0].dims
@@ -83,7 +88,7 @@ def test_pictures_are_cases_of_a_slice_detector(tmp_path: Path) -> None:
         Image.fromarray(np.full((200, 250), 90, np.uint8)).save(tmp_path / "Imgs" / f"{number}.jpg")
         Image.fromarray(mask).save(tmp_path / "GT" / f"{number}.png")
 
-    def lesion(image):
+    def lesion(_image: NDArray[np.int16]) -> NDArray[np.uint8]:
         return np.pad(np.ones((40, 60), np.uint8), ((50, 110), (60, 130)))
 
     report = evaluate(SLICES, Oracle(SLICES, lesion), Source(tmp_path))
@@ -120,7 +125,7 @@ def test_a_mask_gives_the_boxes_of_a_series(shared_ct: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("entry", "sensitivity"), [(VOLUMES, 0.8), (SLICES, 0.6)], ids=("volumes", "slices"))
 def test_the_shipped_detectors_find_lesions_of_test_phantoms(
-    entry, sensitivity: float, monkeypatch: pytest.MonkeyPatch
+    entry: ModelEntry, sensitivity: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def small(seed: int, slices: int = 30) -> Phantom:
         return chest_phantom(seed, slices=min(slices, 30), rows=256, columns=256)

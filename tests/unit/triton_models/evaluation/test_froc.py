@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from triton_models.evaluation.froc import RATES, Found, froc
 
 BOX = np.array([0, 0, 0, 10, 10, 10], np.float32)
 
 
-def _boxes(*shifts: float) -> np.ndarray:
+def _boxes(*shifts: float) -> NDArray[np.float32]:
     """The box moved along the first axis."""
-    return np.stack([BOX + np.array([s, 0, 0, s, 0, 0], np.float32) for s in shifts]).astype(np.float32)
+    moved: NDArray[np.float32] = np.stack([BOX + np.array([s, 0, 0, s, 0, 0], np.float32) for s in shifts])
+    return moved
 
 
-def _found(shifts, scores, truths, counts=None) -> Found:
-    counts = np.ones(len(truths), bool) if counts is None else np.asarray(counts)
+def _found(
+    shifts: Sequence[float],
+    scores: Sequence[float],
+    truths: Sequence[float],
+    counts: Sequence[bool] | None = None,
+) -> Found:
+    counted = np.ones(len(truths), bool) if counts is None else np.asarray(counts)
     truth = _boxes(*truths) if truths else np.zeros((0, 6), np.float32)
-    return Found.of(_boxes(*shifts), np.asarray(scores, np.float32), truth, counts)
+    return Found.of(_boxes(*shifts), np.asarray(scores, np.float32), truth, counted)
 
 
 def test_a_true_box_is_hit_once() -> None:

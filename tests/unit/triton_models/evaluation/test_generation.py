@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from triton_models.evaluation.evaluate import evaluate
 from triton_models.evaluation.generation import TRIVIAL, collect
+from triton_models.evaluation.predictor import Arrays
 from triton_models.evaluation.source import Source
 from triton_models.registry import MODELS
 
@@ -21,10 +25,10 @@ class Filling:
     weights_sha256 = "00"
     classes = ENTRY.classes
 
-    def __init__(self, fill) -> None:
+    def __init__(self, fill: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> None:
         self._fill = fill
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Arrays) -> Arrays:
         return {"INPAINTED": self._fill(inputs["HU"], inputs["MASK"])}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from triton_models.data.labelled_2d import UNTYPED
 from triton_models.data.slices import IGNORE, Slices
@@ -13,20 +14,20 @@ from triton_models.training.recipes.mixture import lesion_targets
 SIDE = 256
 
 
-def _targets(lesions: np.ndarray, lungs: np.ndarray | None = None) -> torch.Tensor:
+def _targets(lesions: NDArray[np.uint8], lungs: NDArray[np.uint8] | None = None) -> torch.Tensor:
     lungs = np.ones_like(lesions) if lungs is None else lungs
     slices = Slices(np.zeros(lesions.shape, np.int16), lungs, lesions)
     return lesion_targets(slices, np.arange(len(lesions)))
 
 
-def _lesions() -> np.ndarray:
+def _lesions() -> NDArray[np.uint8]:
     lesions = np.zeros((2, SIDE, SIDE), np.uint8)
     lesions[:, 40:120, 40:120] = 1
     lesions[:, 160:200, 40:120] = 2
     return lesions
 
 
-def _sure(lesions: np.ndarray) -> torch.Tensor:
+def _sure(lesions: NDArray[np.uint8]) -> torch.Tensor:
     """Logits of a network that is right and sure of it."""
     planes = np.stack([lesions > 0, lesions == 2, np.ones_like(lesions)], axis=1)
     return (torch.from_numpy(planes).float() - 0.5) * 60
