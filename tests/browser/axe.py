@@ -27,7 +27,7 @@ class Axe:
         """In light and dark."""
         found = []
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             page.evaluate(self._source)
             result = page.evaluate("axe.run()")
             found += [

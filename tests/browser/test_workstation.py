@@ -64,7 +64,7 @@ def on_screen(
     voxels = np.array([[index, 0, 0], [index, 1, 0], [index, 0, 1]], np.float64)
     origin, down, right = viewer.to_screen(study.volume.to_patient(voxels))
     to_voxel = np.linalg.inv(np.stack([down - origin, right - origin], axis=1))
-    pixels = np.stack(np.indices(size), axis=-1) + 0.5 - origin
+    pixels = np.moveaxis(np.indices(size), 0, -1) + 0.5 - origin
     row, column = np.moveaxis(np.rint(pixels @ to_voxel.T).astype(int), -1, 0)
     inside = (row >= 0) & (row < plane.shape[0]) & (column >= 0) & (column < plane.shape[1])
     found: NDArray[np.bool_] = (

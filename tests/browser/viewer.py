@@ -146,8 +146,9 @@ class Viewer:
         def still() -> Pixels | None:
             nonlocal last
             before, last = last, self.pixels()
-            done = before is not None and last is not None and np.array_equal(before, last)
-            return last if done and until(last) else None
+            if before is None or last is None or not np.array_equal(before, last):
+                return None
+            return last if until(last) else None
 
         return self._until(still, "a picture")
 

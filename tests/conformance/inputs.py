@@ -66,10 +66,8 @@ def painted(volume: Volume) -> tuple[Volume, Findings]:
     axes = np.ogrid[tuple(slice(-1.0, 1.0, n * 1j) for n in volume.hu.shape)]
 
     def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> NDArray[np.bool_]:
-        inside: NDArray[np.bool_] = (
-            sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, centre, radii, strict=True)) <= 1.0
-        )
-        return inside
+        distance = sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, centre, radii, strict=True))
+        return np.asarray(distance <= 1.0)
 
     lungs, kinds, labels = (np.zeros(volume.hu.shape, np.uint8) for _ in range(3))
     first, second = (Lung.RIGHT, Lung.LEFT) if volume.affine[0, 2] > 0 else (Lung.LEFT, Lung.RIGHT)

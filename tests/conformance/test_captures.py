@@ -56,7 +56,7 @@ def test_dcmtk_renders_what_we_drew(name: str, study: Study, tmp_path: Path) -> 
         pytest.skip("needs DCMTK (apt install dcmtk)")
     for number, frame in enumerate(frames_of(study.results[name]), start=1):
         output = tmp_path / f"{number}.png"
-        command = [renderer, "+on", "+F", str(number), study.results[name], output]
+        command: list[str | Path] = [renderer, "+on", "+F", str(number), study.results[name], output]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         np.testing.assert_array_equal(rgb(output.read_bytes()), frame)
 

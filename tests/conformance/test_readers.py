@@ -172,7 +172,7 @@ def test_highdicom_reads_both_back(case: Case) -> None:
 def marked(orientation: str = "axial") -> Volume:
     """A chest whose only lesion is the corner's."""
     volume, _ = chest(orientation, lesions=False, shape=(48, 96, 112), spacing=(4.0, 2.8, 2.4))
-    index = np.stack(np.indices(volume.hu.shape), axis=-1).reshape(-1, 3).astype(np.float64)
+    index = np.moveaxis(np.indices(volume.hu.shape), 0, -1).reshape(-1, 3).astype(np.float64)
     offset = (volume.to_patient(index) - CORNER_MM) / CORNER_RADII_MM
     inside = ((offset**2).sum(axis=1) <= 1.0).reshape(volume.hu.shape)
     volume.hu[inside & (volume.hu < -700)] = -550

@@ -54,7 +54,7 @@ def storescp(tmp_path: Path, *options: str) -> Counterpart:
     received = tmp_path / "received"
     received.mkdir()
     port = free_port()
-    command = [STORESCP, *options, "--bit-preserving", "-od", received, str(port)]
+    command = [str(STORESCP), *options, "--bit-preserving", "-od", str(received), str(port)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     made = to_peer("STORESCP", port)
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import Required, TypedDict, cast
 
 from pydicom.uid import CTImageStorage, MRImageStorage
 
@@ -274,11 +275,19 @@ def _valid(uid: bytes) -> bool:
     return len(uid) <= 64 and _UID.fullmatch(uid) is not None
 
 
+class _Uids(TypedDict, total=False):
+    sop_instance_uid: Required[bytes]
+    study_instance_uid: bytes
+    series_instance_uid: bytes
+    sop_class_uid: bytes
+
+
 def uids(rng: Random) -> Mutation:
     """UIDs that are empty, odd, too long, no UIDs, or paths, in the command, in the data set, or in both."""
     good = new_uid().encode()
     odd = rng.choice(_ODD_UIDS)
-    in_command, in_dataset = good, {"sop_instance_uid": good}
+    in_command = good
+    in_dataset: _Uids = {"sop_instance_uid": good}
     match rng.randrange(6):
         case 0:
             in_command = odd
@@ -299,7 +308,7 @@ def uids(rng: Random) -> Mutation:
     stream = pdu(pdv(request, COMMAND | LAST, context)) + b"".join(
         pdu(one) for one in cut(dataset, 0, 16_000, context)
     )
-    found = [value.strip(b" \0") for value in in_dataset.values()]
+    found = [value.strip(b" \0") for value in cast(Iterable[bytes], in_dataset.values())]
     if not all(_valid(uid) for uid in found):
         statuses = {0xC000}
     elif in_command.strip(b" \0") != found[0] or in_dataset.get("sop_class_uid"):

@@ -73,8 +73,8 @@ class World:
         stack.callback(self.audit_disk.remove)
         authority = Authority(folder / "ca")
         self.signed = authority.sign("ends-soon", days=5)
-        tls = {"ca": authority.ca, "certificate": self.signed.certificate, "key": self.signed.key}
-        tls = {name: str(path) for name, path in tls.items()}
+        files = {"ca": authority.ca, "certificate": self.signed.certificate, "key": self.signed.key}
+        tls = {name: str(path) for name, path in files.items()}
         repository = folder / "repository"
         shutil.copytree(DEFAULT_REPOSITORY / "lungs", repository / "lungs")
         self.triton = stack.enter_context(EmbeddedTriton(repository))

@@ -46,10 +46,10 @@ ABORT = 7
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., ReceivingNode]]:
     """Start a receiving node with these options."""
-    running = []
+    running: list[ReceivingNode] = []
 
     def started(**options: Any) -> ReceivingNode:
-        usual = {
+        usual: dict[str, Any] = {
             "port": 0,
             "allowed_calling_ae_titles": (CALLING,),
             "network_timeout_seconds": TIMEOUT,

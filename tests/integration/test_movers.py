@@ -98,7 +98,7 @@ def test_two_movers_meet_the_same_uid(node: ReceivingNode) -> None:
     for sender in senders:
         sender.release()
     wait_for(lambda: len(node.rows()) == 3)
-    rows = {row["sop_instance_uid"]: [] for row in node.rows()}
+    rows: dict[str, list[tuple[str, str | None]]] = {row["sop_instance_uid"]: [] for row in node.rows()}
     for row in node.rows():
         rows[row["sop_instance_uid"]].append((row["state"], row["reason_code"]))
     assert rows[str(same.SOPInstanceUID)] == [("stored", None)]

@@ -31,7 +31,8 @@ WHEN = datetime(2026, 11, 30, tzinfo=UTC)
 @cache
 def middle_slice(seed: int) -> NDArray[np.int16]:
     """HU of a generated chest."""
-    return chest_phantom(seed, slices=24, rows=256, columns=256, lesions=True).hu[12]
+    hu: NDArray[np.int16] = chest_phantom(seed, slices=24, rows=256, columns=256, lesions=True).hu[12]
+    return hu
 
 
 def slice_picture(seed: int = 21) -> Image.Image:

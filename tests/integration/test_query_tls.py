@@ -9,8 +9,8 @@ import pytest
 from pydicom.uid import generate_uid
 
 from node.config import ClientTls, QueryPeer
-from node.errors import ConfigError
-from node.receive.query import QueryError, QueryScu, SeriesKey
+from node.errors import ConfigError, QueryError
+from node.receive.query import QueryScu, SeriesKey
 from tests.certificates import Authority, Signed
 from tests.integration.receiving import ct_slice
 from tests.integration.running import Pacs, orthanc_program

@@ -24,6 +24,8 @@ from pydicom.uid import (
     generate_uid,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, Verification
 
 from node.config import ReceiveConfig
@@ -106,7 +108,7 @@ def test_every_codec_file_is_kept_byte_for_byte(node: ReceivingNode) -> None:
 def test_malformed_files_beside_a_good_series(node: ReceivingNode) -> None:
     good = sorted(shared("chest_ct/lungdx_a0002_siemens_b40f").iterdir())
     bad = [path for path in sorted(shared("malformed").rglob("*")) if path.is_file()][::4]
-    statuses = []
+    statuses: list[int] = []
 
     def send_good() -> None:
         sender = Sender(node.port, contexts_of(good))
@@ -286,12 +288,16 @@ def test_an_aborted_association_is_no_release(node: ReceivingNode) -> None:
 
 def test_a_late_instance_makes_a_new_version(node: ReceivingNode) -> None:
     uid = generate_uid()
+
+    def wait_for_version(number: int) -> None:
+        wait_for(lambda: (uid, number) in node.completed)
+
     for expected, numbers in ((1, (1, 2)), (2, (3,))):
         sender = Sender(node.port, CT)
         for number in numbers:
             sender.store_image(ct_slice(uid, number))
         sender.release()
-        wait_for(lambda expected=expected: (uid, expected) in node.completed)
+        wait_for_version(expected)
     assert [(row["version"], row["instance_count"]) for row in node.series_rows()] == [(1, 2), (2, 3)]
     assert [row["series_version"] for row in node.rows()] == [1, 1, 2]
 
@@ -461,7 +467,9 @@ def test_stop_aborts_what_outlasts_the_grace(tmp_path: Path) -> None:
     wait_for(lambda: sender.association.is_aborted)
 
 
-def _associate(port: int, calling: str, called: str, contexts: list[object] | None = None) -> object:
+def _associate(
+    port: int, calling: str, called: str, contexts: list[PresentationContext] | None = None
+) -> Association:
     ae = AE(ae_title=calling)
     return ae.associate(
         "127.0.0.1", port, contexts=contexts or [build_context(Verification)], ae_title=called

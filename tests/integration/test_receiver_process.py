@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[RunningNode]:
     """Without Triton and without routes: only receiving matters here."""
-    sections = {
+    sections: dict[str, Any] = {
         "routes": [],
         # a receiver that was killed takes its time to be back on a busy machine
         "series": {"quiet_seconds": 10.0, "released_quiet_seconds": 0.3},

@@ -104,7 +104,7 @@ def echo(port: int, context: ssl.SSLContext | None) -> str | None:
         port,
         contexts=[build_context(Verification)],
         ae_title="PACSNODE",
-        tls_args=(context, "127.0.0.1") if context is not None else None,  # type: ignore[arg-type]
+        tls_args=(context, "127.0.0.1") if context is not None else None,
     )
     if not association.is_established:
         return None
@@ -222,7 +222,7 @@ def test_only_those_with_a_certificate_of_our_ca(
 def echoscu(port: int, *options: str) -> int:
     if not (DCMTK / "echoscu").exists():
         pytest.skip("needs DCMTK (apt install dcmtk)")
-    command = [DCMTK / "echoscu", *options, "-aec", "PACSNODE", "127.0.0.1", str(port)]
+    command = [str(DCMTK / "echoscu"), *options, "-aec", "PACSNODE", "127.0.0.1", str(port)]
     return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode
 
 

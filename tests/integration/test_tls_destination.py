@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from pydicom.uid import CTImageStorage
@@ -39,14 +39,14 @@ def storescp(tmp_path: Path, authority: Authority) -> Iterator[Callable[..., int
     """Start a storescp with a certificate of ``authority`` that requires one; returns its port."""
     if not STORESCP.exists():
         pytest.skip("needs DCMTK (apt install dcmtk)")
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
     received = tmp_path / "received"
     received.mkdir()
 
     def start(own: Signed) -> int:
         port = free_port()
-        command = [STORESCP, "+tls", own.key, own.certificate, "+cf", authority.ca, "-od", received]
-        processes.append(subprocess.Popen([*command, str(port)], stderr=subprocess.DEVNULL))
+        files: list[str | Path] = ["+tls", own.key, own.certificate, "+cf", authority.ca, "-od", received]
+        processes.append(subprocess.Popen([STORESCP, *files, str(port)], stderr=subprocess.DEVNULL))
         wait_for(lambda: listens(port), what="storescp")
         return port
 
@@ -59,6 +59,11 @@ def storescp(tmp_path: Path, authority: Authority) -> Iterator[Callable[..., int
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class _Files(TypedDict, total=False):
+    certificate: Path
+    key: Path
 
 
 def destination(port: int, audit: AuditTrail | None = None, **tls: Any) -> Destination:
@@ -110,7 +115,7 @@ def test_certificates_that_do_not_fit(
     }
     port = storescp(signed[theirs])
     own = signed[ours] if ours is not None else None
-    files = {"certificate": own.certificate, "key": own.key} if own is not None else {}
+    files: _Files = {"certificate": own.certificate, "key": own.key} if own is not None else {}
     with pytest.raises(DeliveryError) as raised:
         destination(port, ca=authority.ca, **files).check()
     assert (raised.value.code, raised.value.retryable) == ("tls_failed", True)
@@ -221,7 +226,7 @@ def test_the_whole_node_with_tls(
         "port": pacs,
         "tls": own | {"ca": str(authority.ca)},
     }
-    sections = {
+    sections: dict[str, Any] = {
         "routes": [],
         "receive": {
             "port": 0,

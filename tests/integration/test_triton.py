@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from numpy.typing import NDArray
 
 from node.config import TritonConfig
 from node.metrics import Metrics
@@ -107,7 +108,7 @@ def client(server: EmbeddedTriton) -> Iterator[InferenceClient]:
         yield client
 
 
-def rows(count: int) -> dict[str, np.ndarray]:
+def rows(count: int) -> dict[str, NDArray[np.int16]]:
     return {"X": np.arange(count * 3, dtype=np.int16).reshape(count, 3)}
 
 
@@ -253,32 +254,46 @@ def test_the_shipped_models_keep_the_pipelines_contract(triton: EmbeddedTriton, 
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected", "served"),
+    ("changed", "expected", "served"),
     [
-        ({"version": "2"}, "model double version 2 is expected", "serves version 1 (READY)"),
-        ({"name": "triple"}, "model triple version 1 is expected", "serves no model named triple"),
-        ({"inputs": (replace(X, datatype="FP32"),)}, "expects inputs X FP32[-1]", "served are X INT16[-1]"),
-        ({"inputs": (replace(X, dims=(-1, 3)),)}, "expects inputs X INT16[-1, 3]", "served are X INT16[-1]"),
-        ({"inputs": (replace(X, name="Y"),)}, "expects inputs Y INT16[-1]", "served are X INT16[-1]"),
+        (replace(SPEC, version="2"), "model double version 2 is expected", "serves version 1 (READY)"),
+        (replace(SPEC, name="triple"), "model triple version 1 is expected", "serves no model named triple"),
         (
-            {"outputs": (replace(N, dims=(2,)),)},
+            replace(SPEC, inputs=(replace(X, datatype="FP32"),)),
+            "expects inputs X FP32[-1]",
+            "served are X INT16[-1]",
+        ),
+        (
+            replace(SPEC, inputs=(replace(X, dims=(-1, 3)),)),
+            "expects inputs X INT16[-1, 3]",
+            "served are X INT16[-1]",
+        ),
+        (
+            replace(SPEC, inputs=(replace(X, name="Y"),)),
+            "expects inputs Y INT16[-1]",
+            "served are X INT16[-1]",
+        ),
+        (
+            replace(SPEC, outputs=(replace(N, dims=(2,)),)),
             "expects outputs N INT32[2]",
             "served are TWICE INT16[-1], N INT32[1]",
         ),
-        ({"inputs": ()}, "the pipeline sends nothing", "also needs X INT16[-1]"),
-        ({"classes": ("yes", "no")}, "expects classes yes, no", "served are no, yes"),
+        (replace(SPEC, inputs=()), "the pipeline sends nothing", "also needs X INT16[-1]"),
+        (replace(SPEC, classes=("yes", "no")), "expects classes yes, no", "served are no, yes"),
     ],
 )
 def test_a_difference_from_the_contract_names_both_sides(
-    client: InferenceClient, changes: dict[str, object], expected: str, served: str
+    client: InferenceClient, changed: ModelSpec, expected: str, served: str
 ) -> None:
     with pytest.raises(ModelMismatch) as raised:
-        client.check(replace(SPEC, **changes))
+        client.check(changed)
     assert expected in str(raised.value)
     assert served in str(raised.value)
     assert client.url in str(raised.value)
     assert not raised.value.retryable
-    assert isinstance(raised.value, ModelNotServed) == bool({"version", "name"} & set(changes))
+    assert isinstance(raised.value, ModelNotServed) == (
+        (changed.name, changed.version) != (SPEC.name, SPEC.version)
+    )
 
 
 def test_what_the_model_refuses_is_not_tried_again(client: InferenceClient) -> None:
