@@ -31,7 +31,8 @@ from sqlalchemy import create_engine, select
 
 from node.database import instances, series
 from node.receive.process import ALLOCATOR
-from tests.integration.mutations import KINDS, REQUEST, Mutation, uid_numbers
+from tests.integration.mutation import REQUEST, Mutation, uid_numbers
+from tests.integration.mutations import KINDS
 from tests.integration.raw_dataset import encode, image_elements
 from tests.integration.raw_scu import (
     ABORT,

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.fuzz_receive import Receiver
-from tests.integration.mutations import KINDS, uid_numbers
+from tests.integration.mutation import uid_numbers
+from tests.integration.mutations import KINDS
 
 pytestmark = pytest.mark.integration
 
