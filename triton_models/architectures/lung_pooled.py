@@ -8,7 +8,8 @@ deviations; a linear layer reads all four. With few labelled pictures that gener
 the network to the classes does not (docs/evaluation.md has what was tried).
 
 ``PneumoniaNet`` has the ResNet-34 of the platform paper (seeds "ctcloud"; it trained on 6000 pictures).
-``SmallFusion`` concatenates the features of three bodies (Ji et al. 2021, section 2.3, with seven).
+``SmallFusion`` concatenates the features of three bodies (Ji et al. 2021, section 2.3, with seven); its layer
+reads their square roots.
 """
 
 from __future__ import annotations
@@ -108,9 +109,31 @@ class StandardisedLinear(nn.Module):
         self.register_buffer("scale", torch.ones(feature_count))
         self.linear = nn.Linear(feature_count, out_channels)
 
+    def spread(self, features: Tensor) -> Tensor:
+        """What is standardised: the features themselves."""
+        return features
+
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear((features - self.middle) / self.scale)
+        logits: Tensor = self.linear((self.spread(features) - self.middle) / self.scale)
         return logits
+
+
+class RootLinear(StandardisedLinear):
+    """One that reads the features' square roots, with their sign: means and deviations of activations have a
+    few large values, which would have most to say.
+
+    exponent: (), kept with the weights, which mean nothing without it.
+    """
+
+    exponent: Tensor
+
+    def __init__(self, feature_count: int, out_channels: int) -> None:
+        super().__init__(feature_count, out_channels)
+        self.register_buffer("exponent", torch.tensor(0.5))
+
+    def spread(self, features: Tensor) -> Tensor:
+        """The roots."""
+        return torch.sign(features) * features.abs() ** self.exponent.to(features.dtype)
 
 
 class LungPooledClassifier(nn.Module):
@@ -119,13 +142,15 @@ class LungPooledClassifier(nn.Module):
     ``size``: side of the square input in pixels, a multiple of 32.
     """
 
+    head_type: type[StandardisedLinear] = StandardisedLinear
+
     def __init__(self, bodies: Sequence[Body], out_channels: int, size: int) -> None:
         super().__init__()
         if size % 32:
             raise ValueError(f"size must be a multiple of 32 for stride 32, got {size}")
         pooled = [LungPooled(body) for body in bodies]
         self.pooled = nn.ModuleList(pooled)
-        self.head = StandardisedLinear(sum(one.feature_count for one in pooled), out_channels)
+        self.head = self.head_type(sum(one.feature_count for one in pooled), out_channels)
 
     def features(self, x: Tensor) -> Tensor:
         """(n, all bodies' feature_count)."""
@@ -145,6 +170,8 @@ class PneumoniaNet(LungPooledClassifier):
 
 class SmallFusion(LungPooledClassifier):
     """Three light bodies: ``PneumoniaNet``'s ResNet-34, a DenseNet and an Xception."""
+
+    head_type = RootLinear
 
     def __init__(self, out_channels: int, size: int) -> None:
         super().__init__([ResNet34(), SmallDenseNet(), SmallXception()], out_channels, size)

@@ -224,7 +224,7 @@ class Trained:
 
 
 def load_trained(entry: ModelEntry, checkpoint: Path) -> Trained:
-    """Read a checkpoint. Raises FileNotFoundError, or ValueError for another model's."""
+    """Read a checkpoint. Raises FileNotFoundError, or ValueError for another model's or version's."""
     state = _read(checkpoint, entry)
     classes = tuple(state["classes"])
     entry = replace(
@@ -235,7 +235,13 @@ def load_trained(entry: ModelEntry, checkpoint: Path) -> Trained:
     networks = []
     for average in state.get("members") or [state["average"]]:
         averaged = AveragedModel(build_network(entry, state["variant"], classes), use_buffers=True)
-        averaged.load_state_dict(average)
+        try:
+            averaged.load_state_dict(average)
+        except RuntimeError as error:  # it lists what is missing, or too much, or of another shape
+            what = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{checkpoint}: holds no network of this version's {entry.name}; train it again ({what})"
+            ) from error
         networks.append(averaged.module)
     network = networks[0] if len(networks) == 1 else MeanOfNetworks(networks)
     return Trained(entry, network.eval(), state["variant"], classes)

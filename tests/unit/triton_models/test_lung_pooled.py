@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from triton_models.architectures.backbones import (
     Body,
@@ -26,6 +28,7 @@ from triton_models.architectures.lung_pooled import (
     MASKS,
     LungPooled,
     PneumoniaNet,
+    RootLinear,
     SmallFusion,
     StandardisedLinear,
 )
@@ -40,7 +43,9 @@ from triton_models.registry import MODELS
 from triton_models.served.base import build_served
 from triton_models.served.classification import lung_window
 from triton_models.training.linear_head import fit_linear_head
+from triton_models.training.loop import load_trained
 from triton_models.training.recipes.lung_pooled import teaching_loss
+from triton_models.training.recipes.small_fusion import SmallFusionRecipe
 from triton_models.training.settings import TrainSettings
 
 BODIES = (ResNet34, SmallDenseNet, SmallXception)
@@ -156,6 +161,56 @@ def test_linear_head_gives_rare_classes_their_weight() -> None:
     fit_linear_head(head, torch.randn(100, 2) * 1e-3, labels, decay=10.0)
     probability = torch.softmax(head(torch.zeros(1, 2)), 1)
     assert probability[0, 1].item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_linear_head_of_roots_is_one_of_features_that_are_roots_already() -> None:
+    rng = torch.Generator().manual_seed(4)
+    labels = torch.arange(60) % 2
+    roots = torch.randn(60, 5, generator=rng) + labels[:, None]
+    plain, of_roots = StandardisedLinear(5, 2), RootLinear(5, 2)
+    fit_linear_head(plain, roots, labels, decay=0.1)
+    features = roots.sign() * roots.square()
+    fit_linear_head(of_roots, features, labels, decay=0.1)
+    torch.testing.assert_close(of_roots(features), plain(roots), atol=1e-4, rtol=1e-4)
+
+
+def test_linear_head_counts_a_weighted_row_as_often() -> None:
+    rng = torch.Generator().manual_seed(5)
+    labels = torch.arange(40) % 2
+    features = torch.randn(40, 3, generator=rng) + labels[:, None]
+    repeats = torch.tensor([1, 1, 3, 3] * 10)
+    weighted, repeated = StandardisedLinear(3, 2), StandardisedLinear(3, 2)
+    fit_linear_head(
+        repeated, features.repeat_interleave(repeats, 0), labels.repeat_interleave(repeats), decay=0.0
+    )
+    fit_linear_head(weighted, features, labels, decay=0.0, weights=repeats)
+    torch.testing.assert_close(weighted(features), repeated(features), atol=1e-3, rtol=1e-3)
+
+
+def test_pictures_of_a_source_with_many_count_less(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Picture:
+        group: str
+        label: str = "positive"
+
+        def hu(self) -> NDArray[np.int16]:
+            raise NotImplementedError
+
+    recipe = SmallFusionRecipe(MODELS["fusion"], TrainSettings(data=(), out=tmp_path))
+    pictures = [Picture("paper"), Picture("alone"), *[Picture("paper")] * 3]
+    assert recipe.weights(pictures).tolist() == [0.5, 1.0, 0.5, 0.5, 0.5]
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
+    entry = MODELS["fusion"]
+    average = AveragedModel(SmallFusion(2, 224), use_buffers=True).state_dict()
+    del average["module.head.exponent"]
+    path = tmp_path / "old.pt"
+    torch.save({"model": "fusion", "variant": "main", "classes": ["a", "b"], "average": average}, path)
+    with pytest.raises(
+        ValueError, match=r"old\.pt: holds no network of this version's fusion.*head\.exponent"
+    ):
+        load_trained(entry, path)
 
 
 def test_masks_that_are_unknown_teach_nothing() -> None:

@@ -1,4 +1,4 @@
-"""How ``pneumonia_class`` and the small ``fusion`` are trained.
+"""How ``pneumonia_class`` is trained, and the small ``fusion`` (``recipes.small_fusion``).
 
 The bodies learn to segment (``data.teaching``); then their features are frozen and a linear head is solved
 for the classes of a list of pictures or, without one, of generated pneumonias. Neither pretrained weights nor
@@ -8,7 +8,6 @@ the classes' pictures take part in the first, so that cross-validation repeats o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Protocol, cast
 
 import numpy as np
@@ -22,7 +21,6 @@ from triton_models.data.folds import validation_fold
 from triton_models.data.image_list import ImageList, is_image_list, read_image_list
 from triton_models.data.labelled_2d import is_labelled_2d
 from triton_models.data.pneumonia_slices import (
-    COVID_CLASSES,
     TRAIN_SEEDS,
     VALIDATION_SEEDS,
     pneumonia_slices,
@@ -69,6 +67,7 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
     learning_rate = 2e-3
     weight_decay = 0.02
     validate_every = 250
+    head_decay = HEAD_DECAY
     sees_fold = False
     curve: ClassVar[str] = "accuracy, AUC"
 
@@ -93,14 +92,12 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
             training, validation = self._split(images)
             self._training, self._validation = training.images, validation.images
         else:
-            self._training = self._phantoms(TRAIN_SEEDS)
-            self._validation = self._phantoms(VALIDATION_SEEDS)
+            self._training = self.phantoms(TRAIN_SEEDS)
+            self._validation = self.phantoms(VALIDATION_SEEDS)
 
-    def _phantoms(self, seeds: Sequence[int]) -> Sequence[ClassImage]:
-        slices = pneumonia_slices(seeds, self.settings.cache)
-        if self.entry.name == "fusion":
-            return [replace(one, label=COVID_CLASSES[one.label]) for one in slices]
-        return slices
+    def phantoms(self, seeds: Sequence[int]) -> Sequence[ClassImage]:
+        """What takes the place of a list of pictures."""
+        return pneumonia_slices(seeds, self.settings.cache)
 
     def _split(self, images: ImageList) -> tuple[ImageList, ImageList]:
         """By the fold; else by the list's own split; else by groups."""
@@ -136,7 +133,12 @@ class LungPooledRecipe(Recipe[tuple[Tensor, Tensor]]):
         classifier = cast(LungPooledClassifier, network)
         features = self._features(classifier, self._training)
         labels = torch.tensor([self._classes.index(image.label) for image in self._training])
-        fit_linear_head(classifier.head, features, labels, decay=HEAD_DECAY * len(classifier.pooled))
+        decay = self.head_decay * len(classifier.pooled)
+        fit_linear_head(classifier.head, features, labels, decay=decay, weights=self.weights(self._training))
+
+    def weights(self, _images: Sequence[ClassImage]) -> Tensor | None:
+        """How much each picture counts for the head; None: all the same."""
+        return None
 
     def _features(self, network: LungPooledClassifier, images: Sequence[ClassImage]) -> Tensor:
         with torch.inference_mode():
