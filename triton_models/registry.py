@@ -160,7 +160,7 @@ _ENTRIES = (
         inputs=(_HU_VOLUME,),
         outputs=(TensorSpec("BOXES", "TYPE_FP32", (64, 6)), TensorSpec("SCORES", "TYPE_FP32", (64,))),
         weights_licence="CC-BY-4.0",
-        network_size=128,
+        network_size=160,
         max_batch_size=2,
         half_weights=True,
     ),

@@ -2,7 +2,7 @@
 
 In: phantoms, or real series with pasted lesions, in HU with labels.  Out: ``WorkingVolume``s of ``GRID``
 voxels, resized as the served ONNX graph does it: bilinear to twice the grid in the plane, averaged to the
-grid (a plain bilinear step from 512 to 128 pixels would leave out most of a slice), linear across slices.
+grid (a plain bilinear step from 512 to 160 pixels would leave out most of a slice), linear across slices.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from triton_models.data.slices import resize_weights
 from triton_models.registry import HU_RANGE
 
 #: slices, rows, columns of the working grid
-GRID = (64, 128, 128)
+GRID = (64, 160, 160)
 #: never those of validation (``slices.VALIDATION_SEEDS``) or test (``slices.TEST_SEEDS``)
-VOLUME_SEEDS = range(2000, 2280)
-#: phantoms to learn from are this many pixels wide; a network sees a quarter of them at most
-PHANTOM_PIXELS = 256
+VOLUME_SEEDS = range(2000, 2400)
+#: phantoms to learn from are as many pixels wide as scans are: fewer, and what is left of the noise at the
+#: working grid is about twice that of a scan
+PHANTOM_PIXELS = 512
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def phantom_volume(seed: int, cache: Path | None = None) -> WorkingVolume:
         volume = to_grid(phantom.hu, components(phantom.lesions, phantom.spacing_mm))
         return {"hu": volume.hu, "numbers": volume.numbers, "counts": volume.counts}
 
-    return WorkingVolume(**cached_arrays(cache, f"volume_{seed}", make))
+    return WorkingVolume(**cached_arrays(cache, f"volume_{PHANTOM_PIXELS}_{GRID[1]}_{seed}", make))
 
 
 def phantom_volumes(

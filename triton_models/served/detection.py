@@ -16,6 +16,8 @@ from triton_models.architectures.windows import windowed
 from triton_models.registry import HU_RANGE
 from triton_models.served.base import Served
 
+#: slices of the working grid of ``candidates``
+GRID_SLICES = 64
 #: boxes in an answer of ``candidates``, of ``lesion_boxes``
 CANDIDATES, LESION_BOXES = 64, 32
 #: log of the largest and smallest side of a box, in cells
@@ -23,16 +25,16 @@ LOG_SIDE = (-2.5, 3.6)
 
 
 def on_grid(hu: Tensor, size: int) -> Tensor:
-    """HU int16 (n, slices, rows, columns) -> float (n, 1, size / 2, size, size), as ``data.volumes.to_grid``.
+    """HU int16 (n, slices, rows, columns) -> float (n, 1, GRID_SLICES, size, size).
 
-    Slices take the place of channels in the plane's resizing, rows times columns that of columns in the
+    As ``data.volumes.to_grid`` does it. Slices take the place of channels in the plane's resizing, rows times columns that of columns in the
     slices': two bilinear steps are quicker than a trilinear one.
     """
     clipped = hu.to(torch.float32).clamp(float(HU_RANGE[0]), float(HU_RANGE[1]))
     twice = functional.interpolate(clipped, size=(2 * size, 2 * size), mode="bilinear")
     small = functional.avg_pool2d(twice, 2).flatten(2).unsqueeze(1)
-    depth = functional.interpolate(small, size=(size // 2, size * size), mode="bilinear")
-    return depth.reshape(-1, 1, size // 2, size, size)
+    depth = functional.interpolate(small, size=(GRID_SLICES, size * size), mode="bilinear")
+    return depth.reshape(-1, 1, GRID_SLICES, size, size)
 
 
 def on_image(shares: Tensor, hu: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class ServedCandidates(Served):
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         boxes, scores = top_peaks(self.network(windowed(on_grid(hu, self.size))), CANDIDATES)
-        grid = (self.size // 2, self.size, self.size)
+        grid = (GRID_SLICES, self.size, self.size)
         cells = torch.tensor([n / s for n, s in zip(grid, STRIDE, strict=True)] * 2, device=boxes.device)
         return on_image(boxes / cells, hu), scores
 

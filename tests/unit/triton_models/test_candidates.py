@@ -82,6 +82,16 @@ def test_small_components_are_ignored_but_are_lesion() -> None:
     assert not len(targets.cells)
 
 
+def test_a_lesion_counts_the_same_whatever_its_size() -> None:
+    targets = targets_of(
+        _numbers((8, 8, 8, 40, 64, 64), (50, 100, 100, 52, 104, 104)), np.array([True, True])
+    )
+    small = (targets.boxes[:, 0] == 25.0).numpy()
+    assert 0 < small.sum() < (~small).sum()
+    assert float(targets.weights[small].sum()) == pytest.approx(1.0)
+    assert float(targets.weights[~small].sum()) == pytest.approx(1.0)
+
+
 def test_the_right_answer_costs_little_and_a_wrong_one_much() -> None:
     targets = targets_of(_numbers((20, 40, 40, 32, 64, 72)), np.array([True]))
     right = _proposals(targets)
@@ -113,6 +123,16 @@ def test_offsets_and_logs_make_boxes() -> None:
     places = torch.zeros(1, 6, 2, 3, 4)
     places[0, :, 1, 2, 3] = torch.tensor([0.5, -0.5, 0.0, 0.0, 0.0, float(np.log(2.0))])
     assert cell_boxes(places)[0, :, 1, 2, 3].tolist() == pytest.approx([1.5, 1.5, 2.5, 2.5, 2.5, 4.5])
+
+
+def test_some_volumes_stay_as_sharp_as_the_served_graph_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton_models.training.recipes.candidates.UNBENT_SHARE", 1.0)
+    numbers = torch.from_numpy(_numbers((20, 40, 40, 32, 64, 72)))
+    hu = torch.rand(GRID) * 100
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        _, labels = move(hu, numbers, np.random.default_rng(seed), generator)
+        assert torch.equal(labels, numbers) or torch.equal(labels, numbers.flip(2))
 
 
 def test_volume_and_components_move_together() -> None:

@@ -21,7 +21,7 @@ def test_training_sees_what_serving_sees(shape: tuple[int, int, int]) -> None:
     ours = to_grid(hu, components(np.zeros(shape, np.uint8), (1.0, 1.0, 1.0))).hu
     with torch.inference_mode():
         served = on_grid(torch.from_numpy(hu)[None], GRID[1])[0, 0].numpy()
-    assert np.abs(ours - served).max() <= 0.51  # ours is rounded
+    assert np.abs(ours - served).max() <= 0.52  # ours is rounded, theirs is of float32 weights
 
 
 def test_components_keep_their_place(small_phantom: Phantom) -> None:
