@@ -27,8 +27,8 @@ LOG_SIDE = (-2.5, 3.6)
 def on_grid(hu: Tensor, size: int) -> Tensor:
     """HU int16 (n, slices, rows, columns) -> float (n, 1, GRID_SLICES, size, size).
 
-    As ``data.volumes.to_grid`` does it. Slices take the place of channels in the plane's resizing, rows times columns that of columns in the
-    slices': two bilinear steps are quicker than a trilinear one.
+    As ``data.volumes.to_grid`` does it. Slices take the place of channels in the plane's resizing, rows times
+    columns that of columns in the slices': two bilinear steps are quicker than a trilinear one.
     """
     clipped = hu.to(torch.float32).clamp(float(HU_RANGE[0]), float(HU_RANGE[1]))
     twice = functional.interpolate(clipped, size=(2 * size, 2 * size), mode="bilinear")
