@@ -80,7 +80,7 @@ def sweep() -> None:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # its node lives
+        except OSError:  # its node lives; or this file system can't lock
             continue
         else:
             _remove(folder)
