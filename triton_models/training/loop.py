@@ -125,8 +125,8 @@ class _Run:
     def load(self, path: Path) -> None:
         state = _read(path, self.recipe.entry)
         rng, generator = self.random
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
+        _fill(self.network, state["network"], path, self.recipe.entry)
+        _fill(self.average, state["average"], path, self.recipe.entry)
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         rng.bit_generator.state = json.loads(state["rng"])
@@ -210,6 +210,16 @@ def _read(path: Path, entry: ModelEntry) -> dict[str, Any]:
     return state
 
 
+def _fill(network: nn.Module, weights: dict[str, Any], checkpoint: Path, entry: ModelEntry) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # it lists what is missing, or too much, or of another shape
+        what = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{checkpoint}: holds no network of this version's {entry.name}; train it again ({what})"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Trained:
     """The averaged network of a checkpoint, in evaluation mode.
@@ -235,13 +245,7 @@ def load_trained(entry: ModelEntry, checkpoint: Path) -> Trained:
     networks = []
     for average in state.get("members") or [state["average"]]:
         averaged = AveragedModel(build_network(entry, state["variant"], classes), use_buffers=True)
-        try:
-            averaged.load_state_dict(average)
-        except RuntimeError as error:  # it lists what is missing, or too much, or of another shape
-            what = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"{checkpoint}: holds no network of this version's {entry.name}; train it again ({what})"
-            ) from error
+        _fill(averaged, average, checkpoint, entry)
         networks.append(averaged.module)
     network = networks[0] if len(networks) == 1 else MeanOfNetworks(networks)
     return Trained(entry, network.eval(), state["variant"], classes)
