@@ -8,13 +8,13 @@ those away whose lock nobody has.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import stat
 import sys
 import tempfile
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 
@@ -22,11 +22,12 @@ import structlog
 
 import triton_models
 from node.errors import TritonStartError
+from node.files import lock
+from pipelines import shared_memory
 
 log = structlog.get_logger(__name__)
 
 MODELS_DIR = Path(triton_models.__file__).parent
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open puts it (Linux)
 PREFIX = "pacsnode-triton-"
 LOCK = "lock"
 
@@ -53,7 +54,8 @@ class ServerFolder:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._lock = _locked(self.path)
+        self._held = ExitStack()
+        _lock(self.path, self._held)
         self.shared_memory_prefix = _shared_memory_prefix(self.path)
         try:
             self.server, self.backends = _assemble(self.path)
@@ -63,8 +65,8 @@ class ServerFolder:
 
     def remove(self) -> None:
         """With the programs that still run in it, and the memory they shared."""
-        _remove(self.path)
-        os.close(self._lock)
+        with self._held:
+            _remove(self.path)
 
 
 def sweep() -> None:
@@ -75,27 +77,24 @@ def sweep() -> None:
             if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
                 continue
             # made without a lock by an earlier version, or being made: not ours to judge
-            handle = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if not stat.S_ISREG((folder / LOCK).lstat().st_mode):
+                continue
         except OSError:
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # its node lives; or this file system can't lock
-            continue
-        else:
+        with ExitStack() as stack:
+            try:
+                lock(folder / LOCK, stack)
+            except OSError:  # its node lives; or this file system can't lock
+                continue
             _remove(folder)
             log.info("triton_folder_swept", folder=str(folder))
-        finally:
-            os.close(handle)
 
 
-def _locked(folder: Path) -> int:
-    """A handle that holds the folder's lock, which appears under its name only when it is held."""
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Hold the folder's lock, which appears under its name only when it is held."""
     made = folder / f"{LOCK}.new"
-    handle = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    lock(made, stack)
     made.rename(folder / LOCK)
-    return handle
 
 
 def _shared_memory_prefix(folder: Path) -> str:
@@ -104,7 +103,7 @@ def _shared_memory_prefix(folder: Path) -> str:
 
 def _remove(folder: Path) -> None:
     _kill_programs_below(folder)
-    for left in SHARED_MEMORY.glob(f"{_shared_memory_prefix(folder)}*"):
+    for left in shared_memory.FOLDER.glob(f"{_shared_memory_prefix(folder)}*"):
         left.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

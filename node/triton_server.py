@@ -104,6 +104,7 @@ class EmbeddedTriton:
         """
         if not self.repository.is_dir():
             raise TritonStartError(f"the model repository {self.repository} isn't a folder", retryable=False)
+        sweep()
         for tries_left in reversed(range(PORT_TRIES)):
             self._ports = {name: port or free_port() for name, port in self._wanted_ports.items()}
             try:
@@ -122,7 +123,6 @@ class EmbeddedTriton:
                 return
 
     def _start(self) -> None:
-        sweep()
         self._folder = ServerFolder()
         started = time.monotonic()
         self._process = subprocess.Popen(

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from node.config import TritonConfig
 from node.metrics import Metrics
-from node.triton_folder import SHARED_MEMORY
 from node.triton_server import DEFAULT_REPOSITORY, EmbeddedTriton
 from node.triton_watch import TritonWatch
 from pipelines import classify, lesions, lungs, shared_memory
@@ -311,7 +310,7 @@ def test_a_shape_that_the_model_does_not_take(client: InferenceClient) -> None:
 
 def test_a_backend_that_died_is_noticed_and_the_server_restarted(repository: Path) -> None:
     """Left alone, the server would say that it is ready and answer no request any more."""
-    before = set(SHARED_MEMORY.glob("pacsnode-*"))
+    before = set(shared_memory.FOLDER.glob("pacsnode-*"))
     watch = TritonWatch(TritonConfig(model_repository=repository), Metrics("test"))
     watch.start()
     try:
@@ -327,4 +326,4 @@ def test_a_backend_that_died_is_noticed_and_the_server_restarted(repository: Pat
             np.testing.assert_array_equal(client.run(model, rows(1))["TWICE"], rows(1)["X"] * 2)
     finally:
         watch.stop()
-    assert set(SHARED_MEMORY.glob("pacsnode-*")) <= before
+    assert set(shared_memory.FOLDER.glob("pacsnode-*")) <= before

@@ -14,7 +14,8 @@ import pytest
 
 from node import triton_folder
 from node.errors import TritonStartError
-from node.triton_folder import PREFIX, SHARED_MEMORY, ServerFolder, sweep
+from node.triton_folder import PREFIX, ServerFolder, sweep
+from pipelines import shared_memory
 
 HOLD = """
 import sys
@@ -48,7 +49,7 @@ def node() -> Iterator[tuple[subprocess.Popen[str], Path, str]]:
 
 def test_a_killed_nodes_folder_memory_and_programs_go(temporary: Path) -> None:
     with node() as (process, folder, prefix):
-        shared = SHARED_MEMORY / f"{prefix}of-a-backend"
+        shared = shared_memory.FOLDER / f"{prefix}of-a-backend"
         shared.write_bytes(b"tensors")
         program = folder / "backends" / "waits"
         shutil.copy(shutil.which("sleep") or "", program)
