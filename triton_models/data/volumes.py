@@ -18,11 +18,12 @@ from triton_models.data.boxes import Components, components
 from triton_models.data.phantom import Phantom, chest_phantom
 from triton_models.data.phantom_cache import Arrays, cached_arrays, each_phantom
 from triton_models.data.slices import resize_weights
-from triton_models.registry import HU_RANGE
+from triton_models.registry import HU_RANGE, MODELS
+from triton_models.served.detection import GRID_SLICES
 
 #: slices, rows, columns of the working grid
-GRID = (64, 160, 160)
-#: never those of validation (``slices.VALIDATION_SEEDS``) or test (``slices.TEST_SEEDS``)
+GRID = (GRID_SLICES, MODELS["candidates"].network_size, MODELS["candidates"].network_size)
+#: never those of validation (from 8000 on) or test (from 9000 on), as in ``slices``
 VOLUME_SEEDS = range(2000, 2400)
 #: phantoms to learn from are as many pixels wide as scans are: fewer, and what is left of the noise at the
 #: working grid is about twice that of a scan
