@@ -21,9 +21,7 @@ from tests.integration.mutation import (
     place,
     torn,
 )
-from tests.integration.raw_dataset import (
-    EXPLICIT,
-)
+from tests.integration.raw_dataset import EXPLICIT
 from tests.integration.raw_scu import (
     ABORT,
     APPLICATION,
