@@ -32,6 +32,9 @@ from node.tls import TLS_HINT, TlsContext, reason_of
 log = structlog.get_logger(__name__)
 
 _CHUNK_BYTES = 1 << 18
+#: A connection a request: kept, one may be closed by the server while the next request is on its way, whose
+#: body is streamed and so isn't sent twice. A handshake is little beside a request of many MB.
+_LIMITS = httpx.Limits(max_keepalive_connections=0)
 #: the server is there, and doesn't offer this search
 _REACHABLE = frozenset((400, 405, 406, 501))
 
@@ -91,7 +94,9 @@ class StowDeliverer:
 
     def _client(self) -> httpx.Client:
         verify = self._tls.current() if self._tls is not None else self._default
-        return httpx.Client(verify=verify, timeout=self._config.timeout_seconds, trust_env=False)
+        return httpx.Client(
+            verify=verify, timeout=self._config.timeout_seconds, trust_env=False, limits=_LIMITS
+        )
 
     def _post(self, client: httpx.Client, batch: Sequence[Instance]) -> Answer:
         body = _Multipart(batch)

@@ -50,7 +50,10 @@ class Workstation:
 
     def __init__(self, pages: Path, archive_url: str) -> None:
         self._pages = pages.resolve()
-        self._archive = httpx.AsyncClient(base_url=archive_url, timeout=60.0)
+        # Orthanc closes a connection that was idle for a second, maybe while our next request is on its way
+        self._archive = httpx.AsyncClient(
+            base_url=archive_url, timeout=60.0, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         routes = [

@@ -27,19 +27,27 @@ from tests.unit.node.deliver.conftest import write_object
 
 TOKEN = "secret-token-7"
 VARIABLE = "CLOUD_TOKEN"
+#: attributes of an object that needs a request to itself where a request may have 1 MB
+BIG = {"Rows": 700, "Columns": 512, "PixelData": bytes(700 * 512 * 2)}
 
 
 class Server:
-    """``answers``: (status, headers, body) a request; 200 without a body when used up."""
+    """``answers``: (status, headers, body) a request; 200 without a body when used up.
+
+    closes: leave a connection's second request without an answer, as a server does that gives up an idle
+    connection while the request is on its way.
+    """
 
     def __init__(self, tls: Any = None) -> None:
         self.answers: list[tuple[int, dict[str, str], Any]] = []
         self.requests: list[tuple[str, str, Any, list[bytes]]] = []
         self.delay = 0.0
+        self.closes = False
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            answered = 0
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -48,6 +56,10 @@ class Server:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if server.closes and self.answered:
+                    self.close_connection = True
+                    return
+                self.answered += 1
                 server.requests.append((self.command, self.path, self.headers, parts(self.headers, body)))
                 time.sleep(server.delay)
                 status, headers, said = server.answers.pop(0) if server.answers else (200, {}, "")
@@ -135,10 +147,16 @@ def test_files_are_posted_as_they_are(server: Server, files: list[Path]) -> None
 
 
 def test_requests_are_of_bounded_size(server: Server, tmp_path: Path) -> None:
-    big = {"Rows": 700, "Columns": 512, "PixelData": bytes(700 * 512 * 2)}
-    files = [write_object(tmp_path, number, **big) for number in (1, 2)] + [write_object(tmp_path, 3)]
+    files = [write_object(tmp_path, number, **BIG) for number in (1, 2)] + [write_object(tmp_path, 3)]
     destination(server.port, max_request_bytes=1_000_000).deliver(files)
     assert [len(bodies) for *_, bodies in server.requests] == [1, 2]
+
+
+def test_a_server_closes_what_was_idle(server: Server, tmp_path: Path) -> None:
+    server.closes = True
+    files = [write_object(tmp_path, number, **BIG) for number in (1, 2, 3)]
+    stored = destination(server.port, max_request_bytes=1_000_000).deliver(files)
+    assert len(stored) == len(server.requests) == 3
 
 
 def test_warnings_are_stored(server: Server, files: list[Path]) -> None:
