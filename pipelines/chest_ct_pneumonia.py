@@ -60,14 +60,14 @@ def analyse(
         if drawing is not None:
             stack.callback(drawing.close)
         with stages("lesions"):
-            within = lungs.closed_lungs(volume, lung_labels)
+            within = lungs.close_lungs(volume, lung_labels)
             lesion_labels = lesions.segment_lesions(
                 volume, within, inference, models["lesions"], known=known.result()
             )
             del known
             if drawing is not None:
                 drawing.wait()
-            lungs.include_lesions(lung_labels, within, lesion_labels)
+            lungs.include_lesions(volume, lung_labels, within, lesion_labels)
             del within
         if drawing is not None:
             drawing.show(lung_labels, lesion_labels)

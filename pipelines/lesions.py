@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.geometry import AxialView
+from pipelines.lungs import ClosedLungs
 from pipelines.masks import bounding_box
 from pipelines.triton import Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Volume
@@ -36,7 +37,10 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of some axial slices: labels is uint8 (slices, rows, columns), 0 or ``Lesion``."""
+    """What the model says of some axial slices.
+
+    labels: uint8 (slices, rows, columns) on the volume's grid, 0 or ``Lesion``; 0 on the other slices.
+    """
 
     slices: slice
     labels: Labels
@@ -90,43 +94,41 @@ def ask_lesions(
     inference: Inference,
     model: ServedModel,
     *,
+    labels: Labels | None = None,
     progress: Progress | None = None,
 ) -> Answer:
-    """Ask the model about a run of axial slices, none or more."""
-    hu = AxialView.of(volume.affine).view(volume.hu)[slices]
-    if not len(hu):
-        return Answer(slices, np.zeros(hu.shape, np.uint8))
-    return Answer(slices, inference.run(model, {"HU": hu}, progress=progress)["LABELS"])
+    """Ask the model about a run of axial slices, none or more. labels: written into, instead of new ones."""
+    if labels is None:
+        labels = np.zeros(volume.hu.shape, np.uint8)
+    if slices.start < slices.stop:
+        view = AxialView.of(volume.affine)
+        out = {"LABELS": view.view(labels)[slices]}
+        inference.run(model, {"HU": view.view(volume.hu)[slices]}, progress=progress, out=out)
+    return Answer(slices, labels)
 
 
 def segment_lesions(
     volume: Volume,
-    within: Labels,
+    within: ClosedLungs,
     inference: Inference,
     model: ServedModel,
     *,
     known: Answer | None = None,
     progress: Progress | None = None,
 ) -> Labels:
-    """Segment ground glass and consolidation where ``within`` (uint8, the volume's grid) isn't 0.
+    """Segment ground glass and consolidation within the closed lungs.
 
-    known: what the model said already.
+    known: what the model said already; its labels' memory becomes the result's.
     Returns uint8 (slices, rows, columns), 0 or ``Lesion``; zero outside of ``within``.
     """
-    view = AxialView.of(volume.affine)
-    labels = np.zeros(within.shape, np.uint8)
-    wanted = bounding_box(view.view(within))[0]
-    answers = [] if known is None else [known]
-    answers += [
-        ask_lesions(volume, part, inference, model, progress=progress)
-        for part in _without(wanted, known.slices if known is not None else slice(0, 0))
-    ]
-    for answer in answers:
-        place = view.view(labels)[answer.slices], view.view(within)[answer.slices], answer.labels
-        for plane, inside, found in zip(*place, strict=True):
-            if found.any():  # the memory of planes that are never written isn't taken
-                np.multiply(found, inside > 0, out=plane)
-    return volume.as_acquired(labels)
+    if known is None:
+        known = Answer(slice(0, 0), np.zeros(volume.hu.shape, np.uint8))
+    for part in _without(within.slices, known.slices):
+        ask_lesions(volume, part, inference, model, labels=known.labels, progress=progress)
+    for number, plane in enumerate(AxialView.of(volume.affine).view(known.labels)):
+        if plane.any():  # the memory of planes that are never written isn't taken
+            np.multiply(plane, within.plane(number) > 0, out=plane)
+    return volume.as_acquired(known.labels)
 
 
 def _without(wanted: slice, known: slice) -> list[slice]:

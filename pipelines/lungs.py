@@ -106,39 +106,63 @@ def label_lungs(volume: Volume, mask: Mask) -> Labels:
     return labels
 
 
-def closed_lungs(volume: Volume, lungs: Labels) -> Labels:
+@dataclass(frozen=True)
+class ClosedLungs:
     """Where a lesion of each lung may lie: the lungs with their notches and holes closed.
 
+    lungs: uint8 (slices, rows, columns) of the axial view, 0 or ``Lung``.  coarse: the same closed, of each
+    ``stride``-th row and column. A plane is made when it is asked for: all of them are as large as the lungs.
+    """
+
+    lungs: Labels
+    coarse: Labels
+    stride: tuple[int, int]
+
+    def plane(self, number: int) -> Labels:
+        """uint8 (rows, columns) of an axial slice; where ``lungs`` has a lung, the same."""
+        lung = self.lungs[number]
+        rows = self.coarse[number].repeat(self.stride[0], axis=0)[: lung.shape[0]]
+        fine: Labels = rows.repeat(self.stride[1], axis=1)[:, : lung.shape[1]]
+        np.copyto(fine, lung, where=lung > 0)
+        return fine
+
+    @property
+    def slices(self) -> slice:
+        """From the first axial slice that has any to the last."""
+        return bounding_box(self.lungs)[0]  # no closing goes beyond them
+
+
+def close_lungs(volume: Volume, lungs: Labels) -> ClosedLungs:
+    """Close each lung on its axial slices by a disc of CLOSING_MM, on a grid of about WORKING_MM.
+
     The ``lungs`` model leaves out what is as dense as the chest wall, so consolidation at the pleura, too.
-    Each lung is closed on its axial slices by a disc of CLOSING_MM, on a grid of about WORKING_MM.
-    Returns uint8 (slices, rows, columns) like ``lungs``, which it contains.
+    lungs: uint8 (slices, rows, columns) on the volume's grid; the result looks at this array.
     """
     view = AxialView.of(volume.affine)
-    labels = view.apply(lungs)
-    spacing = view.spacing_mm(volume.spacing_mm)
-    stride = tuple(max(1, round(WORKING_MM / mm)) for mm in spacing[1:])
-    coarse = labels[:, :: stride[0], :: stride[1]]
-    disc = _disc(tuple(mm * n for mm, n in zip(spacing[1:], stride, strict=True)))
+    labels = view.view(lungs)
+    _, *pixel_mm = view.spacing_mm(volume.spacing_mm)
+    rows, columns = (max(1, round(WORKING_MM / mm)) for mm in pixel_mm)
+    coarse = labels[:, ::rows, ::columns]
+    disc = _disc((pixel_mm[0] * rows, pixel_mm[1] * columns))
     closed = np.zeros_like(coarse)
     for lung in reversed(Lung):  # where both close, the first stays
         box = bounding_box(coarse == lung)
         if box[0].stop:
             closed[box][_closed(coarse[box] == lung, disc)] = lung
-    fine = closed.repeat(stride[0], axis=1)[:, : labels.shape[1]]
-    fine = fine.repeat(stride[1], axis=2)[:, :, : labels.shape[2]]
-    for plane, lung in zip(fine, labels, strict=True):  # nothing more of the volume's size is made
-        np.copyto(plane, lung, where=lung > 0)
-    return volume.as_acquired(view.restore(fine))
+    return ClosedLungs(labels, closed, (rows, columns))
 
 
-def include_lesions(lungs: Labels, within: Labels, lesions: Labels) -> None:
-    """Lesions are part of the lungs: where they are, ``lungs`` are given what ``closed_lungs`` says.
+def include_lesions(volume: Volume, lungs: Labels, within: ClosedLungs, lesions: Labels) -> None:
+    """Lesions are part of the lungs: where they are, ``lungs`` become what ``within`` says.
 
-    lungs, within (of ``closed_lungs``), lesions: uint8 (slices, rows, columns).
+    lungs, lesions: uint8 (slices, rows, columns) on the volume's grid.
     """
-    for lung, closed, lesion in zip(lungs, within, lesions, strict=True):
+    view = AxialView.of(volume.affine)
+    for number, (lung, lesion) in enumerate(zip(view.view(lungs), view.view(lesions), strict=True)):
         if lesion.any():
-            np.copyto(lung, closed, where=lesion > 0)
+            np.copyto(lung, within.plane(number), where=lesion > 0)
+    if volume.source_slices:
+        lungs[:] = volume.as_acquired(lungs)
 
 
 def _disc(spacing_mm: tuple[float, ...]) -> list[tuple[int, int]]:

@@ -41,6 +41,11 @@ class Instead:
         return replace(served, identity=replace(served.identity, instead_of=spec.name))
 
     def run(
-        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        *,
+        progress: Progress | None = None,
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
-        return self._inference.run(model, inputs, progress=progress)
+        return self._inference.run(model, inputs, progress=progress, out=out)

@@ -97,8 +97,20 @@ class Inference(Protocol):
     def check(self, spec: ModelSpec) -> ServedModel: ...
 
     def run(
-        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        *,
+        progress: Progress | None = None,
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]: ...
+
+
+def put_into(out: Arrays | None, answer: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What ``run`` returns of an answer computed elsewhere: in the arrays of ``out``, where there are."""
+    for name, array in (out or {}).items():
+        array[:] = answer[name]
+    return {**answer, **(out or {})}
 
 
 class InferenceClient:
@@ -196,18 +208,23 @@ class InferenceClient:
         return ServedModel(spec, identity, max(max_batch_size, 1))
 
     def run(
-        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        *,
+        progress: Progress | None = None,
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Run a model over a batch axis of any length.
 
-        inputs: name -> (n, *dims), contiguous or not. Returns name -> (n, *dims) for every output of the
-        spec. The batch is sent in pieces of at most the model's max_batch_size and LONGEST_MESSAGE_BYTES;
-        the order is kept.
+        inputs: name -> (n, *dims), contiguous or not. out: likewise, outputs to be written there instead of
+        into new arrays. Returns name -> (n, *dims) for every output of the spec. The batch is sent in pieces
+        of at most the model's max_batch_size and LONGEST_MESSAGE_BYTES; the order is kept.
         """
         count = len(next(iter(inputs.values())))
         item_bytes = sum(array.nbytes for array in inputs.values()) // max(count, 1)
         most = max(1, min(model.max_batch_size, LONGEST_MESSAGE_BYTES // max(item_bytes, 1)))
-        answers = _Answers(model, count)
+        answers = _Answers(model, count, out or {})
         waiting: deque[tuple[slice, Future[None]]] = deque()
 
         def collect() -> None:
@@ -295,10 +312,10 @@ class InferenceClient:
 class _Answers:
     """A model's outputs over a whole batch axis, filled piece by piece from several threads."""
 
-    def __init__(self, model: ServedModel, count: int) -> None:
+    def __init__(self, model: ServedModel, count: int, out: Arrays) -> None:
         self._model, self._count = model, count
         self._lock = threading.Lock()
-        self.arrays: dict[str, NDArray[Any]] = {}
+        self.arrays: dict[str, NDArray[Any]] = dict(out)
 
     def sizes(self, piece: slice) -> dict[str, int]:
         """Bytes of each output of a piece; none until a first answer told the dims."""
@@ -313,7 +330,7 @@ class _Answers:
         if whole.shape != part.shape:
             raise InferenceFailed(
                 f"model {self._model.spec.name}: output {tensor.name} from item {piece.start} on is "
-                f"{list(part.shape)}; {list(whole.shape)} is expected, as before"
+                f"{list(part.shape)}; {list(whole.shape)} is expected"
             )
         whole[:] = part
 

@@ -18,7 +18,7 @@ from pydicom.uid import CTImageStorage
 from pipelines.chest_ct_pneumonia import PIPELINE
 from pipelines.infection import CLASSES
 from pipelines.pipeline import Stages
-from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
+from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel, put_into
 from pipelines.volume import Lesion, ModelIdentity, ResultContext, Volume
 
 _SHAPE = (24, 64, 64)
@@ -82,15 +82,18 @@ class _ByThreshold:
         inputs: Arrays,
         *,
         progress: Progress | None = None,  # noqa: ARG002 - the protocol's
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
-        hu = inputs["HU"]
-        if model.spec.name == "lungs":
+        return put_into(out, self._answer(model.spec.name, inputs["HU"]))
+
+    def _answer(self, model: str, hu: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        if model == "lungs":
             return {"LUNGS": (hu < _TISSUE_HU).astype(np.uint8)}
-        if model.spec.name == "lesions":
+        if model == "lesions":
             return {"LABELS": (hu == _LESION_HU).astype(np.uint8) * np.uint8(Lesion.GROUND_GLASS)}
-        if model.spec.name == "candidates":
+        if model == "candidates":
             boxes = np.array([[(0, 0, 0, *hu.shape[1:])]], np.float32)
             return {"BOXES": boxes, "SCORES": np.ones((1, 1), np.float32)}
-        if model.spec.name == "infection_type":
+        if model == "infection_type":
             return {"PROBABILITIES": np.eye(len(CLASSES), dtype=np.float32)[np.zeros(len(hu), np.intp)]}
         return {"INPAINTED": hu}

@@ -18,7 +18,7 @@ from pipelines import lungs
 from pipelines.ct_picture import CtPicture
 from pipelines.errors import SeriesRefused
 from pipelines.picture_lungs import find_lungs
-from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
+from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel, put_into
 from pipelines.volume import ModelIdentity
 from triton_models.evaluation.predictor import OnnxPredictor
 from triton_models.registry import MODELS
@@ -34,9 +34,14 @@ class _Onnx:
         return ServedModel(spec, ModelIdentity(spec.name, spec.version, self._predictor.weights_sha256), 1)
 
     def run(
-        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        *,
+        progress: Progress | None = None,
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
-        return dict(self._predictor(inputs))
+        return put_into(out, dict(self._predictor(inputs)))
 
 
 def main() -> None:

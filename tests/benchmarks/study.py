@@ -35,7 +35,7 @@ from scipy import ndimage
 from pipelines.chest_ct_pneumonia import PIPELINE
 from pipelines.load import dicom_files, load_series
 from pipelines.pipeline import Stages
-from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
+from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel, put_into
 from pipelines.volume import ModelIdentity, Volume
 from tests.benchmarks.taking import Measure, take
 from tests.integration.running import Pacs, RunningNode, orthanc_program, storescu
@@ -106,10 +106,15 @@ class Bare:
         return ServedModel(spec, ModelIdentity(spec.name, spec.version, ""), MODELS[spec.name].max_batch_size)
 
     def run(
-        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        *,
+        progress: Progress | None = None,
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
         self.asked.append((model, inputs))
-        return self._answer(model, inputs)
+        return put_into(out, self._answer(model, inputs))
 
     def _answer(self, model: ServedModel, inputs: Arrays) -> dict[str, NDArray[Any]]:
         names = [tensor.name for tensor in model.spec.outputs]

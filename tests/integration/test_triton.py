@@ -231,6 +231,23 @@ def test_a_view_that_is_not_contiguous_arrives_as_it_reads(client: InferenceClie
     np.testing.assert_array_equal(client.run(client.check(SPEC), {"X": flipped})["TWICE"], flipped * 2)
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_outputs_are_written_where_they_are_wanted(
+    client: InferenceClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, local: bool
+) -> None:
+    if not local:
+        monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
+    whole = np.full((8, 11), -1, np.int16)
+    place = whole[::-1, 2:8:2][1:7]
+    answer = client.run(client.check(SPEC), rows(6), out={"TWICE": place})
+    assert answer["TWICE"] is place
+    np.testing.assert_array_equal(place, rows(6)["X"] * 2)
+    assert np.count_nonzero(whole != -1) == place.size
+    assert answer["N"].ravel().tolist() == [4, 4, 4, 4, 2, 2]
+    with pytest.raises(InferenceFailed, match="TWICE"):
+        client.run(client.check(SPEC), rows(6), out={"TWICE": np.zeros((6, 2), np.int16)})
+
+
 def test_only_the_outputs_that_are_wanted_come_back(client: InferenceClient) -> None:
     model = client.check(replace(SPEC, outputs=(N,)))
     assert list(client.run(model, rows(2))) == ["N"]

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel
+from pipelines.lungs import ClosedLungs
+from pipelines.triton import Arrays, ModelSpec, Progress, ServedModel, put_into
 from pipelines.volume import (
     INFECTION_TYPES,
     IRRELEVANT,
@@ -71,6 +72,11 @@ def axial_affine(spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)) -> ND
     return affine
 
 
+def within(lungs: NDArray[np.uint8]) -> ClosedLungs:
+    """Lungs, (slices, rows, columns) in the axial view, that have nothing to close."""
+    return ClosedLungs(lungs, np.zeros_like(lungs), (1, 1))
+
+
 class ByRule:
     """An ``Inference`` that computes outputs by a rule on HU: the stages' own work is what is tested.
 
@@ -91,9 +97,14 @@ class ByRule:
         return ServedModel(spec, ModelIdentity(spec.name, spec.version, "00"), 16)
 
     def run(
-        self, model: ServedModel, inputs: Arrays, *, progress: Progress | None = None
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        *,
+        progress: Progress | None = None,
+        out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
         if model.spec.name in self._others:
-            return self._others[model.spec.name](inputs)
+            return put_into(out, self._others[model.spec.name](inputs))
         self.slices_sent += len(inputs["HU"])
-        return self._rule(inputs["HU"])
+        return put_into(out, self._rule(inputs["HU"]))

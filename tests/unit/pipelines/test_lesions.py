@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pipelines import lesions
 from pipelines.lesions import Answer, ask_lesions, likely_slices, segment_lesions
+from pipelines.lungs import ClosedLungs
 from pipelines.volume import Lesion, Volume
-from tests.unit.pipelines.examples import ByRule, axial_affine, volume
+from tests.unit.pipelines.examples import ByRule, axial_affine, volume, within
 
 SHAPE = (12, 20, 24)
 
@@ -23,10 +23,10 @@ def _inference() -> ByRule:
     return ByRule(lambda hu: {"LABELS": (hu % 3 == 0).astype(np.uint8) * np.uint8(Lesion.GROUND_GLASS)})
 
 
-def _within() -> NDArray[np.uint8]:
-    within = np.zeros(SHAPE, np.uint8)
-    within[3:9, 5:15, 5:20] = 1
-    return within
+def _lungs() -> ClosedLungs:
+    lungs = np.zeros(SHAPE, np.uint8)
+    lungs[3:9, 5:15, 5:20] = 1
+    return within(lungs)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def _within() -> NDArray[np.uint8]:
 def test_what_is_known_is_not_asked_again(known: slice, asked_after: int) -> None:
     series, inference = _series(), _inference()
     model = inference.check(lesions.SPEC)
-    plain = segment_lesions(series, _within(), inference, model)
+    plain = segment_lesions(series, _lungs(), inference, model)
     assert inference.slices_sent == 6
     answer = ask_lesions(series, known, inference, model)
     inference.slices_sent = 0
-    found = segment_lesions(series, _within(), inference, model, known=answer)
+    found = segment_lesions(series, _lungs(), inference, model, known=answer)
     np.testing.assert_array_equal(found, plain)
     assert inference.slices_sent == asked_after
 
@@ -57,7 +57,7 @@ def test_what_is_known_is_not_asked_again(known: slice, asked_after: int) -> Non
 def test_an_answer_about_slices_without_lung_counts_for_nothing() -> None:
     series, inference = _series(), _inference()
     everything = Answer(slice(0, 12), np.ones(SHAPE, np.uint8))
-    nothing = np.zeros(SHAPE, np.uint8)
+    nothing = within(np.zeros(SHAPE, np.uint8))
     found = segment_lesions(series, nothing, inference, inference.check(lesions.SPEC), known=everything)
     assert not found.any()
     assert inference.slices_sent == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,8 +11,8 @@ from scipy import ndimage
 
 from pipelines import lungs
 from pipelines.errors import SeriesRefused
-from pipelines.lungs import closed_lungs, segment_lungs, split_lungs
-from pipelines.volume import Lung
+from pipelines.lungs import Labels, close_lungs, segment_lungs, split_lungs
+from pipelines.volume import Lung, Volume
 from tests.unit.pipelines.examples import ByRule, axial_affine, volume
 
 SPACING = (2.0, 1.5, 1.5)
@@ -97,6 +99,12 @@ def test_right_stays_right_in_patient_space(axes: tuple[int, ...], flips: tuple[
     assert mean_x[Lung.RIGHT] < 85 < mean_x[Lung.LEFT]
 
 
+def closed_lungs(series: Volume, labels: Labels) -> Labels:
+    """All axial planes."""
+    closed = close_lungs(series, labels)
+    return np.stack([closed.plane(number) for number in range(len(closed.lungs))])
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
 def test_closed_lungs_hold_consolidation_at_the_pleura(axes: tuple[int, ...]) -> None:
     whole = split_lungs(chest(), SPACING)
@@ -108,12 +116,32 @@ def test_closed_lungs_hold_consolidation_at_the_pleura(axes: tuple[int, ...]) ->
     permuted[:3, 3] = affine[:3, 3]
     stored = np.ascontiguousarray(notched.transpose(axes))
     closed = closed_lungs(volume(np.zeros(stored.shape, np.int16), permuted), stored)
-    closed = closed.transpose(np.argsort(axes))
     np.testing.assert_array_equal(closed[notched > 0], notched[notched > 0])
     lost = dense & (whole > 0)
     assert np.mean(closed[lost] == Lung.RIGHT) > 0.95
     outside_mm = ndimage.distance_transform_edt(whole == 0, sampling=SPACING)
     assert outside_mm[closed > 0].max() < 4.5, "neither the gap between the lungs nor the chest wall"
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_lungs_are_given_their_lesions(axes: tuple[int, ...], interpolated: bool) -> None:
+    """… on acquired slices; what was interpolated between them becomes like the nearest."""
+    whole = split_lungs(chest(), SPACING).transpose(axes)
+    affine = np.eye(4)
+    affine[:3, :3] = axial_affine(SPACING)[:3, list(axes)]
+    series = volume(np.zeros(whole.shape, np.int16), affine)
+    if interpolated:
+        series = replace(series, source_slices=tuple(range(0, len(whole), 3)))
+    generator = np.random.default_rng(2)
+    dense = ndimage.gaussian_filter(generator.normal(size=whole.shape), 3) > 0.05
+    notched = series.as_acquired(np.where(dense, 0, whole).astype(np.uint8))
+    lesions = series.as_acquired(dense.astype(np.uint8))
+    closed = series.as_acquired(closed_lungs(series, notched).transpose(np.argsort(np.argsort(axes))))
+    expected = np.where(lesions > 0, closed, notched)
+    lungs.include_lesions(series, notched, close_lungs(series, notched), lesions)
+    np.testing.assert_array_equal(notched, expected)
+    assert np.count_nonzero(expected[dense]) > 0.5 * np.count_nonzero(whole[dense])
 
 
 @pytest.mark.parametrize("pixel_mm", [(1.0, 1.0), (3.0, 3.0), (2.2, 0.7)])

@@ -11,7 +11,7 @@ from pipelines.candidates import Candidate, Chest
 from pipelines.lesions import segment_lesions
 from pipelines.regions import MAXIMUM_REGIONS, FoundRegions, draw, find_regions
 from pipelines.volume import Lesion, Lung, Volume
-from tests.unit.pipelines.examples import ByRule, axial_affine, volume, votes
+from tests.unit.pipelines.examples import ByRule, axial_affine, volume, votes, within
 
 SHAPE = (20, 60, 80)
 Where = tuple[slice, slice, slice]
@@ -185,6 +185,6 @@ def test_only_slices_with_lung_are_sent_and_nothing_outside_counts() -> None:
     lungs[:5] = 0
     inference = ByRule(lambda sent: {"LABELS": np.ones(sent.shape, np.uint8)})
     series = volume(scene.hu, axial_affine())
-    found = segment_lesions(series, lungs, inference, inference.check(lesions.SPEC))
+    found = segment_lesions(series, within(lungs), inference, inference.check(lesions.SPEC))
     assert inference.slices_sent == 15
     np.testing.assert_array_equal(found > 0, lungs > 0)
