@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from pipelines.boxes import OPERATIONS, chosen, overlaps
 from pipelines.geometry import AxialView
-from pipelines.masks import Box, bounding_box, moved
+from pipelines.masks import Box, bounding_box, moved, voxel_counts
 from pipelines.triton import Arrays, Inference, ModelSpec, Progress, ServedModel, TensorSpec
 from pipelines.volume import Volume
 
@@ -79,8 +79,10 @@ class Chest:
 
     @classmethod
     def of(cls, volume: Volume, lungs: NDArray[np.uint8], lesions: NDArray[np.uint8]) -> Chest:
-        view = AxialView.of(volume.affine)
-        return cls(view.apply(volume.hu), view.apply(lungs), view.apply(lesions), volume)
+        """lungs, lesions: on the volume's grid. Nothing is copied: that takes more memory, and more time than
+        it then saves where axes are exchanged."""
+        view = AxialView.of(volume.affine).view
+        return cls(view(volume.hu), view(lungs), view(lesions), volume)
 
     @property
     def view(self) -> AxialView:
@@ -275,7 +277,7 @@ def joined(
 def _components(chest: Chest, _answer: Answer) -> list[Candidate]:
     crop, components = lesion_components(chest)
     boxes = [moved(box, crop) for box in ndimage.find_objects(components)]
-    sizes = np.bincount(components.ravel(), minlength=len(boxes) + 1)[1:]
+    sizes = voxel_counts(components, len(boxes))
     smallest = MINIMUM_VOLUME_ML / chest.voxel_ml
     largest = float(sizes.max(initial=1))
     return [
@@ -285,10 +287,16 @@ def _components(chest: Chest, _answer: Answer) -> list[Candidate]:
     ]
 
 
-def lesion_components(chest: Chest) -> tuple[Box, NDArray[np.int32]]:
+def lesion_components(chest: Chest) -> tuple[Box, NDArray[np.uint16] | NDArray[np.int32]]:
     """Where lesions are, and in that crop 1 + index of each component (26 neighbours) in the lungs, or 0."""
     crop = bounding_box(chest.lesions)
-    components, _ = ndimage.label((chest.lesions[crop] > 0) & (chest.lungs[crop] > 0), np.ones((3, 3, 3)))
+    found = chest.lesions[crop] > 0
+    np.logical_and(found, chest.lungs[crop], out=found)
+    components: NDArray[np.uint16] | NDArray[np.int32] = np.zeros(found.shape, np.uint16)
+    try:
+        ndimage.label(found, np.ones((3, 3, 3)), output=components)
+    except RuntimeError:  # more than it can count, which needs twice the memory
+        components, _ = ndimage.label(found, np.ones((3, 3, 3)))
     return crop, components
 
 

@@ -100,10 +100,13 @@ def _owners(candidates: Sequence[Candidate], chest: Chest) -> tuple[Box, NDArray
         owners = np.unique(owner[box][component])
         claimed = owners[owners > 0]
         if claimed.size and owners[0] == 0:
-            loose = np.argwhere(component & (owner[box] == 0))
-            where = loose + [part.start for part in box] + corner
-            away = np.stack([_distance(where, candidates[i - 1], chest.spacing_mm) for i in claimed])
-            owner[box][tuple(loose.T)] = claimed[away.argmin(axis=0)]
+            first = [part.start for part in box] + np.array(corner)
+            loose = component & (owner[box] == 0)
+            for index in np.flatnonzero(loose.any(axis=(1, 2))):  # of all slices, indices take much memory
+                pixels = np.argwhere(loose[index])
+                where = np.insert(pixels, 0, index, axis=1) + first
+                away = np.stack([_distance(where, candidates[i - 1], chest.spacing_mm) for i in claimed])
+                owner[box][index][tuple(pixels.T)] = claimed[away.argmin(axis=0)]
     return crop, owner
 
 
@@ -144,10 +147,10 @@ def find_regions(
     infected = [one for one in voted if one.infection_type != IRRELEVANT]
     infected.sort(key=lambda one: -np.count_nonzero(one.drawn.inside))
     entered = infected[:MAXIMUM_REGIONS]
-    axial = np.zeros(chest.hu.shape, np.uint8)
+    labels = np.zeros(chest.volume.hu.shape, np.uint8)
+    axial = chest.view.view(labels)
     for number, one in enumerate(entered, start=1):
         axial[one.drawn.box][one.drawn.inside] = number
-    labels = chest.view.restore(axial)
     crop = bounding_box(labels)
     boxes = [moved(box, crop) for box in ndimage.find_objects(labels[crop])] if entered else []
     regions = tuple(
@@ -174,7 +177,7 @@ def _describe(number: int, voted: _Voted, chest: Chest, inside: Mask, box: Box) 
         name: np.count_nonzero(lesions == label) * chest.voxel_ml for name, label in LESION_TYPES.items()
     }
     start = np.array([part.start for part in box])
-    centre = np.argwhere(inside).mean(axis=0) + start
+    centre = _mean_index(inside) + start
     x, y, z = chest.volume.to_patient(centre[None])[0].tolist()
     return Region(
         number=number,
@@ -193,6 +196,12 @@ def _describe(number: int, voted: _Voted, chest: Chest, inside: Mask, box: Box) 
         centroid_lps_mm=(x, y, z),
         key_slice=int(start[0] + np.argmax(inside.sum(axis=(1, 2)))),
     )
+
+
+def _mean_index(inside: Mask) -> NDArray[np.float64]:
+    """(slice, row, column), the mean of those that are set."""
+    along = [inside.sum(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    return np.array([np.arange(len(counts)) @ counts / counts.sum() for counts in along])
 
 
 def _is_dome(chest: Chest, box: Box, inside: Mask) -> bool:

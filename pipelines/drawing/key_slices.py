@@ -66,13 +66,24 @@ def _is_apart(z: float, levels: list[float]) -> bool:
 def _level_of(volume: Volume, findings: Findings, region: Region) -> float:
     """LPS z where the region is largest, snapped to the source's planes where these are axial."""
     box = tuple(slice(a, b) for a, b in region.bounding_box)
-    inside = np.argwhere(findings.region_labels[box] == region.number).astype(np.float64)
-    if not len(inside):
+    (first, _), (row, _), (column, _) = region.bounding_box
+    z = np.concatenate(
+        [
+            _heights(volume, plane == region.number, (index, row, column))
+            for index, plane in enumerate(findings.region_labels[box], start=first)
+        ]
+    )
+    if not len(z):
         return region.centroid_lps_mm[2]
-    z = volume.to_patient(inside + [a for a, _ in region.bounding_box])[:, 2]
     step = float(np.abs(volume.affine[2, :3]).max())
     bins = np.round((z - z.min()) / step).astype(np.intp)
     return float(np.median(z[bins == np.bincount(bins).argmax()]))
+
+
+def _heights(volume: Volume, inside: NDArray[np.bool_], corner: tuple[int, int, int]) -> NDArray[np.float64]:
+    """LPS z of a slice's pixels that are set; ``corner`` is the voxel of its first."""
+    index = np.insert(np.argwhere(inside), 0, 0, axis=1) + corner
+    return volume.to_patient(index.astype(np.float64))[:, 2]
 
 
 def _spread(volume: Volume, chest: NDArray[np.uint8], count: int) -> list[float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, Protocol
 
 import highdicom as hd
@@ -130,7 +131,7 @@ class _Bits:
     """A bit a pixel, the lowest first, frames without a gap (PS3.5 section 8.1.1 and D.1)."""
 
     def __init__(self) -> None:
-        self._whole: list[bytes] = []
+        self._whole = BytesIO()  # its value isn't a copy
         self._begun: NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
@@ -138,13 +139,14 @@ class _Bits:
         if len(self._begun):
             bits = np.concatenate([self._begun, bits])
         whole = len(bits) // 8 * 8
-        self._whole.append(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._whole.write(np.packbits(bits[:whole], bitorder="little").data)
         self._begun = bits[whole:]
 
     def value(self) -> bytes:
         last = np.packbits(self._begun, bitorder="little").tobytes()
-        value = b"".join([*self._whole, last])
-        return value + b"\0" * (len(value) % 2)
+        self._whole.write(last)
+        self._whole.write(b"\0" * (self._whole.tell() % 2))
+        return self._whole.getvalue()
 
 
 class _Compressed:

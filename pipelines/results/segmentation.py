@@ -25,6 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from pipelines.drawing import palette
 from pipelines.encoding import DEFAULT, Encoding
 from pipelines.errors import SeriesRefused
+from pipelines.masks import voxel_counts
 from pipelines.results import codes
 from pipelines.results.frames import Mask, add_frames
 from pipelines.results.identity import MANUFACTURER, SERIES_TYPES, result_uid, stamp
@@ -189,7 +190,7 @@ def _label_map(
         return labels
 
     labels = painted(segments)
-    counts = np.bincount(labels.ravel(), minlength=len(segments) + 1)[1:]
+    counts = voxel_counts(labels, len(segments))
     if counts.all():
         return labels, segments
     kept = [segment for segment, count in zip(segments, counts, strict=True) if count]

@@ -1,14 +1,15 @@
 """Sequences encoded ahead of pydicom, most of whose time for a large object goes into elements it has seen.
 
-In: a finished Dataset.  Out: the same with its sequences as bytes, which ``dcmwrite`` copies. The file is
-what pydicom alone would write, byte for byte: it still encodes every element, but of equal ones (codes,
-names, units) the first; ours is the nesting alone (PS3.5 section 7.5).
+In: a finished Dataset.  Out: the same with its sequences as bytes, which ``dcmwrite`` copies, and its pixels
+as a buffer, which it needn't. The file is what pydicom alone would write, byte for byte: it still encodes
+every element, but of equal ones (codes, names, units) the first; ours is the nesting alone (PS3.5 7.5).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from operator import attrgetter
 
 from pydicom import DataElement, Dataset
@@ -19,6 +20,7 @@ from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element,
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
+_PIXEL_DATA = 0x7FE00010
 #: types of values whose equality means equal bytes: not those of DS and IS, which know how they were written
 _PLAIN = (str, UID, int, float)
 _ITEM_TAG, _ITEM_HEADER, _SEQUENCE_HEADER = (
@@ -45,13 +47,21 @@ def with_encoded_sequences(dataset: Dataset) -> Dataset:
         for element in dataset.values():
             if element.VR == "SQ" and not element.is_raw:
                 encoded[element.tag] = encoded_sequence(element.tag, encoder.items(element.value))
-            else:
-                encoded[element.tag] = correct_ambiguous_vr_element(element, dataset, True)
+                continue
+            plain = correct_ambiguous_vr_element(element, dataset, True)
+            encoded[element.tag] = _as_buffer(plain) if element.tag == _PIXEL_DATA else plain
     except _Ambiguous:
         return dataset
     encoded.file_meta, encoded.preamble = dataset.file_meta, getattr(dataset, "preamble", None)
     encoded.set_original_encoding(False, True, encodings)  # else pydicom decodes what is encoded
     return encoded
+
+
+def _as_buffer(pixels: DataElement) -> DataElement:
+    """The same memory, from which pydicom writes in pieces; of bytes it makes another copy first."""
+    return DataElement(
+        pixels.tag, pixels.VR, BytesIO(pixels.value), is_undefined_length=pixels.is_undefined_length
+    )
 
 
 def as_item(elements: bytes) -> bytes:

@@ -10,7 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines import candidates
-from pipelines.candidates import COMPONENTS, PROPOSALS, SLICE_BOXES, Candidate, CandidateSource, Chest
+from pipelines.candidates import (
+    COMPONENTS,
+    PROPOSALS,
+    SLICE_BOXES,
+    Candidate,
+    CandidateSource,
+    Chest,
+    lesion_components,
+)
+from pipelines.masks import voxel_counts
 from pipelines.triton import Arrays
 from pipelines.volume import Lesion, Lung
 from tests.unit.pipelines.examples import ByRule, axial_affine, volume
@@ -144,3 +153,15 @@ def test_components_need_no_model() -> None:
     scene.lesions[12, 20:22, 20:22] = Lesion.GROUND_GLASS  # too small
     (found,) = find(COMPONENTS, scene)
     assert found == Candidate((4, 20, 20, 8, 30, 30), 1.0)
+
+
+def test_more_components_than_16_bits_count() -> None:
+    scene = chest((82, 164, 84), (1.0, 1.0, 1.0))
+    scene.lungs[:] = Lung.LEFT
+    scene.lesions[::2, ::2, ::2] = Lesion.GROUND_GLASS
+    crop, components = lesion_components(scene)
+    count = 41 * 82 * 42
+    assert count > np.iinfo(np.uint16).max
+    assert components.max() == count == np.count_nonzero(components)
+    assert voxel_counts(components, count).tolist() == [1] * count
+    assert crop == (slice(0, 81), slice(0, 163), slice(0, 83))

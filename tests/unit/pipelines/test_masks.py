@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.masks import bounding_box, grown
+from pipelines.masks import bounding_box, grown, voxel_counts
 
 
 @pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.uint16])
@@ -27,3 +27,11 @@ def test_a_box_grows_up_to_the_edge() -> None:
         slice(0, 4),
         slice(1, 4),
     )
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_voxels_are_counted_by_label(kind: type[np.generic]) -> None:
+    labels = np.random.default_rng(3).integers(0, 5, (7, 8, 9)).astype(kind)
+    labels[labels == 2] = 0
+    expected = [np.count_nonzero(labels == number) for number in range(1, 7)]
+    assert voxel_counts(labels, 6).tolist() == expected
