@@ -89,12 +89,13 @@ def hu_percentiles(values: NDArray[np.int16]) -> dict[int, float]:
 
 def hu_histogram(values: NDArray[np.int16]) -> NDArray[np.int64]:
     """How many of ``values``, (n,), are -32768, -32767, …: int64 (65536,)."""
-    histogram = np.zeros(_HU_VALUES, np.int64)
-    for start in range(0, values.size, _COUNTED_AT_ONCE):
-        piece = values[start : start + _COUNTED_AT_ONCE].astype(np.intp)
-        piece -= _LOWEST_HU
-        histogram += np.bincount(piece, minlength=_HU_VALUES)
-    return histogram
+    if values.size > _COUNTED_AT_ONCE:
+        starts = range(0, values.size, _COUNTED_AT_ONCE)
+        histograms = [hu_histogram(values[start : start + _COUNTED_AT_ONCE]) for start in starts]
+        return np.asarray(np.sum(histograms, axis=0))
+    above = values.astype(np.intp)
+    above -= _LOWEST_HU
+    return np.bincount(above, minlength=_HU_VALUES)
 
 
 def _mean(histogram: NDArray[np.int64]) -> float:

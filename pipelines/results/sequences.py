@@ -1,8 +1,9 @@
 """Sequences encoded ahead of pydicom, most of whose time for a large object goes into elements it has seen.
 
-In: a finished Dataset.  Out: the same with its sequences as bytes, which ``dcmwrite`` copies, and its pixels
-as a buffer, which it needn't. The file is what pydicom alone would write, byte for byte: it still encodes
-every element, but of equal ones (codes, names, units) the first; ours is the nesting alone (PS3.5 7.5).
+In: a finished Dataset.  Out: the same with its sequences as bytes, which ``dcmwrite`` copies, and large
+pixels as a buffer, which it needn't. The file is what pydicom alone would write, byte for byte: it still
+encodes every element, but of equal ones (codes, names, units) the first; ours is the nesting alone (PS3.5
+section 7.5).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
 _PIXEL_DATA = 0x7FE00010
+#: pixels of more bytes aren't copied to be written
+COPIED_BYTES = 32 * 2**20
 #: types of values whose equality means equal bytes: not those of DS and IS, which know how they were written
 _PLAIN = (str, UID, int, float)
 _ITEM_TAG, _ITEM_HEADER, _SEQUENCE_HEADER = (
@@ -49,7 +52,8 @@ def with_encoded_sequences(dataset: Dataset) -> Dataset:
                 encoded[element.tag] = encoded_sequence(element.tag, encoder.items(element.value))
                 continue
             plain = correct_ambiguous_vr_element(element, dataset, True)
-            encoded[element.tag] = _as_buffer(plain) if element.tag == _PIXEL_DATA else plain
+            large = element.tag == _PIXEL_DATA and len(plain.value) > COPIED_BYTES
+            encoded[element.tag] = _as_buffer(plain) if large else plain
     except _Ambiguous:
         return dataset
     encoded.file_meta, encoded.preamble = dataset.file_meta, getattr(dataset, "preamble", None)
@@ -58,7 +62,7 @@ def with_encoded_sequences(dataset: Dataset) -> Dataset:
 
 
 def _as_buffer(pixels: DataElement) -> DataElement:
-    """The same memory, from which pydicom writes in pieces; of bytes it makes another copy first."""
+    """The same memory, from which pydicom writes in pieces, slower; of bytes it makes another copy first."""
     return DataElement(
         pixels.tag, pixels.VR, BytesIO(pixels.value), is_undefined_length=pixels.is_undefined_length
     )

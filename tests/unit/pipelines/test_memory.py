@@ -35,8 +35,12 @@ RESULTS_BYTES = 0.95
 @pytest.fixture(params=["axial", "prone_flipped", "coronal", "sagittal"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Volume, ByRule]:
     """A volume, and an inference that knows its lungs and lesions and makes nothing large."""
-    monkeypatch.setattr("pipelines.candidates.PROPOSAL_PIXELS", 64)  # as small beside it as 256 is beside 600
-    monkeypatch.setattr("pipelines.candidates.PROPOSAL_SLICES", 16)  # slices of 512 pixels
+    for name, small in (
+        ("pipelines.candidates.PROPOSAL_PIXELS", 64),
+        ("pipelines.candidates.PROPOSAL_SLICES", 16),
+        ("pipelines.results.sequences.COPIED_BYTES", 2**20),
+    ):  # beside this volume as small as what they are is beside one of 600 slices of 512 pixels
+        monkeypatch.setattr(name, small)
     affine = affine_for(request.param, SHAPE, (0.7, 0.7, 0.7))
     headers_of = headers(affine, SHAPE)
     hu = np.full(SHAPE, 40, np.int16)
