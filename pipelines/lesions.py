@@ -122,7 +122,7 @@ def segment_lesions(
     Returns uint8 (slices, rows, columns), 0 or ``Lesion``; zero outside of ``within``.
     """
     if known is None:
-        known = Answer(slice(0, 0), np.zeros(volume.hu.shape, np.uint8))
+        known = ask_lesions(volume, slice(0, 0), inference, model)
     for part in _without(within.slices, known.slices):
         ask_lesions(volume, part, inference, model, labels=known.labels, progress=progress)
     for number, plane in enumerate(AxialView.of(volume.affine).view(known.labels)):

@@ -36,6 +36,11 @@ def moved(box: Box, crop: Box) -> Box:
     return sides[0], sides[1], sides[2]
 
 
+def voxels(plane: NDArray[np.bool_], corner: Sequence[int]) -> NDArray[np.intp]:
+    """(n, 3) voxels of a slice's pixels that are set, row by row; ``corner`` is that of its first pixel."""
+    return np.asarray(np.insert(np.argwhere(plane), 0, 0, axis=1) + np.array(corner))
+
+
 def voxel_counts(labels: NDArray[Any], most: int) -> NDArray[np.int64]:
     """How many voxels have each label 1 to ``most``, the largest. labels: (slices, rows, columns), unsigned.
 

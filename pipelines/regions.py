@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from pipelines.candidates import MINIMUM_VOLUME_ML, Candidate, Chest, lesion_components
 from pipelines.infection import vote
-from pipelines.masks import Box, bounding_box, moved
+from pipelines.masks import Box, bounding_box, moved, voxels
 from pipelines.quantify import hu_percentiles
 from pipelines.volume import IRRELEVANT, LESION_TYPES, Lung, PatchVote, Region
 
@@ -100,13 +100,12 @@ def _owners(candidates: Sequence[Candidate], chest: Chest) -> tuple[Box, NDArray
         owners = np.unique(owner[box][component])
         claimed = owners[owners > 0]
         if claimed.size and owners[0] == 0:
-            first = [part.start for part in box] + np.array(corner)
+            first, row, column = (part.start + start for part, start in zip(box, corner, strict=True))
             loose = component & (owner[box] == 0)
             for index in np.flatnonzero(loose.any(axis=(1, 2))):  # of all slices, indices take much memory
-                pixels = np.argwhere(loose[index])
-                where = np.insert(pixels, 0, index, axis=1) + first
+                where = voxels(loose[index], (first + index, row, column))
                 away = np.stack([_distance(where, candidates[i - 1], chest.spacing_mm) for i in claimed])
-                owner[box][index][tuple(pixels.T)] = claimed[away.argmin(axis=0)]
+                owner[box][index][loose[index]] = claimed[away.argmin(axis=0)]
     return crop, owner
 
 

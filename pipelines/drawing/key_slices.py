@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from pipelines.drawing import palette, text
 from pipelines.drawing.planes import AxialGrid, axial_grid, axial_plane, heights_mm, slice_picture
 from pipelines.geometry import plane_normal
+from pipelines.masks import voxels
 from pipelines.volume import Findings, Region, Volume
 
 _APART_MM = 9.0  # two key slices nearer than this show the same
@@ -69,7 +70,7 @@ def _level_of(volume: Volume, findings: Findings, region: Region) -> float:
     (first, _), (row, _), (column, _) = region.bounding_box
     z = np.concatenate(
         [
-            _heights(volume, plane == region.number, (index, row, column))
+            volume.to_patient(voxels(plane == region.number, (index, row, column)).astype(np.float64))[:, 2]
             for index, plane in enumerate(findings.region_labels[box], start=first)
         ]
     )
@@ -78,12 +79,6 @@ def _level_of(volume: Volume, findings: Findings, region: Region) -> float:
     step = float(np.abs(volume.affine[2, :3]).max())
     bins = np.round((z - z.min()) / step).astype(np.intp)
     return float(np.median(z[bins == np.bincount(bins).argmax()]))
-
-
-def _heights(volume: Volume, inside: NDArray[np.bool_], corner: tuple[int, int, int]) -> NDArray[np.float64]:
-    """LPS z of a slice's pixels that are set; ``corner`` is the voxel of its first."""
-    index = np.insert(np.argwhere(inside), 0, 0, axis=1) + corner
-    return volume.to_patient(index.astype(np.float64))[:, 2]
 
 
 def _spread(volume: Volume, chest: NDArray[np.uint8], count: int) -> list[float]:

@@ -112,6 +112,7 @@ def test_its_metrics_are_the_node_s(node: RunningNode) -> None:
     assert len({family.name for family in families}) == len(families)
     samples = {sample.name: sample.value for family in families for sample in family.samples}
     assert samples["pacsnode_associations_open"] == 1.0
+    assert samples["pacsnode_instances_total"] == 1.0
     assert samples["pacsnode_receive_process_resident_memory_bytes"] < 150_000_000
 
 

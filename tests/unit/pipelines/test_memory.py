@@ -42,9 +42,8 @@ def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
     ):  # beside this volume as small as what they are is beside one of 600 slices of 512 pixels
         monkeypatch.setattr(name, small)
     affine = affine_for(request.param, SHAPE, (0.7, 0.7, 0.7))
-    headers_of = headers(affine, SHAPE)
     hu = np.full(SHAPE, 40, np.int16)
-    volume = Volume(hu, affine, headers_of, tuple((k, 1) for k in range(SHAPE[0])))
+    volume = Volume(hu, affine, headers(affine, SHAPE), tuple((k, 1) for k in range(SHAPE[0])))
     view = AxialView.of(affine)
     axial = view.view(hu)
     mask, labels = np.zeros(axial.shape, np.uint8), np.zeros(axial.shape, np.uint8)
@@ -55,7 +54,6 @@ def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
         axial[box], mask[box] = -850, 1
         dense = tuple(slice(a + 4, b - 4) for a, b in zip(low, high, strict=True))
         axial[dense], labels[dense] = -550, Lesion.GROUND_GLASS
-        mask[dense] = 1
 
     def lungs(_inputs: Arrays) -> dict[str, NDArray[Any]]:
         return {"LUNGS": mask.copy()}
