@@ -1,21 +1,47 @@
 """What every association that we request has in common: its timeouts, TLS, and no waiting for ever.
 
 Used by deliveries, queries and Storage Commitment reports.
+
+In: whom to associate with, and what is to be negotiated.  Out: an established association, or why there is
+none.
 """
 
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from typing import Any
 
 from pynetdicom import AE, Association, evt
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from node.config import ClientTls
 from node.tcp import acknowledge_at_once, send_at_once
-from node.tls import ClientHandshake
+from node.tls import ClientHandshake, reason_of
 
 #: how long a thread that is ready may have to wait for its turn, at most; and how often to look
 _REACTOR_SECONDS, _LOOK_SECONDS = 5.0, 0.0005
+#: of an association (PS3.8 9.3.4: there is no 0 in a rejection) and of a context (PS3.8 9.3.3.2)
+_ACCEPTED = 0x00
+
+
+class Missing(StrEnum):
+    """Why an association that was requested isn't there."""
+
+    CONNECTION = "connection"
+    TLS = "tls"
+    ANSWER = "answer"
+    REJECTED = "rejected"
+    NONE_ACCEPTED = "none accepted"
+    ENDED = "ended"
+
+
+class NotAssociated(Exception):
+    """The message is for people, and doesn't name the peer."""
+
+    def __init__(self, missing: Missing, message: str) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 def request_association(
@@ -28,7 +54,7 @@ def request_association(
     handshake: ClientHandshake | None,
     **more: Any,
 ) -> Association:
-    """Request an association; the result may not be established.
+    """An established association. Raises NotAssociated.
 
     peer: host and port.  ae_title: the called one.  handshake: None for plain TCP.
     more: of ``AE.associate``.
@@ -37,8 +63,13 @@ def request_association(
     ae.connection_timeout = timeout_seconds
     ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = timeout_seconds
     server_name = (tls.server_name if tls is not None else None) or host
-    handlers = [(evt.EVT_CONN_OPEN, _set_up, [timeout_seconds]), *more.pop("evt_handlers", ())]
-    return ae.associate(
+    opened: list[evt.Event] = []
+    handlers = [
+        (evt.EVT_CONN_OPEN, _set_up, [timeout_seconds]),
+        (evt.EVT_CONN_OPEN, opened.append),
+        *more.pop("evt_handlers", ()),
+    ]
+    association = ae.associate(
         host,
         port,
         ae_title=ae_title,
@@ -46,6 +77,37 @@ def request_association(
         tls_args=None if handshake is None else (handshake, server_name),
         **more,
     )
+    if association.is_established:
+        return association
+    if handshake is not None and handshake.error is not None:
+        raise NotAssociated(Missing.TLS, f"TLS failed: {reason_of(handshake.error)}")
+    if not opened:
+        raise NotAssociated(Missing.CONNECTION, "no connection")
+    raise _why_not(_answer(association))
+
+
+def _answer(association: Association) -> A_ASSOCIATE | None:
+    """The peer's, A-ASSOCIATE-AC or -RJ.
+
+    pynetdicom looks whether there is a connection before it looks for an answer. A peer that rejects closes
+    the connection at once, so on a busy machine its answer is left in the queue.
+    """
+    taken: A_ASSOCIATE | None = association.acceptor.primitive
+    if taken is not None:
+        return taken
+    left = association.dul.receive_pdu()
+    return left if isinstance(left, A_ASSOCIATE) else None
+
+
+def _why_not(answer: A_ASSOCIATE | None) -> NotAssociated:
+    if answer is None:
+        return NotAssociated(Missing.ANSWER, "the peer took the connection and accepted no association")
+    if answer.result != _ACCEPTED:
+        why = f"association rejected: {answer.result_str}, {answer.reason_str}"
+        return NotAssociated(Missing.REJECTED, why)
+    if all(context.result != _ACCEPTED for context in answer.presentation_context_definition_results_list):
+        return NotAssociated(Missing.NONE_ACCEPTED, "the peer accepts none of our presentation contexts")
+    return NotAssociated(Missing.ENDED, "the association ended at once")
 
 
 def wait_for_reactor(association: Association) -> None:

@@ -16,8 +16,8 @@ from node.audit import AuditTrail
 from node.audit_message import Peer
 from node.config import CStoreDestination
 from node.errors import DeliveryError
-from node.scu import release, request_association
-from node.tls import TLS_HINT, ClientHandshake, TlsContext, reason_of
+from node.scu import Missing, NotAssociated, release, request_association
+from node.tls import TLS_HINT, ClientHandshake, TlsContext
 
 MAX_PDU_BYTES = 131072
 
@@ -54,46 +54,33 @@ class DicomPeer:
         ae.ae_title = self.calling_ae_title
         ae.maximum_pdu_size = MAX_PDU_BYTES
         handshake = ClientHandshake(self.tls.current()) if self.tls is not None else None
-        association = request_association(
-            ae,
-            (config.host, config.port),
-            ae_title=config.ae_title,
-            timeout_seconds=config.timeout_seconds,
-            tls=config.tls,
-            handshake=handshake,
-            max_pdu=MAX_PDU_BYTES,
-            **more,
-        )
-        if not association.is_established:
-            if handshake is not None and handshake.error is not None:
-                raise self._tls_failed(handshake.error)
-            raise self._why_not(association, none_accepted)
+        try:
+            association = request_association(
+                ae,
+                (config.host, config.port),
+                ae_title=config.ae_title,
+                timeout_seconds=config.timeout_seconds,
+                tls=config.tls,
+                handshake=handshake,
+                max_pdu=MAX_PDU_BYTES,
+                **more,
+            )
+        except NotAssociated as why:
+            if why.missing is Missing.NONE_ACCEPTED:
+                raise none_accepted() from why
+            raise self._error(why) from why
         try:
             yield association
         finally:
             if association.is_established:
                 release(association)
 
-    def _why_not(self, association: Association, none_accepted: Callable[[], DeliveryError]) -> DeliveryError:
-        answer = association.acceptor.primitive
-        code = "destination_down"
-        if association.is_rejected:
+    def _error(self, why: NotAssociated) -> DeliveryError:
+        code, hint = "destination_down", "is it up, and does it know us?"
+        if why.missing is Missing.REJECTED:
             code = "destination_refused"
-            why = f"association rejected: {answer.result_str}, {answer.reason_str}"
-        elif answer is None:
-            why = "no connection"
-        elif not association.accepted_contexts:
-            return none_accepted()
-        else:
-            why = "the association ended at once"
-        return DeliveryError(f"{self}: {why}", hint="is it up, and does it know us?", code=code)
-
-    def _tls_failed(self, error: OSError) -> DeliveryError:
-        why = f"TLS failed: {reason_of(error)}"
-        if self.audit is not None:
-            self.audit.refused(self.address, "tls", f"{self}: {why}")
-        return DeliveryError(
-            f"{self}: {why}",
-            hint=TLS_HINT,
-            code="tls_failed",
-        )
+        if why.missing is Missing.TLS:
+            code, hint = "tls_failed", TLS_HINT
+            if self.audit is not None:
+                self.audit.refused(self.address, "tls", f"{self}: {why}")
+        return DeliveryError(f"{self}: {why}", hint=hint, code=code)

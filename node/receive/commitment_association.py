@@ -24,8 +24,8 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from node.config import CommitmentPeer
-from node.scu import release, request_association
-from node.tls import ClientHandshake, reason_of
+from node.scu import Missing, NotAssociated, release, request_association
+from node.tls import ClientHandshake
 
 #: ours first, then what every AE has to support (PS3.5 10.1)
 TRANSFER_SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
@@ -162,19 +162,23 @@ def own_association(
     """
     ae = AE(ae_title=calling_ae_title)
     peer = requestor.address
-    association = request_association(
-        ae,
-        (peer.host, peer.port),
-        ae_title=requestor.ae_title,
-        timeout_seconds=timeout_seconds,
-        tls=peer.tls,
-        handshake=requestor.handshake,
-        contexts=[build_context(StorageCommitmentPushModel, list(TRANSFER_SYNTAXES))],
-        # the requestor of this association is the SCP of the service (PS3.7 D.3.3.4)
-        ext_neg=[build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)],
-    )
-    if not association.is_established:
-        raise NotReported(f"{peer.host}:{peer.port}: {_why_not(association, requestor.handshake)}")
+    try:
+        association = request_association(
+            ae,
+            (peer.host, peer.port),
+            ae_title=requestor.ae_title,
+            timeout_seconds=timeout_seconds,
+            tls=peer.tls,
+            handshake=requestor.handshake,
+            contexts=[build_context(StorageCommitmentPushModel, list(TRANSFER_SYNTAXES))],
+            # the requestor of this association is the SCP of the service (PS3.7 D.3.3.4)
+            ext_neg=[build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)],
+        )
+    except NotAssociated as error:
+        why = str(error)
+        if error.missing is Missing.NONE_ACCEPTED:
+            why = "the peer doesn't accept Storage Commitment with us as SCP"
+        raise NotReported(f"{peer.host}:{peer.port}: {why}") from error
     try:
         yield ReportingAssociation(association), association.accepted_contexts[0]
     finally:
@@ -185,16 +189,3 @@ def own_association(
 def is_implicit_vr(context: PresentationContext) -> bool:
     """Of an accepted context's transfer syntax."""
     return str(context.transfer_syntax[0]) == _IMPLICIT_VR_LITTLE_ENDIAN
-
-
-def _why_not(association: Any, handshake: ClientHandshake | None) -> str:
-    answer = association.acceptor.primitive
-    if handshake is not None and handshake.error is not None:
-        return f"TLS failed: {reason_of(handshake.error)}"
-    if association.is_rejected:
-        return f"association rejected: {answer.result_str}, {answer.reason_str}"
-    if answer is None:
-        return "no connection"
-    if not association.accepted_contexts:
-        return "the peer doesn't accept Storage Commitment with us as SCP"
-    return "the association ended at once"

@@ -29,8 +29,8 @@ from node.config import QueryPeer
 from node.errors import QueryError
 from node.receive.listener import TRANSFER_SYNTAXES
 from node.receive.part10 import is_uid
-from node.scu import release, request_association, wait_for_reactor
-from node.tls import ClientHandshake, query_context, reason_of
+from node.scu import Missing, NotAssociated, release, request_association, wait_for_reactor
+from node.tls import ClientHandshake, query_context
 
 log = structlog.get_logger("node.receive.query")
 
@@ -43,6 +43,14 @@ _BATCH = 100
 _FIND_TIMEOUTS = 6
 #: contexts of one association (PS3.8 9.3.2.2)
 _MAX_CONTEXTS = 128
+
+_HINT = "see the peer's log"
+#: code of a QueryError, and its hint
+_NOT_ASSOCIATED = {
+    Missing.TLS: ("unreachable", _HINT),
+    Missing.REJECTED: ("rejected", "does it know us by this AE title?"),
+    Missing.NONE_ACCEPTED: ("refused", _HINT),
+}
 
 _SUCCESS, _PENDING, _SOME_FAILED = 0x0000, (0xFF00, 0xFF01), 0xB000
 
@@ -205,20 +213,22 @@ class QueryScu:
         config = self._config
         ae = AE(ae_title=self._calling_ae_title)
         handshake = None if self._tls is None else ClientHandshake(self._tls.current())
-        association = request_association(
-            ae,
-            (config.host, config.port),
-            ae_title=config.ae_title,
-            timeout_seconds=config.timeout_seconds,
-            tls=config.tls,
-            handshake=handshake,
-            contexts=list(contexts),
-            max_pdu=MAX_PDU_BYTES,
-            ext_neg=list(roles),
-            evt_handlers=handlers,
-        )
-        if not association.is_established:
-            raise self._why_not(association, handshake)
+        try:
+            association = request_association(
+                ae,
+                (config.host, config.port),
+                ae_title=config.ae_title,
+                timeout_seconds=config.timeout_seconds,
+                tls=config.tls,
+                handshake=handshake,
+                contexts=list(contexts),
+                max_pdu=MAX_PDU_BYTES,
+                ext_neg=list(roles),
+                evt_handlers=handlers,
+            )
+        except NotAssociated as why:
+            code, hint = _NOT_ASSOCIATED.get(why.missing, ("unreachable", "is it up?"))
+            raise self._error(code, str(why), hint=hint) from why
         try:
             if model not in {context.abstract_syntax for context in association.accepted_contexts}:
                 raise self._error("refused", "it doesn't support Study Root query and retrieve")
@@ -227,18 +237,7 @@ class QueryScu:
             if association.is_established:
                 release(association)
 
-    def _why_not(self, association: Association, handshake: ClientHandshake | None) -> QueryError:
-        if handshake is not None and handshake.error is not None:
-            return self._error("unreachable", f"TLS failed: {reason_of(handshake.error)}")
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            why = f"association rejected: {answer.result_str}, {answer.reason_str}"
-            return self._error("rejected", why, hint="does it know us by this AE title?")
-        if association.acceptor.primitive is None:
-            return self._error("unreachable", "no connection", hint="is it up?")
-        return self._error("refused", "it accepts none of our presentation contexts")
-
-    def _error(self, code: str, message: str, *, hint: str = "see the peer's log") -> QueryError:
+    def _error(self, code: str, message: str, *, hint: str = _HINT) -> QueryError:
         config = self._config
         where = f"query.{self._name} ({config.ae_title} at {config.host}:{config.port})"
         return QueryError(f"{where}: {message}", code=code, hint=hint)
