@@ -1,11 +1,12 @@
-"""The frames of a segmentation whose segments overlap: their functional groups and their pixels.
+"""The frames of a segmentation: their functional groups and their pixels.
 
-In: a segmentation that highdicom made of one plane, and each segment's mask on each plane.  Out: the same
-with a frame wherever a segment has voxels, the first segment's first (PS3.3 C.7.6.16, C.8.20).
+In: a segmentation that highdicom made of one plane, and what each frame has on each plane.  Out: the same
+with a frame wherever a segment has voxels, the first segment's first, or, of a label map, wherever any has
+(PS3.3 C.7.6.16, C.8.20).
 
 highdicom takes overlapping segments as one (slices, rows, columns, segments) stack, 4 GB for 300 slices with
-50 regions, and makes an item of twenty elements for each frame. Items of two frames differ in what is said of
-the plane and in two numbers: the former is encoded once a plane.
+50 regions, copies a label map twice, and makes an item of twenty elements for each frame. Items of two frames
+differ in what is said of the plane and in two numbers: the former is encoded once a plane.
 """
 
 from __future__ import annotations
@@ -27,16 +28,13 @@ from pipelines.results.sequences import SequenceEncoder, as_item, encoded_sequen
 from pipelines.results.sources import SliceGeometry, is_multiframe
 from pipelines.volume import Volume
 
-#: segment (from 0), plane -> (rows, columns) of a frame: 0 and 1, or 0 to 255 where it is fractional
-Mask = Callable[[int, int], NDArray[np.uint8]]
+#: segment (from 0), plane -> (rows, columns) of a frame: 0 and 1, or 0 to 255 where it is fractional, or
+#: Segment Numbers of a label map, which has but one frame on a plane
+Mask = Callable[[int, int], NDArray[np.unsignedinteger[Any]]]
 
-#: the functional groups that a frame has, in the order of their tags
-_GROUPS = (
-    "DerivationImageSequence",
-    "FrameContentSequence",
-    "PlanePositionSequence",
-    "SegmentIdentificationSequence",
-)
+#: the functional groups that a frame has, in the order of their tags; a label map's has no last
+_OF_SEGMENT = "SegmentIdentificationSequence"
+_GROUPS = ("DerivationImageSequence", "FrameContentSequence", "PlanePositionSequence", _OF_SEGMENT)
 
 
 def add_frames(
@@ -53,22 +51,34 @@ def add_frames(
     omit_empty: leave out frames without a voxel; else all planes have a frame of every segment.
     """
     pixels, order = _pixels(segmentation), _in_order(geometry)
+    groups = _FunctionalGroups(segmentation.PerFrameFunctionalGroupsSequence[0], volume, geometry)
     found = []
-    for segment in range(len(segmentation.SegmentSequence)):
+    for segment in range(len(segmentation.SegmentSequence) if groups.are_of_segments else 1):
         for plane in order:
             frame = mask(segment, plane)
             if not omit_empty or frame.any():
                 pixels.add(frame)
                 found.append((segment + 1, plane))
     with_frames = {plane for _, plane in found}
-    numbers = {plane: n for n, plane in enumerate((p for p in order if p in with_frames), start=1)}
-    groups = _FunctionalGroups(segmentation.PerFrameFunctionalGroupsSequence[0], volume, geometry)
+    in_order = [plane for plane in order if plane in with_frames]
+    numbers = {plane: n for n, plane in enumerate(in_order, start=1)}
     planes = {plane: groups.of_plane(plane) for plane in with_frames}
     items = [groups.item(planes[plane], segment, numbers[plane]) for segment, plane in found]
     element = encoded_sequence(segmentation["PerFrameFunctionalGroupsSequence"].tag, b"".join(items))
     segmentation["PerFrameFunctionalGroupsSequence"] = element
     segmentation.NumberOfFrames = len(found)
     segmentation.PixelData = pixels.value()
+    if not groups.are_of_segments and _are_regular(geometry, in_order):
+        segmentation.DimensionOrganizationType = "3D"
+
+
+def _are_regular(geometry: SliceGeometry, planes: list[int]) -> bool:
+    """Whether frames on these planes are a volume, as highdicom sees it (PS3.3 C.7.6.17.1)."""
+    if len(planes) < 2:
+        return False
+    positions = [geometry.positions[plane] for plane in planes]
+    spacing, _ = hd.spatial.get_volume_positions(positions, geometry.orientation, sort=False)
+    return spacing is not None and spacing > 0
 
 
 def _in_order(geometry: SliceGeometry) -> list[int]:
@@ -90,15 +100,17 @@ class _FunctionalGroups:
 
     def __init__(self, example: Dataset, volume: Volume, geometry: SliceGeometry) -> None:
         names = tuple(element.keyword for element in example)
-        if names != _GROUPS:
+        if names not in (_GROUPS, _GROUPS[:-1]):
             raise ValueError(f"a frame has {', '.join(names)}; {', '.join(_GROUPS)} are expected")
+        self.are_of_segments = _OF_SEGMENT in names
         self._example, self._volume, self._positions = example, volume, geometry.positions
         self._encoder = SequenceEncoder()
         # the values that differ are the last of their group
-        self._content = self._encoder.element(example["FrameContentSequence"])[: -struct.calcsize("<II")]
-        self._segment = self._encoder.element(example["SegmentIdentificationSequence"])[
-            : -struct.calcsize("<H")
-        ]
+        index = "<II" if self.are_of_segments else "<I"
+        self._content = self._encoder.element(example["FrameContentSequence"])[: -struct.calcsize(index)]
+        self._segment = b""
+        if self.are_of_segments:
+            self._segment = self._encoder.element(example[_OF_SEGMENT])[: -struct.calcsize("<H")]
 
     def of_plane(self, plane: int) -> _Plane:
         source, frame = self._volume.source_frames[plane]
@@ -115,6 +127,8 @@ class _FunctionalGroups:
 
     def item(self, plane: _Plane, segment: int, position: int) -> bytes:
         """segment, position: the frame's Dimension Index Values, from 1."""
+        if not self.are_of_segments:
+            return as_item(plane.derivation + self._content + struct.pack("<I", position) + plane.position)
         content = self._content + struct.pack("<II", segment, position)
         return as_item(
             plane.derivation + content + plane.position + self._segment + struct.pack("<H", segment)
@@ -122,7 +136,7 @@ class _FunctionalGroups:
 
 
 class _Pixels(Protocol):
-    def add(self, frame: NDArray[np.uint8]) -> None: ...
+    def add(self, frame: NDArray[np.unsignedinteger[Any]]) -> None: ...
 
     def value(self) -> bytes: ...
 
@@ -134,7 +148,7 @@ class _Bits:
         self._whole = BytesIO()  # its value isn't a copy
         self._begun: NDArray[np.uint8] = np.zeros(0, np.uint8)
 
-    def add(self, frame: NDArray[np.uint8]) -> None:
+    def add(self, frame: NDArray[np.unsignedinteger[Any]]) -> None:
         bits = frame.ravel()
         if len(self._begun):
             bits = np.concatenate([self._begun, bits])
@@ -145,6 +159,21 @@ class _Bits:
     def value(self) -> bytes:
         last = np.packbits(self._begun, bitorder="little").tobytes()
         self._whole.write(last)
+        self._whole.write(b"\0" * (self._whole.tell() % 2))
+        return self._whole.getvalue()
+
+
+class _Samples:
+    """One or two bytes a pixel, the lowest first, as they are."""
+
+    def __init__(self, bits_allocated: int) -> None:
+        self._whole = BytesIO()
+        self._dtype = np.dtype(f"<u{bits_allocated // 8}")
+
+    def add(self, frame: NDArray[np.unsignedinteger[Any]]) -> None:
+        self._whole.write(np.ascontiguousarray(frame, self._dtype).data)
+
+    def value(self) -> bytes:
         self._whole.write(b"\0" * (self._whole.tell() % 2))
         return self._whole.getvalue()
 
@@ -161,7 +190,7 @@ class _Compressed:
             "photometric_interpretation": "MONOCHROME2",
         }
 
-    def add(self, frame: NDArray[np.uint8]) -> None:
+    def add(self, frame: NDArray[np.unsignedinteger[Any]]) -> None:
         self._frames.append(hd.frame.encode_frame(frame, **self._how))
 
     def value(self) -> bytes:
@@ -170,4 +199,6 @@ class _Compressed:
 
 def _pixels(segmentation: Dataset) -> _Pixels:
     syntax = segmentation.file_meta.TransferSyntaxUID
-    return _Compressed(syntax) if syntax.is_encapsulated else _Bits()
+    if syntax.is_encapsulated:
+        return _Compressed(syntax)
+    return _Bits() if segmentation.BitsAllocated == 1 else _Samples(segmentation.BitsAllocated)

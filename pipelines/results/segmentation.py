@@ -25,16 +25,13 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from pipelines.drawing import palette
 from pipelines.encoding import DEFAULT, Encoding
 from pipelines.errors import SeriesRefused
-from pipelines.masks import voxel_counts
 from pipelines.results import codes
 from pipelines.results.frames import Mask, add_frames
 from pipelines.results.identity import MANUFACTURER, SERIES_TYPES, result_uid, stamp
 from pipelines.results.sources import (
-    clean_headers,
-    first_plane_header,
+    clean_header,
     frame_of_reference_uid,
     instance_references,
-    is_multiframe,
     referenced_series_sequence,
     slice_geometry,
 )
@@ -83,12 +80,12 @@ def build_segmentation(
     if not segments:
         raise SeriesRefused("no lung was found in the volume", code="no_lungs", hint="is it a chest CT?")
     if encoding.segmentation == "labelmap":
-        labels, segments = _label_map(findings, segments)
-        pixels, headers = volume.on_source_planes(labels), clean_headers(volume, context)
-    else:  # one plane of each; ``frames`` makes the others
-        pixels = np.ones((1, *volume.hu.shape[1:], len(segments)), np.uint8)
-        geometry = slice_geometry(volume)
-        headers = [first_plane_header(volume, context, geometry)]
+        segments = _seen(volume, findings, segments)
+    # highdicom makes one plane of each; ``frames`` makes the others
+    layers = () if encoding.segmentation == "labelmap" else (len(segments),)
+    pixels = np.ones((1, *volume.hu.shape[1:], *layers), np.uint8)
+    geometry = slice_geometry(volume)
+    headers = [clean_header(volume, context, geometry, 0)]
     series = SERIES_TYPES["segmentation"]
     made = hd.seg.Segmentation(
         source_images=headers,
@@ -114,18 +111,16 @@ def build_segmentation(
     segmentation = Dataset()
     segmentation.update(made)
     segmentation.file_meta = made.file_meta
+    masks = {"binary": _masks, "fractional": _fractions, "labelmap": _label_map}[encoding.segmentation]
+    segmentation.SourceImageSequence = instance_references(volume)
+    segmentation.ReferencedSeriesSequence = referenced_series_sequence(volume)
+    add_frames(
+        *(segmentation, volume, geometry, masks(volume, findings, segments)),
+        omit_empty=encoding.empty_frames == "omit",
+    )
     if encoding.segmentation == "labelmap":
-        _restore_frame_numbers(segmentation, volume)
         # the whole data set, when it is written: a third of RLE
         segmentation.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    else:
-        segmentation.SourceImageSequence = instance_references(volume)
-        segmentation.ReferencedSeriesSequence = referenced_series_sequence(volume)
-        masks = _fractions if encoding.segmentation == "fractional" else _masks
-        add_frames(
-            *(segmentation, volume, geometry, masks(volume, findings, segments)),
-            omit_empty=encoding.empty_frames == "omit",
-        )
     dimension_uid = result_uid(volume, context, f"seg/dimension-organization{encoding.suffix}")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
@@ -177,24 +172,33 @@ def _fractions(volume: Volume, findings: Findings, segments: list[_Segment]) -> 
     return fraction
 
 
-def _label_map(
-    findings: Findings, segments: list[_Segment]
-) -> tuple[NDArray[np.unsignedinteger[Any]], list[_Segment]]:
-    """(slices, rows, columns) numbers, of the finest segment of each voxel; and the segments with voxels."""
-    arrays = _arrays(findings)
+def _label_map(volume: Volume, findings: Findings, segments: list[_Segment]) -> Mask:
+    """The number of each voxel's finest segment."""
+    layers = []
+    for name, array in _arrays(findings).items():  # coarse ones come first
+        table = np.zeros(int(array.max()) + 1, np.min_scalar_type(len(segments)))
+        for number, segment in enumerate(segments, start=1):
+            if segment.array == name:
+                table[segment.value] = number
+        layers.append((volume.on_source_planes(array), table))
 
-    def painted(over: list[_Segment]) -> NDArray[np.unsignedinteger[Any]]:
-        labels = np.zeros(findings.lungs.shape, np.min_scalar_type(len(over)))
-        for number, segment in enumerate(over, start=1):  # coarse ones come first
-            labels[arrays[segment.array] == segment.value] = number
-        return labels
+    def labels(_: int, plane: int) -> NDArray[np.unsignedinteger[Any]]:
+        painted = np.zeros(volume.hu.shape[1:], layers[0][1].dtype)
+        for array, table in layers:
+            if array[plane].any():
+                finer = table[array[plane]]
+                np.copyto(painted, finer, where=finer > 0)
+        return painted
 
-    labels = painted(segments)
-    counts = voxel_counts(labels, len(segments))
-    if counts.all():
-        return labels, segments
-    kept = [segment for segment, count in zip(segments, counts, strict=True) if count]
-    return painted(kept), kept
+    return labels
+
+
+def _seen(volume: Volume, findings: Findings, segments: list[_Segment]) -> list[_Segment]:
+    """Those that are some voxel's finest."""
+    labels, seen = _label_map(volume, findings, segments), np.zeros(len(segments) + 1, np.bool_)
+    for plane in range(len(volume.source_frames)):
+        seen[labels(0, plane)] = True
+    return [segment for segment, one in zip(segments, seen[1:], strict=True) if one]
 
 
 def _arrays(findings: Findings) -> dict[str, NDArray[np.unsignedinteger[Any]]]:
@@ -274,17 +278,3 @@ def _description(
         else:
             description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [side]
     return description
-
-
-def _restore_frame_numbers(segmentation: Dataset, volume: Volume) -> None:
-    """Frame numbers of a multi-frame source: the header that highdicom saw had one frame a slice."""
-    if not is_multiframe(volume):
-        return
-    references = {  # by identity: frames of several segments on one plane share one item
-        id(image): image
-        for frame in segmentation.PerFrameFunctionalGroupsSequence
-        for derivation in frame.DerivationImageSequence
-        for image in derivation.SourceImageSequence
-    }
-    for image in references.values():
-        image.ReferencedFrameNumber = volume.source_frames[int(image.ReferencedFrameNumber) - 1][1]

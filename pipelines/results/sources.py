@@ -6,7 +6,6 @@ highdicom, per-slice geometry taken from the source images, and references to ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,43 +137,21 @@ def bare_header(source: Dataset, volume: SourceImages, context: ResultContext) -
     return header
 
 
-def clean_headers(volume: Volume, context: ResultContext) -> list[Dataset]:
-    """One small header a source instance, in slice order, with what highdicom reads and nothing else.
+def clean_header(volume: Volume, context: ResultContext, geometry: SliceGeometry, plane: int) -> Dataset:
+    """A small header of the source image with this plane, as if it had no other: what highdicom reads.
 
     highdicom refuses or warns about values that real scanners and anonymisers write (PatientSex "U",
     missing StudyID, odd character sets). It gets blanks; ``identity.stamp`` copies the real ones later.
     """
-    geometry = slice_geometry(volume)
-    if is_multiframe(volume):
-        return [_header(volume, context, 0, geometry, geometry.positions)]
-    return [
-        _header(volume, context, index, geometry, geometry.positions[index : index + 1])
-        for index in range(len(volume.sources))
-    ]
-
-
-def first_plane_header(volume: Volume, context: ResultContext, geometry: SliceGeometry) -> Dataset:
-    """A header like ``clean_headers`` as if the first plane were the only one."""
-    return _header(volume, context, 0, geometry, geometry.positions[:1])
-
-
-def _header(
-    volume: Volume,
-    context: ResultContext,
-    index: int,
-    geometry: SliceGeometry,
-    positions: Sequence[tuple[float, float, float]],
-) -> Dataset:
-    """Of a source, with these planes."""
-    source = volume.sources[index]
+    source, position = volume.sources[volume.source_frames[plane][0]], list(geometry.positions[plane])
     header = bare_header(source, volume, context)
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if source.get(keyword):
             header.add(source[keyword])
     if is_multiframe(volume):
-        _add_frames(header, geometry, positions)
+        _add_frame(header, geometry, position)
     else:
-        header.ImagePositionPatient = list(positions[0])
+        header.ImagePositionPatient = position
         header.ImageOrientationPatient = list(geometry.orientation)
         header.PixelSpacing = list(geometry.pixel_spacing)
         header.SliceThickness = geometry.slice_thickness
@@ -182,27 +159,19 @@ def _header(
     return header
 
 
-def _add_frames(
-    header: Dataset, geometry: SliceGeometry, positions: Sequence[tuple[float, float, float]]
-) -> None:
-    # One frame a slice, whatever else the instance holds (phases, stacks): highdicom wants no two frames in
-    # one place. ``segmentation`` puts the true frame numbers back.
-    shared = Dataset()
+def _add_frame(header: Dataset, geometry: SliceGeometry, position: list[float]) -> None:
+    shared, frame = Dataset(), Dataset()
     shared.PixelMeasuresSequence = [Dataset()]
     shared.PixelMeasuresSequence[0].PixelSpacing = list(geometry.pixel_spacing)
     shared.PixelMeasuresSequence[0].SliceThickness = geometry.slice_thickness
     shared.PixelMeasuresSequence[0].SpacingBetweenSlices = geometry.slice_spacing
     shared.PlaneOrientationSequence = [Dataset()]
     shared.PlaneOrientationSequence[0].ImageOrientationPatient = list(geometry.orientation)
-    frames = []
-    for position in positions:
-        frame = Dataset()
-        frame.PlanePositionSequence = [Dataset()]
-        frame.PlanePositionSequence[0].ImagePositionPatient = list(position)
-        frames.append(frame)
-    header.NumberOfFrames = len(frames)
+    frame.PlanePositionSequence = [Dataset()]
+    frame.PlanePositionSequence[0].ImagePositionPatient = position
+    header.NumberOfFrames = 1
     header.SharedFunctionalGroupsSequence = [shared]
-    header.PerFrameFunctionalGroupsSequence = frames
+    header.PerFrameFunctionalGroupsSequence = [frame]
 
 
 def source_image_sequence(volume: SourceImages) -> list[Dataset]:

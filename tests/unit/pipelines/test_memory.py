@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.chest_ct_pneumonia import PIPELINE
+from pipelines.encoding import Encoding, SegmentationType
 from pipelines.geometry import AxialView
 from pipelines.infection import CLASSES
 from pipelines.pipeline import Stages
@@ -28,8 +29,8 @@ from tests.unit.pipelines.results.synthetic import affine_for, chest, context, h
 SHAPE = (120, 256, 256)
 #: lungs, lesions and regions have a byte each; for a while the lungs' mask and components of lesions, too
 ANALYSIS_BYTES = 4.6
-#: beside them, the segmentation has a bit a segment
-RESULTS_BYTES = 0.95
+#: beside them, the segmentation has a bit a segment; a label map a byte, once more while it is deflated
+RESULTS_BYTES: dict[SegmentationType, float] = {"binary": 0.95, "labelmap": 2.0}
 
 
 @pytest.fixture(params=["axial", "prone_flipped", "coronal", "sagittal"])
@@ -99,12 +100,13 @@ def test_a_study_takes_a_few_bytes_a_voxel(scene: tuple[Volume, ByRule], tmp_pat
         findings = PIPELINE.analyse(volume, inference, models, Stages())
     assert len(findings.regions) == 2
     assert np.count_nonzero(findings.region_labels) > 0.15 * np.prod(SHAPE)
-    write_results(*chest(), tmp_path)  # imports, which take more
-    with at_most(RESULTS_BYTES):
-        write_results(volume, findings, tmp_path)
+    for kind, most in RESULTS_BYTES.items():
+        write_results(*chest(), Encoding(kind), tmp_path)  # imports, which take more
+        with at_most(most):
+            write_results(volume, findings, Encoding(kind), tmp_path)
 
 
-def write_results(volume: Volume, findings: Findings, folder: Path) -> None:
-    segmentation = build_segmentation(volume, findings, context())
-    report = build_report(volume, findings, segmentation, context())
+def write_results(volume: Volume, findings: Findings, encoding: Encoding, folder: Path) -> None:
+    segmentation = build_segmentation(volume, findings, context(), encoding)
+    report = build_report(volume, findings, segmentation, context(), encoding)
     write_result_set(ResultSet((("segmentation", segmentation), ("report", report))), folder)
