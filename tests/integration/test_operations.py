@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from node.receive.places import hash_of
 from node.route.defaults import default_routes
 from node.triton_server import EmbeddedTriton, free_port
 from pipelines import infection, lesions
@@ -60,11 +63,11 @@ def nodes(tmp_path: Path, triton: EmbeddedTriton) -> Iterator[Nodes]:
         yield Nodes(tmp_path, triton, stack)
 
 
-def another(series: Path, folder: Path) -> Path:
-    """The same images as a series of their own."""
+def another(series: Path, folder: Path, most: int | None = None) -> Path:
+    """The same images, or the first so many, as a series of their own."""
     folder.mkdir()
     uid = generate_uid()
-    for path in series.iterdir():
+    for path in sorted(series.iterdir())[:most]:
         image = dcmread(path)
         image.SeriesInstanceUID = uid
         image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -108,9 +111,10 @@ def test_a_database_is_lost_with_all_files_and_what_came_after_the_dump_is_found
     phantom_series: Path,
     database_tools: PostgresCluster,
 ) -> None:
-    """The second series comes between the dump and the copy of the files."""
+    """The second series comes between the dump and the copy of the journals, and is filed, and gone from its
+    journal, before files are copied."""
     places = {"DATA_DIR": nodes.data_dir, "BACKUP": tmp_path / "backup"}
-    dump, copy = _in_two("postgresql-backup")
+    *dump, journals, files = drills.commands("postgresql-backup")
     with database_tools.database() as database:
         section = {"url": database.url, "password_file": str(database.password_file)}
         lost = nodes.start("lost", pacs_port=free_port(), database=section)
@@ -118,7 +122,10 @@ def test_a_database_is_lost_with_all_files_and_what_came_after_the_dump_is_found
         lost.job_in("delivering")
         drills.run_lines(dump, DATABASE_URL=database.url, **places)
         assert storescu(lost.port, another(phantom_series, tmp_path / "second")).returncode == 0
-        drills.run_lines(copy, DATABASE_URL=database.url, **places)
+        drills.run_lines([journals], **places)
+        stored = nodes.data_dir / "spool/series"
+        wait_for(lambda: len(list(stored.rglob("*.dcm"))) == 48, seconds=60, what="the second series' files")
+        drills.run_lines([files], **places)
         lost.kill()
     shutil.rmtree(lost.data_dir)
     with database_tools.database() as database:
@@ -136,10 +143,62 @@ def test_a_database_is_lost_with_all_files_and_what_came_after_the_dump_is_found
         back.stop()
 
 
-def _in_two(name: str) -> tuple[list[str], list[str]]:
-    lines = drills.commands(name)
-    at = next(i for i, line in enumerate(lines) if line.startswith("cp "))
-    return lines[:at], lines[at:]
+class Senders:
+    """Some at once, each sending one series of three images after the other. ``acknowledged``: of which
+    series."""
+
+    def __init__(self, port: int, series: Path, folder: Path, number: int = 4) -> None:
+        self.acknowledged: list[Path] = []
+        self._port, self._series, self._folder = port, series, folder
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(number)]
+
+    def _send(self, number: int) -> None:
+        for k in count():
+            if self._stopping.is_set():
+                return
+            images = another(self._series, self._folder / f"{number}-{k}", most=3)
+            if storescu(self._port, images).returncode == 0:
+                self.acknowledged.append(images)
+
+    def __enter__(self) -> Senders:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_what_was_acknowledged_before_files_are_copied_is_in_the_copy(
+    nodes: Nodes, tmp_path: Path, phantom_series: Path, database_tools: PostgresCluster
+) -> None:
+    """Instances go from journals to files all the while."""
+    places = {"DATA_DIR": nodes.data_dir, "BACKUP": tmp_path / "backup"}
+    *dump, journals, files = drills.commands("postgresql-backup")
+    waiting = {"quiet_seconds": 60.0, "released_quiet_seconds": 60.0}  # no job is wanted
+    with database_tools.database() as database:
+        section = {"url": database.url, "password_file": str(database.password_file)}
+        lost = nodes.start("lost", pacs_port=free_port(), database=section, series=waiting)
+        with Senders(lost.port, phantom_series, tmp_path) as senders:
+            wait_for(lambda: len(senders.acknowledged) >= 8, seconds=60, what="traffic")
+            drills.run_lines(dump, DATABASE_URL=database.url, **places)
+            before = {path for folder in senders.acknowledged for path in folder.iterdir()}
+            drills.run_lines([journals, files], **places)
+        lost.kill()
+    shutil.rmtree(nodes.data_dir)
+    with database_tools.database() as database:
+        drills.run("postgresql-restore", DATABASE_URL=database.url, **places)
+        section = {"url": database.url, "password_file": str(database.password_file)}
+        back = nodes.start("back", pacs_port=free_port(), database=section, series=waiting)
+        assert restored(back)["missing"] == 0
+        wanted = {hash_of(str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)) for path in before}
+        kept = {path.stem for path in (nodes.data_dir / "spool/series").rglob("*.dcm")}
+        assert len(wanted) >= 24
+        assert wanted <= kept
+        back.stop()
 
 
 def test_engines_replace_models_and_are_taken_back(tmp_path: Path) -> None:
