@@ -123,9 +123,11 @@ def wait_for_reactor(association: Association) -> None:
 
 
 def release(association: Association) -> None:
-    """A-RELEASE, once the reactor goes on: else it might take the answer to that as well."""
-    wait_for_reactor(association)
-    association.release()
+    """A-RELEASE, if it is established still, and once the reactor goes on: else that might take the answer
+    to it as well."""
+    if association.is_established:
+        wait_for_reactor(association)
+        association.release()
 
 
 def send_and_acknowledge_at_once(event: evt.Event) -> None:

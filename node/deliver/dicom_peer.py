@@ -72,8 +72,7 @@ class DicomPeer:
         try:
             yield association
         finally:
-            if association.is_established:
-                release(association)
+            release(association)
 
     def _error(self, why: NotAssociated) -> DeliveryError:
         code, hint = "destination_down", "is it up, and does it know us?"

@@ -182,8 +182,7 @@ def own_association(
     try:
         yield ReportingAssociation(association), association.accepted_contexts[0]
     finally:
-        if association.is_established:
-            release(association)
+        release(association)
 
 
 def is_implicit_vr(context: PresentationContext) -> bool:

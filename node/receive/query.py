@@ -234,8 +234,7 @@ class QueryScu:
                 raise self._error("refused", "it doesn't support Study Root query and retrieve")
             yield association
         finally:
-            if association.is_established:
-                release(association)
+            release(association)
 
     def _error(self, code: str, message: str, *, hint: str = _HINT) -> QueryError:
         config = self._config
