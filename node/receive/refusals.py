@@ -1,8 +1,9 @@
 """What was turned away, for those who ask later: the page, and ``pacsnode explain``.
 
 In: each association that was rejected, each instance that was refused.  Out: rows of ``refusals``, the newest
-KEPT of them, written once a second at most: whoever knocks a thousand times a second costs one row. While the
-database can't be written, as on a full disk, counts wait here; the log and the metrics have them at once.
+KEPT of them, written at once but once a second at most: whoever knocks a thousand times a second costs one
+row. While the database can't be written, as on a full disk, counts wait here; the log and the metrics have
+them at once.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Refusals(Watch):
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: dict[_Key, _Count] = {}
+        self._noted = threading.Event()  # something waits, or it is to stop
 
     def note(self, kind: Kind, code: str, detail: str, peer: Peer) -> None:
         """Never waits for the database."""
@@ -63,11 +65,23 @@ class Refusals(Watch):
             known = self._waiting.setdefault(key, _Count(0, now, now, detail))
             known.count += 1
             known.last_at, known.detail = now, detail
+            self._noted.set()
 
     def look(self) -> None:
-        """Write what waits."""
+        """Wait for something, then write all that waits."""
+        self._noted.wait()
+        self._write_waiting()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self._noted.set()
+        super().stop()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
+            self._noted.clear()
         if not waiting:
             return
         try:
@@ -81,10 +95,7 @@ class Refusals(Watch):
                     )
                     newer.count += count.count
                     newer.first_at = count.first_at
-
-    def stop(self) -> None:
-        super().stop()
-        self.look()
+                self._noted.set()
 
     def _write(self, waiting: dict[_Key, _Count]) -> None:
         with write_transaction(self._engine) as connection:

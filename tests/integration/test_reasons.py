@@ -251,6 +251,8 @@ def explain(capsys: pytest.CaptureFixture[str]) -> Explain:
         with pytest.raises(SystemExit) as raised:
             main(["explain", *arguments, "--json", "--config", str(node.config_path)])
         said = capsys.readouterr()
+        if "nothing is known of" in said.err:
+            return []
         assert raised.value.code in (0, None), said.err
         return list(_reasons(json.loads(said.out)))
 
@@ -280,15 +282,18 @@ def _counted(text: str, selector: str) -> float:
 def test_all_tell_the_same_reason_in_the_same_words(told: Told, explain: Explain, name: str) -> None:
     expected = told[name]
     node = expected.node
-    (reason,) = {
-        (why["code"], why["sentence"], why["metric"])
-        for why in explain(node, *expected.asked)
-        if (why["kind"], why["code"]) == (expected.kind, expected.code)
-    }
-    code, sentence, metric = reason
+
+    def reasons() -> set[tuple[str, str, str]]:  # what was turned away is written a moment later
+        return {
+            (why["code"], why["sentence"], why["metric"])
+            for why in explain(node, *expected.asked)
+            if (why["kind"], why["code"]) == (expected.kind, expected.code)
+        }
+
+    ((code, sentence, metric),) = wait_for(reasons, seconds=10, what=f"{expected.code} to be explained")
     assert expected.says in sentence
 
-    def noted() -> bool:  # the row is written a moment later
+    def noted() -> bool:
         page = html.unescape(node.text(expected.page))
         return sentence in page and f">{code}<" in page
 
@@ -300,7 +305,11 @@ def test_all_tell_the_same_reason_in_the_same_words(told: Told, explain: Explain
 
 def test_an_instance_that_found_no_space_is_told_as_well(told: Told, explain: Explain) -> None:
     node = told["out of disk"].node
-    refused = [why for why in explain(node, CALLING) if why["kind"] == "instance refused"]
+
+    def reasons() -> list[dict[str, Any]]:
+        return [why for why in explain(node, CALLING) if why["kind"] == "instance refused"]
+
+    refused = wait_for(reasons, seconds=10, what="the instance to be explained")
     assert [why["code"] for why in refused] == ["out_of_space"]
     (line,) = node.events("instance_refused")
     assert (line["code"], line["reason"]) == ("out_of_space", refused[0]["sentence"])

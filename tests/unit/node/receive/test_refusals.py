@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from node.database import refusals
 from node.reasons import Kind
 from node.receive import refusals as module
 from node.receive.refusals import Refusals
+from tests.integration.receiving import wait_for
 
 
 def rows(engine: Engine) -> list[dict[str, Any]]:
@@ -75,3 +77,17 @@ def test_what_cannot_be_written_waits(
     kept.look()
     (row,) = rows(engine)
     assert (row["count"], row["first_at"], row["last_at"], row["reason"]) == (2, 101.0, 102.0, "new")
+
+
+def test_the_first_is_written_at_once_and_the_next_later(
+    engine: Engine, kept: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "_pause_seconds", 60.0)
+    kept.start()
+    time.sleep(0.3)  # it has looked, and found nothing
+    for number in range(3):
+        kept.note(Kind.REJECTED, "calling_ae_title", "", Peer("NOBODY", "192.0.2.1"))
+        wait_for(lambda: rows(engine), what="the row")
+        assert rows(engine)[0]["count"] == 1, number
+    kept.stop()
+    assert rows(engine)[0]["count"] == 3
