@@ -89,7 +89,7 @@ def metric(node: ReceivingNode, name: str, **labels: str) -> float:
 
 
 def test_a_report_over_the_same_association_while_it_goes_on_being_used(start: Start) -> None:
-    node = start(report_delay_seconds=0.8)
+    node = start(report_delay_seconds=2.0)
     stored = images(12)
     with Requestor(node.port) as requestor:
         for image in stored[:2]:
@@ -98,7 +98,7 @@ def test_a_report_over_the_same_association_while_it_goes_on_being_used(start: S
         for image in stored[2:]:
             assert requestor.store(image) == 0x0000
             assert requestor.echo() == 0x0000
-            time.sleep(0.09)
+            time.sleep(0.2)
             assert requestor.reports.none_more(), "it comes when nothing else is expected"
         report = requestor.reports.next()
         assert report == Report(1, transaction, uids(stored[:2]), (), None)
@@ -414,7 +414,8 @@ class OrthancRequestor:
 
 
 def test_orthanc_asks_and_understands_the_report(start: Start, pacs: Pacs) -> None:
-    node = start(peers={"ARCHIVE": CommitmentPeer(host="127.0.0.1", port=pacs.port)})
+    peers = {"ARCHIVE": CommitmentPeer(host="127.0.0.1", port=pacs.port)}
+    node = start(peers=peers, report_delay_seconds=2.0)  # by then Orthanc has released its association
     orthanc = OrthancRequestor(pacs, node.port)
     stored = images(3)
     transaction = orthanc.store_and_ask([orthanc.add(image) for image in stored])

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from node.config import DatabaseConfig, SeriesConfig
+from node.receive.adoption import LOOK_SECONDS
 from tests.integration.receiving import CT, ReceivingNode, Sender, ct_slice, wait_for
 from tests.postgres import PostgresCluster
 
@@ -28,8 +29,10 @@ def database(postgres: PostgresCluster) -> Iterator[DatabaseConfig]:
 
 
 @contextmanager
-def listener(data_dir: Path, database: DatabaseConfig, node_id: str) -> Iterator[ReceivingNode]:
-    timing = SeriesConfig(quiet_seconds=3, released_quiet_seconds=1, interrupted_wait_seconds=3)
+def listener(
+    data_dir: Path, database: DatabaseConfig, node_id: str, *, quiet_seconds: float = 3.0
+) -> Iterator[ReceivingNode]:
+    timing = SeriesConfig(quiet_seconds=quiet_seconds, released_quiet_seconds=1, interrupted_wait_seconds=3)
     node = ReceivingNode(data_dir, timing=timing, database=database, node_id=node_id).start()
     try:
         yield node
@@ -92,7 +95,10 @@ def test_what_a_listener_that_is_gone_had_acknowledged_is_filed_and_judged_by_an
 ) -> None:
     uid = generate_uid()
     images = [ct_slice(uid, number) for number in range(40)]
-    with process(tmp_path, database, "l1") as (port, gone), listener(tmp_path, database, "l2") as left:
+    with (
+        process(tmp_path, database, "l1") as (port, gone),
+        listener(tmp_path, database, "l2", quiet_seconds=2 * LOOK_SECONDS) as left,  # it has looked by then
+    ):
         sender = Sender(port, CT)
         for image in images:
             assert sender.store_image(image) == 0x0000

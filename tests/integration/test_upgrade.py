@@ -93,9 +93,9 @@ def test_work_in_flight_is_done_by_the_other_version(
         assert storescu(node.port, *made.files.values()).returncode == 0
         wait_for(lambda: states(node).get(made.uid) == "delivering", seconds=120, what="results")
         summary = node.summary(node.jobs()[0])
-        with frozen(triton.pid):
-            assert storescu(node.port, *computing.files.values()).returncode == 0
-            wait_for(lambda: states(node).get(computing.uid) == "running", seconds=60, what="a job that runs")
+        assert storescu(node.port, *computing.files.values()).returncode == 0
+        wait_for(lambda: states(node).get(computing.uid) == "running", seconds=60, what="a job that runs")
+        with frozen(triton.pid):  # not before: no job begins once Triton is known to be away
             assert storescu(node.port, *queued.files.values()).returncode == 0
             wait_for(lambda: states(node).get(queued.uid) == "queued", seconds=60, what="a queued job")
             send_half(node.port, list(receiving.files.values()))
