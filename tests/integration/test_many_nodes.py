@@ -30,9 +30,9 @@ def database(postgres: PostgresCluster) -> Iterator[DatabaseConfig]:
 
 @contextmanager
 def listener(
-    data_dir: Path, database: DatabaseConfig, node_id: str, *, quiet_seconds: float = 3.0
+    data_dir: Path, database: DatabaseConfig, node_id: str, *, quiet_seconds: float = 6.0
 ) -> Iterator[ReceivingNode]:
-    timing = SeriesConfig(quiet_seconds=quiet_seconds, released_quiet_seconds=1, interrupted_wait_seconds=3)
+    timing = SeriesConfig(quiet_seconds=quiet_seconds, released_quiet_seconds=2, interrupted_wait_seconds=3)
     node = ReceivingNode(data_dir, timing=timing, database=database, node_id=node_id).start()
     try:
         yield node
