@@ -76,7 +76,7 @@ class Refusals(Watch):
         self.stopping.set()
         self._noted.set()
         super().stop()
-        self._write_waiting()
+        self._write_waiting()  # what came while it paused
 
     def _write_waiting(self) -> None:
         with self._lock:

@@ -98,7 +98,7 @@ def test_a_report_over_the_same_association_while_it_goes_on_being_used(start: S
         for image in stored[2:]:
             assert requestor.store(image) == 0x0000
             assert requestor.echo() == 0x0000
-            time.sleep(0.2)
+            time.sleep(0.23)
             assert requestor.reports.none_more(), "it comes when nothing else is expected"
         report = requestor.reports.next()
         assert report == Report(1, transaction, uids(stored[:2]), (), None)
